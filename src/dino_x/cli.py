@@ -1,0 +1,175 @@
+"""The command line: one function a command, no logic."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dino_x import __version__
+from dino_x.errors import UserError, nearest
+
+FLAGS = {  # flag: (option, what it shows as its value)
+    "--model": ("model.name", "NAME"),
+    "--preset": ("preset", "auto|small|dinov3"),
+    "--effective-batch": ("train.effective_batch", "N"),
+    "--micro-batch": ("train.micro_batch", "N|auto"),
+    "--steps": ("train.steps", "N"),
+    "--prototypes": ("head.prototypes", "N"),
+    "--centering": ("loss.centering", "auto|sinkhorn|softmax"),
+    "--koleo-group": ("loss.koleo_group", "effective|N"),
+    "--seed": ("train.seed", "N"),
+    "--device": ("train.device", "auto|cpu|cuda"),
+    "--precision": ("train.precision", "fp32|bf16|fp64"),
+    "--labels": ("data.labels", "folder|FILE.csv"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line with the way out."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and stop with status 2."""
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            word = message.removeprefix(prefix).split()[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            message = f"unknown option '{word}'{nearest(word, known)}; see {self.prog} --help"
+        raise UserError(message)
+
+
+def build_parser() -> Parser:
+    """All commands and their flags."""
+    from dino_x.config import Options
+
+    parser = Parser(
+        prog="dino-x",
+        description="DINOv3-style pretraining on medical images, with an effective batch that is"
+        " exact whatever the micro-batch.",
+    )
+    parser.add_argument("--version", action="version", version=f"dino-x {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    pretrain = commands.add_parser("pretrain", help="train a backbone on unlabelled images")
+    pretrain.set_defaults(run=run_pretrain)
+    pretrain.add_argument("--data", nargs="+", metavar="PATH", help="folders or files of images")
+    pretrain.add_argument("--out", required=True, type=Path, metavar="RUN", help="folder to make")
+    pretrain.add_argument("--config", type=Path, metavar="FILE.yaml", help="options in a file")
+    pretrain.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="section.key=value",
+        help="any option; see `dino-x options`",
+    )  # fmt: skip
+    pretrain.add_argument("--resume", action="store_true", help="go on with RUN")
+    for flag, (name, metavar) in FLAGS.items():
+        *sections, key = name.split(".")
+        owner: Any = Options
+        for section in sections:
+            owner = owner.model_fields[section].annotation
+        pretrain.add_argument(
+            flag, dest=name, metavar=metavar, help=owner.model_fields[key].description
+        )
+
+    evaluate = commands.add_parser("evaluate", help="kNN of a model's features, with baselines")
+    evaluate.set_defaults(run=run_evaluate)
+    evaluate.add_argument("--model", required=True, metavar="RUN_OR_FOLDER")
+    evaluate.add_argument("--data", nargs="+", required=True, type=Path, metavar="PATH")
+    evaluate.add_argument("--labels", required=True, metavar="folder|FILE.csv")
+    evaluate.add_argument("--label-column", default="label", metavar="NAME")
+    evaluate.add_argument("--out", type=Path, metavar="FILE.json", help="where to write the result")
+    evaluate.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    evaluate.add_argument("--seed", type=int, default=0, help="of the random weights beside it")
+
+    demo = commands.add_parser("demo", help="pretrain and evaluate on the films in the package")
+    demo.set_defaults(run=run_demo)
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="RUN")
+    demo.add_argument("--seed", type=int, default=0)
+
+    options = commands.add_parser("options", help="every option of a run, its default and meaning")
+    options.set_defaults(run=run_options)
+    return parser
+
+
+def run_pretrain(arguments: argparse.Namespace) -> None:
+    """``dino-x pretrain``."""
+    from rich.console import Console
+
+    from dino_x.presets import said_by
+    from dino_x.training.pretrain import pretrain
+
+    flags = {name: getattr(arguments, name) for name, _ in FLAGS.values()}
+    said = said_by(arguments.config, arguments.set, {"data.paths": arguments.data, **flags})
+    pretrain(said, arguments.out, arguments.resume, Console())
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """``dino-x evaluate``."""
+    from rich.console import Console
+
+    from dino_x.evaluation.suite import evaluate, print_table, write_json
+
+    result = evaluate(
+        arguments.model,
+        arguments.data,
+        arguments.labels,
+        label_column=arguments.label_column,
+        device=arguments.device,
+        seed=arguments.seed,
+    )
+    console = Console()
+    print_table(result, console)
+    path = arguments.out or Path("evaluation.json")
+    write_json(result, path)
+    console.print(f"written to {path}", highlight=False)
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    """``dino-x demo``."""
+    from rich.console import Console
+
+    from dino_x.demo import run_demo as demo
+
+    demo(arguments.out, arguments.seed, Console())
+
+
+def run_options(arguments: argparse.Namespace) -> None:
+    """``dino-x options``."""
+    from rich.console import Console
+
+    from dino_x.presets import options_table
+
+    Console().print(options_table())
+
+
+def quiet_libraries() -> None:
+    """What libraries print of themselves tells our users nothing."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    warnings.filterwarnings("ignore", module="torch|transformers|tensorboard|pydicom")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it did what it was asked, 2 with one line on stderr if it could not."""
+    quiet_libraries()
+    try:
+        parser = build_parser()
+        parsed = parser.parse_args(arguments)
+        if parsed.command is None:
+            parser.print_help()
+            return 0
+        parsed.run(parsed)
+    except UserError as error:
+        print(f"dino-x: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dino-x: stopped; a run goes on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

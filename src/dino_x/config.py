@@ -1,0 +1,207 @@
+"""Every option of a run: its meaning, its check, its default. The presets are in presets.py.
+
+The command line, the saved ``config.yaml`` and the documentation come from these classes.
+Defaults are DINOv3's published values wherever it has one (Simeoni et al. 2025, and the
+configuration released with it); what is ours is said so.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Range = tuple[float, float]
+
+
+class Section(BaseModel):
+    """A group of options; an option it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+
+def option(default: Any, meaning: str, **checks: Any) -> Any:
+    """An option with its meaning beside it."""
+    return Field(default, description=meaning, **checks)
+
+
+class DataOptions(Section):
+    """What to train on."""
+
+    paths: list[str] = option([], "folders (read recursively) or files")
+    labels: str | None = option(
+        None, "'folder', or a CSV with columns path and label: evaluated at the end of the run"
+    )
+    label_column: str = option("label", "column of the CSV that holds the class")
+    verify: Literal["auto", "all", "headers"] = option(
+        "auto", "decode every image once before training: all, or only headers; auto up to 10,000"
+    )
+    workers: int = option(2, "threads that read images", ge=1)
+    cache_mb: int = option(2048, "decoded images kept in memory, MB; 0 keeps none", ge=0)
+
+
+class ModelOptions(Section):
+    """The backbone. A name fixes the sizes; each can be set by itself."""
+
+    name: str = option("vits16", "vit-tiny, vits16, vitb16, vitl16, a folder or a hub name")
+    width: PositiveInt | None = option(None, "features of a token, D")
+    depth: PositiveInt | None = option(None, "layers")
+    heads: PositiveInt | None = option(None, "attention heads")
+    patch_size: PositiveInt | None = option(None, "side of a patch, pixels")
+    registers: int | None = option(None, "register tokens", ge=0)
+    layerscale: float | None = option(None, "initial LayerScale of a new model", gt=0)
+    drop_path: float = option(0.3, "stochastic depth, the same rate in every layer", ge=0, lt=1)
+    rope_rescale: float | None = option(
+        2.0, "RoPE coordinates are scaled by 1/x to x in training; null turns it off", gt=1
+    )
+
+
+class HeadOptions(Section):
+    """The projection heads, one for DINO and one for iBOT, alike."""
+
+    prototypes: PositiveInt = option(65536, "prototypes, K")
+    layers: PositiveInt = option(3, "layers of the MLP")
+    hidden: PositiveInt = option(2048, "its hidden width")
+    bottleneck: PositiveInt = option(256, "width of the L2-normalised bottleneck")
+    init: Literal["normal", "fan_in"] = option(
+        "normal", "MLP weights: normal = std 0.02 as DINOv3, fan_in = std sqrt(2 / inputs)"
+    )
+    normalize_prototypes: bool = option(False, "prototypes on the unit sphere, as in DINOv2")
+
+
+class ViewOptions(Section):
+    """Crops and what is done to them. Sizes in pixels, scales as a share of the image's area."""
+
+    global_size: PositiveInt = option(224, "side of a global crop")
+    local_size: PositiveInt = option(96, "side of a local crop")
+    local_crops: int = option(8, "local crops an image", ge=0)
+    global_scale: Range = option((0.32, 1.0), "share of the image a global crop shows")
+    local_scale: Range = option((0.05, 0.32), "share of the image a local crop shows")
+    aspect: Range = option((0.75, 4 / 3), "width / height of a crop, in the image's own geometry")
+    flip: Share = option(0.5, "probability of a horizontal flip")
+    vertical_flip: Share = option(0.0, "probability of a vertical flip")
+    intensity: Share = option(0.8, "probability of a change of brightness, contrast and gamma")
+    brightness: Share = option(0.2, "added: up to +- this, where images span 0 to 1")
+    contrast: float = option(0.4, "times 1 +- up to this, about the crop's mean", ge=0, lt=1)
+    gamma: float = option(1.4, "exponent 1/x to x", ge=1)
+    blur: Share = option(0.5, "probability of a Gaussian blur")
+    blur_sigma: Range = option((0.1, 2.0), "its sigma in pixels of a 224-pixel crop")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "ViewOptions":
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} must satisfy 0 < low <= high <= 1, got {low}, {high}")
+        for name in ("aspect", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must satisfy 0 < low <= high, got {low}, {high}")
+        return self
+
+
+class MaskOptions(Section):
+    """Block masks of the student's global crops, for iBOT."""
+
+    probability: Share = option(0.5, "share of the global crops of the effective batch masked")
+    ratio: Range = option((0.1, 0.5), "share of patches masked, spread evenly over those crops")
+
+    @model_validator(mode="after")
+    def _range(self) -> "MaskOptions":
+        low, high = self.ratio
+        if not 0 < low <= high < 1:
+            raise ValueError(f"ratio must satisfy 0 < low <= high < 1, got {low}, {high}")
+        return self
+
+
+class LossOptions(Section):
+    """Loss terms and what keeps the targets from collapsing."""
+
+    centering: Literal["auto", "sinkhorn", "softmax"] = option(
+        "auto", "auto: sinkhorn from the floor up, below it softmax centering with KoLeo off"
+    )
+    floor: PositiveInt = option(256, "effective batch from which auto is sinkhorn (ours)")
+    sinkhorn_iterations: PositiveInt = option(3, "Sinkhorn-Knopp iterations")
+    center_momentum: Share = option(0.9, "softmax centering: momentum of the running mean")
+    student_temperature: float = option(0.1, "temperature of the student's softmax", gt=0)
+    dino_weight: float = option(1.0, "DINO: mean over (view, global view) pairs", ge=0)
+    ibot_weight: float = option(
+        0.5, "iBOT: mean over masked crops; DINOv3's 1.0 is over all crops, half of them masked",
+        ge=0,
+    )  # fmt: skip
+    koleo_weight: float = option(0.1, "KoLeo, for each of the two global views", ge=0)
+    koleo_group: Literal["effective"] | PositiveInt = option(
+        "effective", "images among which KoLeo looks for neighbours; its value depends on it"
+    )
+
+
+class TeacherOptions(Section):
+    """The EMA teacher."""
+
+    momentum: Share = option(0.992, "at the start; rises to momentum_end by a cosine")
+    momentum_end: Share = option(1.0, "at the end")
+    temperature_start: float = option(0.04, "of the targets at the start", gt=0)
+    temperature: float = option(0.07, "of the targets after the warmup", gt=0)
+    temperature_warmup: int | None = option(None, "its steps; null = 30% of all", ge=0)
+
+
+class OptimOptions(Section):
+    """AdamW and its schedules."""
+
+    lr: float = option(0.004, "peak learning rate at an effective batch of lr_batch", gt=0)
+    lr_batch: PositiveInt = option(1024, "lr is scaled by sqrt(effective batch / lr_batch)")
+    lr_end: float = option(1e-6, "at the end of the cosine", ge=0)
+    warmup: int | None = option(None, "steps of linear warmup; null = 10% of all", ge=0)
+    weight_decay: float = option(0.04, "at the start; rises to weight_decay_end by a cosine", ge=0)
+    weight_decay_end: float = option(0.4, "at the end", ge=0)
+    layer_decay: float = option(0.9, "learning rate of a layer against the one above", gt=0, le=1)
+    patch_embed_lr: float = option(0.2, "learning rate of the patch embedding, times", ge=0)
+    clip: float = option(3.0, "gradient norm above which it is scaled down; 0 = off", ge=0)
+    freeze_last_layer: int | None = option(
+        None, "steps in which the prototypes are not trained; null = 1% of all", ge=0
+    )
+    beta1: float = option(0.9, "AdamW", ge=0, lt=1)
+    beta2: float = option(0.999, "AdamW", ge=0, lt=1)
+
+
+class TrainOptions(Section):
+    """How long, in what portions, on what."""
+
+    effective_batch: PositiveInt = option(256, "images an optimizer step")
+    micro_batch: PositiveInt | Literal["auto"] = option(
+        "auto", "images that go through the network together; changes nothing but memory and speed"
+    )
+    steps: PositiveInt | None = option(None, "optimizer steps; null = see the preset")
+    seed: int = option(0, "everything random comes from it", ge=0)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")
+    precision: Literal["fp32", "bf16", "fp64"] = option("fp32", "bf16 is mixed precision")
+
+
+class CheckpointOptions(Section):
+    """What is kept on disk."""
+
+    every: PositiveInt = option(100, "steps between checkpoints; the last step always has one")
+    keep: PositiveInt = option(2, "newest checkpoints kept")
+
+
+class Options(Section):
+    """All options of a run."""
+
+    preset: Literal["auto", "small", "dinov3"] = option("auto", "where the defaults come from")
+    data: DataOptions = DataOptions()
+    model: ModelOptions = ModelOptions()
+    head: HeadOptions = HeadOptions()
+    views: ViewOptions = ViewOptions()
+    masks: MaskOptions = MaskOptions()
+    loss: LossOptions = LossOptions()
+    teacher: TeacherOptions = TeacherOptions()
+    optim: OptimOptions = OptimOptions()
+    train: TrainOptions = TrainOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions()
+
+
+# What may differ when a run is resumed: none of it changes the trajectory.
+FREE_ON_RESUME = (
+    "train.micro_batch", "train.device", "data.workers", "data.cache_mb", "data.verify",
+    "data.labels", "data.label_column", "checkpoint.every", "checkpoint.keep",
+)  # fmt: skip

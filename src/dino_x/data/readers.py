@@ -1,0 +1,99 @@
+"""One way to read any image: the format is told by a file's first bytes, not by its name.
+
+A new format is one more module with `refs` and `read` (see `image.Reader`), a line in
+`_format_of` that knows its first bytes, and a line in `READERS`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dino_x.data import dicom, picture, tiff
+from dino_x.data.image import Image, ImageRef, Reader, Unreadable
+
+__all__ = ["READERS", "Image", "ImageRef", "Reader", "Unreadable", "looks_like_image"]
+__all__ += ["read", "refs"]
+
+READERS: dict[str, Reader] = {"picture": picture, "tiff": tiff, "dicom": dicom}
+
+# Images by their first bytes, and not read yet.
+UNSUPPORTED = {"nifti": "NIfTI", "gif": "GIF", "webp": "WebP", "jp2": "JPEG 2000 outside DICOM"}
+
+_SNIFFED_BYTES = 512
+
+
+def refs(path: Path) -> list[ImageRef]:
+    """The images in a file, from its header only.
+
+    Args:
+        path: a file of any supported format, whatever its suffix.
+
+    Returns: one ImageRef a frame or page, in the file's order; at least one.
+
+    Raises:
+        Unreadable: not an image, an unsupported one, or a damaged header.
+    """
+    return _reader(path).refs(path)
+
+
+def read(image: ImageRef | Path) -> Image:
+    """Decode one image to physical units.
+
+    Args:
+        image: what `refs` found, or a path, which means the first image of the file.
+
+    Raises:
+        Unreadable: not an image, unsupported, truncated or damaged.
+    """
+    if isinstance(image, Path):
+        image = refs(image)[0]
+    return _reader(image.path).read(image)
+
+
+def looks_like_image(path: Path) -> bool:
+    """Whether a file's first bytes are those of a known image format, supported or not."""
+    try:
+        return _format_of(path) is not None
+    except Unreadable:
+        return False
+
+
+def _reader(path: Path) -> Reader:
+    kind = _format_of(path)
+    if kind is None:
+        raise Unreadable("not an image")
+    if kind in UNSUPPORTED:
+        raise Unreadable(f"{UNSUPPORTED[kind]} is not supported yet")
+    return READERS[kind]
+
+
+def _format_of(path: Path) -> str | None:
+    """The format's name by content, or None for something that is not an image."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_SNIFFED_BYTES)
+    except OSError as error:
+        raise Unreadable(f"cannot be opened: {error.strerror}") from None
+    if not head:
+        raise Unreadable("empty file")
+    if dicom.is_dicom(head):  # first, as its preamble may be the beginning of a TIFF
+        return "dicom"
+    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or _is_bmp(head):
+        return "picture"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "tiff"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head[4:12] == b"jP  \r\n\x87\n":
+        return "jp2"
+    # NIfTI's own magic is inside the gzip stream: the suffix decides, as it does for its tools.
+    if path.name.lower().endswith(".nii.gz") or head[344:348] in (b"n+1\0", b"ni1\0"):
+        return "nifti"
+    return None
+
+
+def _is_bmp(head: bytes) -> bool:
+    """A bitmap: 'BM', and a known size of its second header, as 'BM' alone begins many texts."""
+    return head[:2] == b"BM" and head[14:18] in (b"\x0c\0\0\0", b"(\0\0\0", b"l\0\0\0", b"|\0\0\0")

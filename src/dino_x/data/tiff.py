@@ -1,0 +1,123 @@
+"""TIFF through tifffile, one image a page; LZW and JPEG inside TIFF through Pillow.
+
+Stored values: 0..255 for 8-bit pages, 0..65535 for 16-bit ones, float pages as they are. White is
+made the larger value where the file says that zero is white. Alpha and other extra channels are
+dropped. Palettes become RGB.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import tifffile
+from PIL import Image as Pillow
+from tifffile import COMPRESSION, PHOTOMETRIC, RESUNIT
+
+from dino_x.data.image import Image, ImageRef, Unreadable, check_size
+from dino_x.data.picture import to_array
+from dino_x.views.windowing import choose_window
+
+# Damage is reported by Unreadable; the library's log lines would repeat it on the screen.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+
+# What tifffile decodes without the imagecodecs package.
+_OWN = {
+    COMPRESSION.NONE,
+    COMPRESSION.ADOBE_DEFLATE,
+    COMPRESSION.DEFLATE,
+    COMPRESSION.PACKBITS,
+    COMPRESSION.LZMA,
+}
+
+
+def refs(path: Path) -> list[ImageRef]:
+    """The pages of a file, thumbnails left out. Raises Unreadable."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            shapes = [
+                (number, int(page.imagelength), int(page.imagewidth))
+                for number, page in enumerate(cast(Iterable[tifffile.TiffPage], tiff.pages))
+                if not page.is_reduced
+            ]
+    except Exception:
+        raise Unreadable("damaged TIFF header") from None
+    if not shapes:
+        raise Unreadable("no pixels")
+    for _, height, width in shapes:
+        check_size(height, width)
+    return [ImageRef(path=path, frame=n, height=height, width=width) for n, height, width in shapes]
+
+
+def read(ref: ImageRef) -> Image:
+    """Decode one page. Raises Unreadable."""
+    try:
+        with tifffile.TiffFile(ref.path) as tiff:
+            page: Any = tiff.pages[ref.frame]
+            check_size(page.imagelength, page.imagewidth)
+            spacing = _spacing(page)
+            values = _decode(page, ref)
+    except Unreadable:
+        raise
+    except Exception:
+        raise Unreadable("truncated or damaged TIFF") from None
+    pixels = np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
+    bits = 8 if values.dtype == np.uint8 else None
+    return Image(pixels, choose_window(pixels, bits=bits), spacing)
+
+
+def _decode(page: Any, ref: ImageRef) -> np.ndarray:
+    """One page as [H, W, C], C = 1 or 3, larger is brighter."""
+    if page.compression not in _OWN or page.photometric == PHOTOMETRIC.SEPARATED:
+        return _decode_by_pillow(page, ref)
+    if page.bitspersample not in (1, 8, 16, 32, 64):
+        raise Unreadable(f"TIFF of {page.bitspersample} bits is not supported")
+    values = page.asarray()
+    if page.planarconfig == 2 and values.ndim == 3:
+        values = values.transpose(1, 2, 0)
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.ndim != 3 or values.dtype.kind not in "buif":
+        raise Unreadable("TIFF pages of more than two dimensions or complex values")
+    if page.photometric == PHOTOMETRIC.PALETTE:
+        colours = page.colormap[:, values[:, :, 0]]  # 16-bit by the TIFF specification
+        return (colours >> 8).astype(np.uint8).transpose(1, 2, 0)
+    values = values[:, :, :3] if values.shape[2] >= 3 else values[:, :, :1]
+    if values.dtype == bool:
+        values = values.astype(np.uint8) * 255
+    if page.photometric == PHOTOMETRIC.MINISWHITE:
+        values = _inverted(values)
+    return values
+
+
+def _inverted(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "u":
+        return np.iinfo(values.dtype).max - values
+    return values.max() + values.min() - values
+
+
+def _decode_by_pillow(page: Any, ref: ImageRef) -> np.ndarray:
+    """LZW, JPEG, fax codes, CMYK, by the libtiff in Pillow, which cuts 16-bit colour to 8 bits."""
+    if page.bitspersample > 8 and page.samplesperpixel > 1:
+        name = COMPRESSION(page.compression).name
+        raise Unreadable(f"16-bit colour TIFF with {name} compression is not supported")
+    with Pillow.open(ref.path, formats=("TIFF",)) as picture:
+        picture.seek(ref.frame)
+        values = to_array(picture)
+    # Pillow has turned white-is-zero around for 8 bits, and not for 16.
+    inverted = page.photometric == PHOTOMETRIC.MINISWHITE and values.dtype != np.uint8
+    return _inverted(values) if inverted else values
+
+
+def _spacing(page: Any) -> tuple[float, float] | None:
+    """(row, column) in mm from the resolution tags, if they are in centimetres.
+
+    Inches are the unit of printers and of defaults (72 dpi), and say nothing about anatomy.
+    """
+    if page.resolutionunit != RESUNIT.CENTIMETER:
+        return None
+    across, down = page.resolution
+    return (10.0 / down, 10.0 / across) if across > 0 and down > 0 else None

@@ -1,0 +1,47 @@
+"""What a figure must be compared with: an untrained network, and the pixels themselves."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from torch import nn
+from transformers import AutoModel
+
+from dino_x.evaluation.embed import Encoder
+
+PIXEL_SIZE = 32
+PIXEL_COMPONENTS = 64
+
+
+def random_weights(config: Any, seed: int = 0) -> nn.Module:
+    """The network of a transformers config with freshly drawn weights, in evaluation mode.
+
+    The same seed gives the same weights. The global generator of random numbers is not moved.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModel.from_config(config, dtype=torch.float32).eval()
+
+
+def pixel_encoder() -> Encoder:
+    """Grey values of the image at 32 x 32 px: [B, 1, 32, 32] to [B, 1024]."""
+    return Encoder(PIXEL_SIZE, 1, lambda images_BCSS: images_BCSS.flatten(1))
+
+
+def principal_components(
+    features_ND: np.ndarray, is_reference: np.ndarray, components: int = PIXEL_COMPONENTS
+) -> np.ndarray:
+    """PCA of the features, fitted on the reference images only.
+
+    Args:
+        features_ND: of references and queries, float32.
+        is_reference: [N] bool.
+        components: at most this many; fewer where there are fewer references or features.
+
+    Returns: float32 [N, components].
+    """
+    references = features_ND[is_reference]
+    pca = PCA(min(components, *references.shape), svd_solver="full")  # exact, no random numbers
+    pca.fit(references)
+    return pca.transform(features_ND).astype(np.float32)

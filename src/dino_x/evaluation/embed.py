@@ -1,0 +1,172 @@
+"""Features of whole images: each file is decoded once, however many networks look at it.
+
+B images, C channels, H x W pixels, S the side of the square a network sees, N images in all,
+D features.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import cpu_count
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from torch import nn
+
+from dino_x.data.readers import ImageRef, Unreadable, read
+from dino_x.training.device import autocast
+from dino_x.views.windowing import apply_window
+
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode "L"
+Progress = Callable[[int, int], None]  # (images done, images in all)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What turns prepared images into features.
+
+    Attributes:
+        image_size: S, the side in pixels of the squares it takes.
+        channels: C, 1 or 3.
+        features: from float32 [B, C, S, S] in [0, 1] to [B, D].
+    """
+
+    image_size: int
+    channels: int
+    features: Callable[[torch.Tensor], torch.Tensor]
+
+
+def embed(
+    backbone: nn.Module,
+    refs: Sequence[ImageRef],
+    *,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+) -> np.ndarray:
+    """The CLS token after the final norm (``pooler_output``) of each whole image.
+
+    Args:
+        backbone: a transformers vision model; its mode and weights are left as they are.
+        refs: N images.
+        image_size: S; images are resized to S x S px, antialiased, whatever their aspect ratio.
+        mean: of each channel on the scale where the window is [0, 1]; its length, 1 or 3, is the
+            number of channels.
+        std: of each channel, on the same scale.
+        batch_size: images that go through the network together.
+        device: where the backbone is.
+        precision: ``bf16`` for autocast; otherwise the type of the backbone's weights.
+
+    Returns: float32 [N, D], not normalised.
+
+    Raises:
+        Unreadable: if an image cannot be decoded.
+    """
+    encoder = backbone_encoder(
+        backbone, image_size=image_size, mean=mean, std=std, device=device, precision=precision
+    )
+    features, unreadable = encode({"": encoder}, refs, batch_size=batch_size)
+    if unreadable:
+        raise Unreadable(f"{len(unreadable)} of {len(refs)} images cannot be decoded")
+    return features[""]
+
+
+def backbone_encoder(
+    backbone: nn.Module,
+    *,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+    precision: str,
+) -> Encoder:
+    """A backbone with its preparation of images, see ``embed``."""
+    device = torch.device(device)
+    dtype = next(backbone.parameters()).dtype
+    mean_C11 = torch.tensor(mean, dtype=dtype, device=device)[:, None, None]
+    std_C11 = torch.tensor(std, dtype=dtype, device=device)[:, None, None]
+
+    def features(images_BCSS: torch.Tensor) -> torch.Tensor:
+        images_BCSS = (images_BCSS.to(device, dtype) - mean_C11) / std_C11
+        training = backbone.training
+        backbone.eval()
+        try:
+            with autocast(precision, device)():
+                return backbone(pixel_values=images_BCSS).pooler_output
+        finally:
+            backbone.train(training)
+
+    return Encoder(image_size, len(mean), features)
+
+
+def encode(
+    encoders: Mapping[str, Encoder],
+    refs: Sequence[ImageRef],
+    *,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> tuple[dict[str, np.ndarray], list[int]]:
+    """The features of the same images by several encoders.
+
+    Args:
+        encoders: by name.
+        refs: N images.
+        batch_size: images that go through an encoder together.
+        progress: told after each batch.
+
+    Returns:
+        For each encoder float32 [M, D], the M <= N images that can be decoded, in their order; and
+        the positions in ``refs`` of the N - M that cannot.
+    """
+    forms = {(encoder.channels, encoder.image_size) for encoder in encoders.values()}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
+    unreadable: list[int] = []
+
+    def prepare(ref: ImageRef) -> dict[tuple[int, int], np.ndarray] | None:
+        try:
+            image = read(ref)
+        except Unreadable:
+            return None
+        pixels_CHW = apply_window(image.pixels, image.window)
+        return {(channels, size): squash(pixels_CHW, channels, size) for channels, size in forms}
+
+    # Decoding and resizing release the interpreter lock, so threads are enough.
+    with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool, torch.no_grad():
+        for start in range(0, len(refs), batch_size):
+            prepared = list(pool.map(prepare, refs[start : start + batch_size]))
+            unreadable += [start + i for i, image in enumerate(prepared) if image is None]
+            images = [image for image in prepared if image is not None]
+            for name, encoder in encoders.items() if images else ():
+                form = (encoder.channels, encoder.image_size)
+                batch_BCSS = torch.from_numpy(np.stack([image[form] for image in images]))
+                parts[name].append(encoder.features(batch_BCSS).float().cpu().numpy())
+            if progress is not None:
+                progress(min(start + batch_size, len(refs)), len(refs))
+    empty = np.zeros((0, 0), dtype=np.float32)
+    return {
+        name: np.concatenate(part) if part else empty for name, part in parts.items()
+    }, unreadable
+
+
+def squash(image_CHW: np.ndarray, channels: int, size: int) -> np.ndarray:
+    """An image as ``channels`` squares of ``size`` px: antialiased, aspect ratio disregarded.
+
+    Args:
+        image_CHW: float32 in [0, 1], C = 1 or 3. Three become one by luma, one is repeated.
+        channels: 1 or 3.
+        size: the side in pixels.
+
+    Returns: float32 [channels, size, size] in [0, 1].
+    """
+    if channels == 1 and len(image_CHW) == 3:
+        image_CHW = np.tensordot(LUMA, image_CHW, axes=1)[None]
+    squares = [
+        np.asarray(Pillow.fromarray(plane).resize((size, size), Pillow.Resampling.BILINEAR))
+        for plane in image_CHW
+    ]
+    square_CSS = np.clip(np.stack(squares), 0, 1)
+    return square_CSS if len(square_CSS) == channels else np.repeat(square_CSS, channels, axis=0)

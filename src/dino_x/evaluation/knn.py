@@ -1,0 +1,71 @@
+"""Weighted k-nearest-neighbour classification, and the two figures it is judged by.
+
+N references, Q queries, D features, C classes.
+"""
+
+import numpy as np
+import torch
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+TEMPERATURE = 0.07
+CHUNK_ELEMENTS = 1 << 24  # similarities held at once: 64 MB in float32
+
+
+def knn_probabilities(
+    references_ND: np.ndarray,
+    classes_N: np.ndarray,
+    queries_QD: np.ndarray,
+    class_count: int,
+    *,
+    k: int = 20,
+    temperature: float = TEMPERATURE,
+) -> np.ndarray:
+    """Each of the k nearest references votes for its class with exp(cosine / temperature).
+
+    Args:
+        references_ND: features of the reference images; they need not be normalised.
+        classes_N: their classes, integers in 0 .. C - 1.
+        queries_QD: features to classify.
+        class_count: C.
+        k: neighbours, at least 1; all references where there are fewer.
+        temperature: above 0.
+
+    Returns: [Q, C], rows that sum to 1, in the type of the features.
+
+    Raises:
+        ValueError: for no references, k < 1 or temperature <= 0.
+
+    Source: Wu et al. 2018, section 3.4; Caron et al. 2021 (DINO), appendix F.2.
+
+    >>> references = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> knn_probabilities(references, np.array([0, 1]), np.array([[2.0, 0.0]]), 2, k=1)
+    array([[1., 0.]])
+    """
+    if not len(references_ND) or k < 1 or temperature <= 0:
+        raise ValueError(f"{len(references_ND)} references, k={k}, temperature={temperature}")
+    references = torch.nn.functional.normalize(torch.from_numpy(references_ND), dim=1)
+    queries = torch.nn.functional.normalize(torch.from_numpy(queries_QD), dim=1)
+    classes = torch.from_numpy(classes_N).long()
+    k = min(k, len(references))
+    chunks = []
+    for queries_chunk in queries.split(max(1, CHUNK_ELEMENTS // len(references))):
+        cosine, nearest = (queries_chunk @ references.T).topk(k, dim=1)
+        weights = ((cosine - 1) / temperature).exp()  # cosine <= 1: never overflows
+        votes = torch.zeros(len(queries_chunk), class_count, dtype=weights.dtype)
+        votes.scatter_add_(1, classes[nearest], weights)
+        chunks.append(votes / votes.sum(dim=1, keepdim=True))
+    return torch.cat(chunks).numpy()
+
+
+def balanced_accuracy(classes_Q: np.ndarray, probabilities_QC: np.ndarray) -> float:
+    """The mean over classes of the share of a class's images that are recognised."""
+    return float(balanced_accuracy_score(classes_Q, probabilities_QC.argmax(axis=1)))
+
+
+def macro_auroc(classes_Q: np.ndarray, probabilities_QC: np.ndarray) -> float:
+    """The mean over classes of the area under the ROC curve of one class against the rest."""
+    class_count = probabilities_QC.shape[1]
+    if class_count == 2:
+        return float(roc_auc_score(classes_Q, probabilities_QC[:, 1]))
+    one_hot_QC = np.eye(class_count, dtype=int)[classes_Q]
+    return float(roc_auc_score(one_hot_QC, probabilities_QC, average="macro"))

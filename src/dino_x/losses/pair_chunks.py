@@ -1,0 +1,77 @@
+"""Cuts a list of (student, teacher) pairs into chunks whose rows fit in memory together.
+
+Shape letters: C student rows of a chunk, U teacher rows of a chunk, P pairs of a chunk.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+BLOCK_ROWS = 16  # students combined with their teachers at a time; 16 was faster than 32 and 64
+
+
+@dataclass
+class Chunk:
+    """Some pairs, and the rows that they need: each row once, in the order of first use."""
+
+    student_rows: dict[int, int] = field(default_factory=dict)  # row -> its place in the chunk
+    teacher_rows: dict[int, int] = field(default_factory=dict)
+    pairs: list[int] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)  # of each pair, in the chunk
+
+    def rows_with(self, student: int, teacher: int) -> int:
+        """Rows that the chunk would need with one more pair."""
+        new = (student not in self.student_rows) + (teacher not in self.teacher_rows)
+        return len(self.student_rows) + len(self.teacher_rows) + new
+
+    def add(self, pair: int, student: int, teacher: int) -> None:
+        """Take one more pair in."""
+        student_place = self.student_rows.setdefault(student, len(self.student_rows))
+        teacher_place = self.teacher_rows.setdefault(teacher, len(self.teacher_rows))
+        self.pairs.append(pair)
+        self.places.append((student_place, teacher_place))
+
+    def weights_CU(self, weights_P: Tensor) -> Tensor:
+        """How much each student answers for each teacher; repeated pairs add up."""
+        students, teachers = torch.tensor(self.places, device=weights_P.device).unbind(1)
+        weights_CU = weights_P.new_zeros(len(self.student_rows), len(self.teacher_rows))
+        chosen_P = weights_P[torch.tensor(self.pairs, device=weights_P.device)]
+        return weights_CU.index_put_((students, teachers), chosen_P, accumulate=True)
+
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """Runs of students, each with the range of teachers that it is paired with.
+
+        Neighbouring students share neighbouring teachers, so that multiplying block by block
+        costs a fraction of the full C x U product.
+        """
+        count = -(-len(self.student_rows) // BLOCK_ROWS)
+        first, last = [len(self.teacher_rows)] * count, [0] * count
+        for student_place, teacher_place in self.places:
+            block = student_place // BLOCK_ROWS
+            first[block] = min(first[block], teacher_place)
+            last[block] = max(last[block], teacher_place)
+        return [
+            (slice(BLOCK_ROWS * block, BLOCK_ROWS * (block + 1)), slice(low, high + 1))
+            for block, (low, high) in enumerate(zip(first, last, strict=True))
+        ]
+
+
+def plan_chunks(pairs_P2: Tensor, rows_at_once: int) -> Iterator[Chunk]:
+    """Chunks of at most ``rows_at_once`` (two or more) student and teacher rows in all.
+
+    Students keep the order in which the pairs first name them. One with more teachers than fit
+    is in several chunks, which is exact, because the loss is a sum over pairs.
+    """
+    pairs_of_student: dict[int, list[tuple[int, int]]] = {}
+    for pair, (student, teacher) in enumerate(pairs_P2.tolist()):
+        pairs_of_student.setdefault(student, []).append((pair, teacher))
+    chunk = Chunk()
+    for student, its_pairs in pairs_of_student.items():
+        for pair, teacher in its_pairs:
+            if chunk.rows_with(student, teacher) > rows_at_once:
+                yield chunk
+                chunk = Chunk()
+            chunk.add(pair, student, teacher)
+    yield chunk

@@ -1,0 +1,58 @@
+"""The processes that share one effective batch, or this one alone."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Exact sums, maxima and gathers over a process group; without one they change nothing."""
+
+    group: dist.ProcessGroup | None
+
+    @property
+    def count(self) -> int:
+        """Number of processes."""
+        return 1 if self.group is None else dist.get_world_size(self.group)
+
+    def share(self, total: int) -> slice:
+        """This process's share of ``total`` things, sizes differing by one at most."""
+        if self.group is None:
+            return slice(0, total)
+        rank = dist.get_rank(self.group)
+        return slice(total * rank // self.count, total * (rank + 1) // self.count)
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Sum over processes, in place."""
+        if self.group is not None:
+            dist.all_reduce(values, op=dist.ReduceOp.SUM, group=self.group)
+        return values
+
+    def max_(self, values: Tensor) -> Tensor:
+        """Largest over processes, in place."""
+        if self.group is not None:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
+        return values
+
+    def numbers(self, own: list[int], device: torch.device) -> list[list[int]]:
+        """A short list of whole numbers from every process."""
+        if self.group is None:
+            return [own]
+        row = torch.tensor(own, device=device)
+        rows = [torch.empty_like(row) for _ in range(self.count)]
+        dist.all_gather(rows, row, group=self.group)
+        return torch.stack(rows).tolist()
+
+    def concatenate(self, values: Tensor) -> Tensor:
+        """Rows of all processes in the order of their ranks; processes may have unequal numbers."""
+        if self.group is None:
+            return values
+        lengths = [length for (length,) in self.numbers([len(values)], values.device)]
+        padded = values.new_zeros(max(lengths), *values.shape[1:])
+        padded[: len(values)] = values
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])

@@ -1,0 +1,124 @@
+"""SK in tiles of prototypes: one sweep of products an iteration, and one exponential a logit.
+
+A tile holds all rows of a few prototypes, so its f is final at once, and its share of the next g
+comes from the same exponentials: with ``e = exp(l + g - m)``, ``m`` the largest of a prototype,
+
+    f = -(m + log s),  s = sum over rows of e        exp(l + f) = exp(-g) e / s
+
+so that ``sum over prototypes of exp(l + f)`` is a matrix-vector product with the tile.
+
+Shape letters: N rows, D features, K prototypes of this process, C prototypes of a tile.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dino_x.losses.memory import working_bytes
+from dino_x.losses.ranks import Ranks
+
+TILE_SHARE = 0.5  # of the working memory; tiles of 16 to 64 MiB are equally fast
+KEEP_SHARE = 2.0  # of the working memory: logits up to here are kept for all iterations
+
+
+def solve_bias(
+    rows_ND: Tensor,
+    prototypes_KD: Tensor,
+    temperature: float,
+    iterations: int,
+    ranks: Ranks,
+    largest_share: int,
+) -> Tensor:
+    """f of this process's prototypes, given the rows of all processes, [K].
+
+    ``largest_share`` is the most prototypes that any process has: all must choose the same path.
+    """
+    scaled_ND = rows_ND / temperature
+    kept_bytes = len(rows_ND) * largest_share * rows_ND.element_size()
+    if kept_bytes <= KEEP_SHARE * working_bytes(rows_ND.device):
+        bias_K = _iterate_kept(scaled_ND, prototypes_KD, iterations, ranks)
+        if bias_K is not None:
+            return bias_K
+    row_bias_N = scaled_ND.new_zeros(len(scaled_ND))
+    for iteration in range(iterations):
+        bias_K, row_sums_N = _sweep(scaled_ND, prototypes_KD, row_bias_N)
+        if iteration + 1 < iterations:
+            ranks.sum_(row_sums_N)
+            row_bias_N = row_bias_N - row_sums_N.log()
+            # A row that is far from the largest of every prototype has lost digits or all of them.
+            lost = (row_sums_N < torch.finfo(row_sums_N.dtype).tiny ** 0.5).nonzero()[:, 0]
+            if len(lost) > 0:
+                row_bias_N[lost] = -_row_logsumexp(scaled_ND[lost], prototypes_KD, bias_K, ranks)
+    return bias_K
+
+
+def _sweep(scaled_ND: Tensor, prototypes_KD: Tensor, row_bias_N: Tensor) -> tuple[Tensor, Tensor]:
+    """f, [K], and this process's share of ``exp(g) * sum over prototypes of exp(l + f)``, [N]."""
+    bias_K = scaled_ND.new_empty(len(prototypes_KD))
+    row_sums_N = torch.zeros_like(row_bias_N)
+    for tile, logits_CN in _tiles(scaled_ND, prototypes_KD, row_bias_N):
+        largest_C = logits_CN.amax(dim=1)
+        exp_CN = logits_CN.sub_(largest_C[:, None]).exp_()
+        sums_C = exp_CN.sum(dim=1)
+        bias_K[tile] = -(largest_C + sums_C.log())
+        row_sums_N.addmv_(exp_CN.T, 1 / sums_C)
+    return bias_K, row_sums_N
+
+
+def _iterate_kept(
+    scaled_ND: Tensor, prototypes_KD: Tensor, iterations: int, ranks: Ranks
+) -> Tensor | None:
+    """f from exponentials that are kept: an iteration is two matrix-vector products.
+
+    ``None`` if the logits differ so much that a sum may have lost digits; the sweeps then do it.
+    """
+    exp_KN = scaled_ND.new_empty(len(prototypes_KD), len(scaled_ND))
+    largest_K = scaled_ND.new_empty(len(prototypes_KD))
+    for tile, logits_CN in _tiles(scaled_ND, prototypes_KD, scaled_ND.new_zeros(()), exp_KN):
+        largest_K[tile] = logits_CN.amax(dim=1)
+        logits_CN.sub_(largest_K[tile, None]).exp_()
+    # What underflows is below `tiny`. With sums above its 4th root, it is below their last digit
+    # in all iterations, for fewer than a billion rows and prototypes.
+    safe = torch.finfo(exp_KN.dtype).tiny ** 0.25
+    factors_N = scaled_ND.new_ones(len(scaled_ND))  # exp(g)
+    for iteration in range(iterations):
+        sums_K = exp_KN @ factors_N
+        if iteration + 1 < iterations:
+            row_sums_N = ranks.sum_(exp_KN.T @ (1 / sums_K))
+            if not bool((row_sums_N > safe).all()):
+                return None
+            factors_N = 1 / row_sums_N
+    return -(largest_K + sums_K.log())
+
+
+def _row_logsumexp(
+    scaled_BD: Tensor, prototypes_KD: Tensor, bias_K: Tensor, ranks: Ranks
+) -> Tensor:
+    """``logsumexp over all prototypes of (l + f)`` of a few rows, safe for any logits, [B]."""
+    largest_B = scaled_BD.new_full((len(scaled_BD),), -torch.inf)
+    sums_B = torch.zeros_like(largest_B)
+    for tile, logits_CB in _tiles(scaled_BD, prototypes_KD, scaled_BD.new_zeros(())):
+        logits_CB += bias_K[tile, None]
+        before_B = largest_B
+        largest_B = torch.maximum(before_B, logits_CB.amax(dim=0))
+        sums_B *= (before_B - largest_B).exp()
+        sums_B += logits_CB.sub_(largest_B).exp_().sum(dim=0)
+    overall_B = ranks.max_(largest_B.clone())
+    sums_B *= (largest_B - overall_B).exp()
+    return overall_B + ranks.sum_(sums_B).log()
+
+
+def _tiles(
+    scaled_ND: Tensor, prototypes_KD: Tensor, added_N: Tensor, out_KN: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Logits plus ``added_N``, [C, N] a tile: in one buffer again and again, or each in its place."""
+    rows, prototypes = len(scaled_ND), len(prototypes_KD)
+    tile_bytes = TILE_SHARE * working_bytes(scaled_ND.device)
+    size = max(1, min(prototypes, int(tile_bytes / (rows * scaled_ND.element_size()))))
+    buffer_CN = scaled_ND.new_empty(size, rows) if out_KN is None else None
+    for start in range(0, prototypes, size):
+        tile = slice(start, min(start + size, prototypes))
+        tile_CN = out_KN[tile] if out_KN is not None else buffer_CN[: tile.stop - start]
+        prototypes_CD = prototypes_KD[tile].to(scaled_ND.dtype)
+        yield tile, torch.addmm(added_N, prototypes_CD, scaled_ND.T, out=tile_CN)

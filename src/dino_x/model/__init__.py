@@ -1,0 +1,1 @@
+"""Backbone, heads, student and teacher."""

@@ -1,0 +1,258 @@
+"""The backbone: transformers' DINOv3 ViT, with its random layers counted.
+
+Parameters keep their names: what is trained here is loadable with ``AutoModel.from_pretrained``.
+B: rows of a forward (crops), L: layers.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, DINOv3ViTConfig, DINOv3ViTModel
+from transformers.models.dinov3_vit.modeling_dinov3_vit import (
+    DINOv3ViTRopePositionEmbedding,
+    get_patches_center_coordinates,
+)
+
+from dino_x.config import ModelOptions
+from dino_x.errors import UserError, nearest
+
+SIZES = {  # width, depth, heads, patch size
+    "vit-tiny": (192, 12, 3, 16),
+    "vits16": (384, 12, 6, 16),
+    "vitb16": (768, 12, 12, 16),
+    "vitl16": (1024, 24, 16, 16),
+}
+REGISTERS = 4
+LAYERSCALE = 1e-5  # DINOv3's
+CHANNELS = 3  # every tool that loads the saved model expects 3; grey images are repeated
+MEAN, STD = 0.5, 0.25  # of images windowed to [0, 1], for new models
+
+
+@dataclass(frozen=True)
+class ForwardRandomness:
+    """The random numbers of one training forward.
+
+    Attributes:
+        keep: bool [L, 2, B], whether a row keeps each layer's attention and MLP branch.
+        rescale: what RoPE coordinates are multiplied by; one number, as in the reference, but the
+            same for every micro-batch of a step.
+    """
+
+    keep: Tensor
+    rescale: float
+
+
+class StochasticDepth(nn.Module):
+    """Stochastic depth whose draws are given, not made (Huang et al. 2016).
+
+    A layer calls it twice a forward, for its attention branch and then for its MLP branch.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.keep: Tensor | None = None  # [2, B]
+        self.calls = 0
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Rows that are not kept become 0, the others 1 / (1 - rate) times themselves."""
+        if self.keep is None or self.rate == 0:
+            return branch
+        keep = self.keep[self.calls % 2].to(branch.dtype) / (1 - self.rate)
+        self.calls += 1
+        return branch * keep[:, None, None]
+
+
+class CountedRope(nn.Module):
+    """transformers' RoPE with the training rescale given, not drawn."""
+
+    inv_freq: Tensor
+
+    def __init__(self, rope: DINOv3ViTRopePositionEmbedding, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.register_buffer("inv_freq", rope.inv_freq, persistent=False)
+        self.rescale = 1.0
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of each patch's angles, [N, head width] each."""
+        grid = (side // self.patch_size for side in pixel_values.shape[-2:])
+        coordinates = get_patches_center_coordinates(
+            *grid, dtype=torch.float32, device=pixel_values.device
+        )
+        angles = 2 * torch.pi * self.rescale * coordinates[:, :, None] * self.inv_freq
+        angles = angles.flatten(1, 2).tile(2)
+        return angles.cos().to(pixel_values.dtype), angles.sin().to(pixel_values.dtype)
+
+
+class Backbone(nn.Module):
+    """A DINOv3 ViT whose forward takes its randomness as an argument."""
+
+    def __init__(self, vit: DINOv3ViTModel, drop_path: float) -> None:
+        super().__init__()
+        self.vit = vit
+        self.depth_layers = [StochasticDepth(drop_path) for _ in vit.model.layer]
+        for layer, depth in zip(vit.model.layer, self.depth_layers, strict=True):
+            layer.drop_path = depth
+        self.rope = CountedRope(vit.rope_embeddings, self.patch_size)
+        vit.add_module("rope_embeddings", self.rope)
+
+    @property
+    def width(self) -> int:
+        """Features of a token, D."""
+        return self.vit.config.hidden_size
+
+    @property
+    def depth(self) -> int:
+        """Layers, L."""
+        return self.vit.config.num_hidden_layers
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self.vit.config.patch_size)  # type: ignore[arg-type]
+
+    def forward(
+        self, crops_BCOO: Tensor, mask_BN: Tensor | None, randomness: ForwardRandomness | None
+    ) -> tuple[Tensor, Tensor]:
+        """CLS [B, D] and patch tokens [B, N, D] after the final norm; no randomness if None."""
+        for index, depth in enumerate(self.depth_layers):
+            depth.keep = None if randomness is None else randomness.keep[index]
+            depth.calls = 0
+        self.rope.rescale = 1.0 if randomness is None else randomness.rescale
+        tokens = self.vit(crops_BCOO, bool_masked_pos=mask_BN).last_hidden_state
+        return tokens[:, 0], tokens[:, 1 + self.vit.config.num_register_tokens :]
+
+
+def new_backbone(options: ModelOptions, image_size: int) -> DINOv3ViTModel:
+    """A DINOv3 ViT with new weights, of the named size with what is set by itself."""
+    if options.name not in SIZES:
+        raise UserError(
+            f"model '{options.name}' is neither a known size ({', '.join(SIZES)}) nor a folder"
+            + nearest(options.name, SIZES)
+        )
+    width, depth, heads, patch = SIZES[options.name]
+    width = options.width or width
+    heads = options.heads or (heads if width % heads == 0 else width // 64)
+    if heads < 1 or width % heads or (width // heads) % 4:
+        raise UserError(
+            f"model.width {width} does not split into {heads} heads of a multiple of 4 features;"
+            f" set model.heads"
+        )
+    config = DINOv3ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=options.depth or depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        patch_size=options.patch_size or patch,
+        num_register_tokens=REGISTERS if options.registers is None else options.registers,
+        layerscale_value=options.layerscale or LAYERSCALE,
+        image_size=image_size,
+        num_channels=CHANNELS,
+    )
+    return DINOv3ViTModel(config)
+
+
+def load_vit(name: str) -> DINOv3ViTModel:
+    """A DINOv3 ViT from a folder or hub name; every tensor must be there.
+
+    Raises: UserError if it is no model, another architecture, or incomplete.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model '{name}' is neither a known size ({', '.join(SIZES)}), nor a folder with a"
+            f" transformers model, nor a hub name that can be reached{nearest(name, SIZES)}"
+        ) from error
+    if config.model_type != "dinov3_vit":
+        raise UserError(
+            f"model '{name}' is a '{config.model_type}'; only DINOv3 ViTs ('dinov3_vit') can be"
+            " trained on"
+        )
+    loaded: Any = DINOv3ViTModel.from_pretrained(
+        name, dtype=torch.float32, output_loading_info=True
+    )
+    vit, report = loaded
+    wrong = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
+    if wrong:
+        raise UserError(
+            f"model '{name}' lacks {len(wrong)} tensors of its architecture, first '{wrong[0]}'"
+        )
+    return vit
+
+
+def is_size(name: str) -> bool:
+    """Whether a model name is one of the built-in sizes."""
+    return name in SIZES
+
+
+def build_backbone(options: ModelOptions, image_size: int, seed: int) -> Backbone:
+    """The student's backbone, new or loaded; new weights come from the seed alone."""
+    if is_size(options.name):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            vit = new_backbone(options, image_size)
+    else:
+        vit = load_vit(options.name)
+        for field in ("width", "depth", "heads", "patch_size", "registers", "layerscale"):
+            if getattr(options, field) is not None:
+                raise UserError(
+                    f"model.{field} cannot be changed: model '{options.name}' is loaded with its"
+                    " weights; leave it out"
+                )
+    return Backbone(vit, options.drop_path)
+
+
+def normalisation(name: str) -> tuple[list[float], list[float]]:
+    """Mean and std of the images a model expects, 3 numbers each; ours if it does not say."""
+    path = Path(name) / "preprocessor_config.json"
+    if not is_size(name):
+        if not path.is_file():
+            from transformers.utils import cached_file
+
+            found = cached_file(name, path.name, _raise_exceptions_for_missing_entries=False)
+            path = Path(found) if found else path
+        if path.is_file():
+            saved = json.loads(path.read_text())
+            return list(saved["image_mean"]), list(saved["image_std"])
+    return [MEAN] * CHANNELS, [STD] * CHANNELS
+
+
+def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, size: int,
+             mean: list[float], std: list[float]) -> None:  # fmt: skip
+    """Write weights as transformers saves them, with the configuration of its image processor.
+
+    Args:
+        vit_state: state dict of the ViT to save (the teacher's).
+        backbone: what it is a state of.
+        folder: made if missing; files are replaced one by one, each whole.
+        size: side in pixels to which the processor resizes images.
+        mean, std: of images in [0, 1].
+    """
+    staging = folder.with_name(folder.name + ".partial")
+    fresh = DINOv3ViTModel(backbone.vit.config)
+    fresh.load_state_dict({k: v.detach().float().cpu() for k, v in vit_state.items()})
+    fresh.save_pretrained(staging)
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+        "do_convert_rgb": True,
+    }
+    (staging / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in staging.iterdir():
+        os.replace(file, folder / file.name)
+    staging.rmdir()

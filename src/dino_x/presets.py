@@ -1,0 +1,203 @@
+"""Presets, and from what the user said to the options of a run.
+
+Later wins: defaults (DINOv3), preset, configuration file, ``--set``, flags.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+from rich.table import Table
+
+from dino_x.config import FREE_ON_RESUME, Options
+from dino_x.errors import UserError, nearest
+
+SMALL_IMAGES = 100_000  # below this many images, auto is the small preset
+PASSES = 100  # over the images, where the number of steps is not given
+
+# Set by measurement; see docs/recipes.md for what each is worth.
+SMALL: dict[str, Any] = {}
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as ``{"section.key": value}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= dotted(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The opposite of ``dotted``."""
+    values: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, key = name.split(".")
+        inner = values
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = value
+    return values
+
+
+def known_options() -> list[str]:
+    """Every option as ``section.key``."""
+    return list(dotted(Options().model_dump()))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A YAML configuration file as ``{"section.key": value}``.
+
+    Raises: UserError if it is not there or not YAML of that form.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise UserError(f"{path}{line} is not YAML") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no options; expected lines such as 'train: {{steps: 100}}'")
+    return dotted(values)
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``section.key=value`` as a pair; the value is read as YAML."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set takes section.key=value, got '{text}'")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {name}: '{value}' is not a value") from error
+
+
+def said_by(
+    config: Path | None, settings: Sequence[str], flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the user set, by file, ``--set`` and flags; None in a flag is not set."""
+    said = read_config(config) if config else {}
+    said |= dict(parse_setting(text) for text in settings)
+    return said | {name: value for name, value in flags.items() if value is not None}
+
+
+def options_table() -> Table:
+    """Every option, its default, what the small preset sets instead, and its meaning."""
+    table = Table("option", "default", "small", "meaning", box=None, pad_edge=False)
+    for name, value in dotted(Options().model_dump()).items():
+        small = str(SMALL[name]) if name in SMALL else ""
+        table.add_row(name, str(value), small, field_of(name).description)
+    return table
+
+
+def check(flat: Mapping[str, Any]) -> Options:
+    """Options from ``section.key`` values.
+
+    Raises: UserError naming the first option that is unknown (and the nearest known), or whose
+        value is wrong (and what is allowed).
+    """
+    known = known_options()
+    for name in flat:
+        if name not in known:
+            raise UserError(f"unknown option '{name}'{nearest(name, known)}")
+    try:
+        return Options.model_validate(nested(flat))
+    except ValidationError as error:
+        raise UserError(describe(error, flat)) from error
+
+
+def describe(error: ValidationError, flat: Mapping[str, Any]) -> str:
+    """One line for the first thing wrong."""
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    name = next((".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in flat), parts[0])
+    value = flat.get(name, first["input"])
+    if first["type"] == "value_error":
+        return f"{name}: {first['msg'].removeprefix('Value error, ')}"
+    allowed = allowed_values(name)
+    if allowed:
+        words = [word for word in allowed if isinstance(word, str)]
+        numbers = " or a whole number from 1" if takes_number(name) else ""
+        listed = ", ".join(map(str, words)) + numbers
+        return f"{name} is one of {listed}; got '{value}'{nearest(str(value), words)}"
+    return f"{name}: {first['msg'].lower()}; got '{value}'"
+
+
+def field_of(name: str) -> Any:
+    """The declaration of ``section.key``."""
+    inner: Any = Options
+    *sections, key = name.split(".")
+    for section in sections:
+        inner = inner.model_fields[section].annotation
+    return inner.model_fields[key]
+
+
+def allowed_values(name: str) -> list[str]:
+    """The words an option takes, or none if it takes no fixed words."""
+
+    def words(declared: Any) -> list[str]:
+        if get_origin(declared) is not None and not isinstance(declared, type):
+            inside = get_args(declared)
+            if all(isinstance(word, str) for word in inside):
+                return list(inside)
+            return [word for part in inside for word in words(part)]
+        return []
+
+    return words(field_of(name).annotation)
+
+
+def takes_number(name: str) -> bool:
+    """Whether an option with fixed words takes a number as well."""
+    return "int" in str(field_of(name).annotation)
+
+
+def choose_preset(options: Options, images: int) -> tuple[str, str]:
+    """The preset and why, for ``auto`` by model and number of images."""
+    if options.preset != "auto":
+        return options.preset, "as chosen"
+    if options.model.name == "vit-tiny":
+        return "small", "for vit-tiny"
+    if images < SMALL_IMAGES:
+        return "small", f"for {images:,} images, fewer than {SMALL_IMAGES:,}"
+    return "dinov3", f"for {images:,} images and {options.model.name}"
+
+
+def resolve(said: Mapping[str, Any], images: int) -> tuple[Options, str]:
+    """Every option with its final value, and the line that says which preset and why.
+
+    Args:
+        said: what the user set, as ``section.key`` values.
+        images: images in the data set.
+    """
+    preset, why = choose_preset(check(said), images)
+    base = SMALL if preset == "small" else {}
+    options = check({**base, **said, "preset": preset})
+    train, optim, teacher = options.train, options.optim, options.teacher
+    if train.steps is None:
+        train.steps = max(1, math.ceil(PASSES * images / train.effective_batch))
+    if optim.warmup is None:
+        optim.warmup = round(0.1 * train.steps)
+    if optim.freeze_last_layer is None:
+        optim.freeze_last_layer = round(0.01 * train.steps)
+    if teacher.temperature_warmup is None:
+        teacher.temperature_warmup = round(0.3 * train.steps)
+    return options, f"preset {preset}, {why}"
+
+
+def differing(saved: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+    """What the user now sets otherwise than a saved run, as ``name: X then, Y now``."""
+    now = dotted(check(said).model_dump(mode="json"))
+    return [
+        f"{name}: {saved.get(name)} then, {now[name]} now"
+        for name in said
+        if name not in FREE_ON_RESUME and now[name] not in (saved.get(name), "auto", None)
+    ]

@@ -1,0 +1,51 @@
+"""The machine: device, precision, memory."""
+
+import resource
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from dino_x.errors import UserError
+
+GIB = 2**30
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises: UserError if there is no GPU that PyTorch can use.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no GPU that PyTorch can use; choose --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def describe_device(device: torch.device) -> str:
+    """The card's name, or how many CPU threads there are."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Of weights and views: float64 for fp64, else float32 (bf16 is mixed precision)."""
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """Opens the context in which a forward runs."""
+    if precision == "bf16":
+        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory so far: of the card on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB

@@ -1,0 +1,245 @@
+"""One optimizer step's gradient, exact over the effective batch whatever the micro-batch.
+
+    1. targets     teacher over all micro-batches, keeping bottlenecks; one bias f for each head
+    2. neighbours  only if KoLeo's group spans micro-batches: student over the global crops without
+                   gradient, KoLeo over the group, its gradient with respect to each CLS feature
+    3. gradients   student forward and backward, micro-batch by micro-batch
+
+The student's randomness is replayed in 3 as it was in 2. Nothing here changes the teacher, the
+centers or a weight: gradients are left in ``.grad``, and what the update needs is returned.
+
+B: images of the effective batch, b: of a micro-batch, V: views, D: bottleneck, F: backbone
+features, K: prototypes, M: masked patches of the effective batch, m: of a micro-batch.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dino_x.config import LossOptions
+from dino_x.losses import koleo, prototype_cross_entropy, sinkhorn_bias, view_pairs
+from dino_x.losses.centering import center_bias, next_center
+from dino_x.model.head import Head
+from dino_x.model.teacher import Network
+from dino_x.training.window import GLOBAL_VIEWS, MicroBatch
+
+
+@dataclass
+class Centers:
+    """Running mean of the teacher's logits, for softmax centering. Replaced once a step."""
+
+    dino_K: Tensor
+    ibot_K: Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What phase 1 keeps of the teacher: bottlenecks and one bias a head, never logits.
+
+    Bottlenecks are in one tensor for each micro-batch, in order.
+    """
+
+    cls_VbD: list[Tensor]
+    patches_mD: list[Tensor]  # of the masked patches
+    dino_bias_K: Tensor
+    ibot_bias_K: Tensor
+    next_centers: Centers
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """Loss terms of the effective batch, and the centers that follow from it."""
+
+    terms: dict[str, float]
+    next_centers: Centers
+
+
+@dataclass(frozen=True)
+class EffectiveBatch:
+    """The three phases, for one student and teacher.
+
+    Attributes:
+        student, teacher: networks; only the student's ``.grad`` is ever written.
+        loss: resolved options (centering is not ``auto``).
+        precision: opens the autocast context of a forward.
+        implementation: ``fused``, or ``reference`` for the losses that materialise logits.
+    """
+
+    student: Network
+    teacher: Network
+    loss: LossOptions
+    precision: Callable[[], AbstractContextManager]
+    implementation: str = "fused"
+
+    def backward(
+        self,
+        micro_batches: Callable[[], Iterable[MicroBatch]],
+        images: int,
+        micro_size: int,
+        centers: Centers,
+        teacher_temperature: float,
+    ) -> WindowResult:
+        """Add the gradient of the effective batch's loss to ``.grad`` of the student.
+
+        Args:
+            micro_batches: starts a pass over the window; called once for each phase.
+            images: B.
+            micro_size: b.
+            centers: as they are before this step.
+            teacher_temperature: of this step.
+        """
+        targets = self.targets(micro_batches(), centers, teacher_temperature)
+        group = images if self.loss.koleo_group == "effective" else self.loss.koleo_group
+        totals: dict[str, Tensor] = {}
+        pulls_VbF: Sequence[Tensor] | None = None
+        if self.loss.koleo_weight and micro_size % group:
+            totals["koleo"], pulls_VbF = self.neighbours(micro_batches(), group)
+        for position, micro in enumerate(micro_batches()):
+            pull_VbF = None if pulls_VbF is None else pulls_VbF[position]
+            terms = self.forward(micro, targets, position, group, pull_VbF, teacher_temperature)
+            terms["loss"].backward()
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0) + value.detach()
+        if pulls_VbF is not None:  # what was backpropagated stands for KoLeo, but is not its value
+            totals["loss"] = self.weighted(totals)
+        return WindowResult({k: float(v) for k, v in totals.items()}, targets.next_centers)
+
+    @torch.no_grad()
+    def targets(
+        self, micro_batches: Iterable[MicroBatch], centers: Centers, temperature: float
+    ) -> Targets:
+        """Phase 1: the teacher's bottlenecks, and the bias of each head over all of them."""
+        cls, patches = [], []
+        for micro in micro_batches:
+            with self.precision():
+                cls_BF, patches_BNF = self.teacher(micro.global_crops(), None, None)
+                cls.append(self.teacher.dino_head(cls_BF).unflatten(0, (GLOBAL_VIEWS, -1)))
+                patches.append(self.teacher.ibot_head(masked_rows(patches_BNF, micro)))
+        dino_bias, dino_center = self.bias(
+            torch.cat(cls, dim=1).flatten(0, 1), self.teacher.dino_head, centers.dino_K, temperature
+        )
+        ibot_bias, ibot_center = self.bias(
+            torch.cat(patches), self.teacher.ibot_head, centers.ibot_K, temperature
+        )
+        return Targets(cls, patches, dino_bias, ibot_bias, Centers(dino_center, ibot_center))
+
+    def bias(
+        self, bottlenecks_RD: Tensor, head: Head, center_K: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """The bias f [K] that centers the targets of all R rows, and the next center."""
+        if len(bottlenecks_RD) == 0:
+            return torch.zeros_like(center_K), center_K
+        prototypes = head.prototypes()
+        if self.loss.centering == "sinkhorn":
+            bias = sinkhorn_bias(
+                bottlenecks_RD,
+                prototypes,
+                temperature,
+                self.loss.sinkhorn_iterations,
+                implementation="streaming" if self.implementation == "fused" else "reference",
+            )
+            return bias, center_K
+        center = next_center(
+            center_K, bottlenecks_RD.mean(dim=0), prototypes, self.loss.center_momentum
+        )
+        return center_bias(center_K, temperature), center
+
+    def neighbours(
+        self, micro_batches: Iterable[MicroBatch], group: int
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """Phase 2: KoLeo over groups of images, and its gradient for each CLS feature.
+
+        The gradient is [V, b, F] for each micro-batch.
+        """
+        cls = []
+        for micro in micro_batches:
+            with torch.no_grad(), self.precision():
+                cls_BF, _ = self.student(
+                    micro.global_crops(), micro.masks(), micro.global_randomness()
+                )
+            cls.append(cls_BF.unflatten(0, (GLOBAL_VIEWS, -1)))
+        cls_VBF = torch.cat(cls, dim=1).requires_grad_()
+        value = sum_over_views(cls_VBF, group)
+        (gradient,) = torch.autograd.grad(value, cls_VBF)
+        return value.detach(), gradient.split([part.shape[1] for part in cls], dim=1)
+
+    def forward(
+        self,
+        micro: MicroBatch,
+        targets: Targets,
+        position: int,
+        group: int,
+        pull_VbF: Tensor | None,
+        teacher_temperature: float,
+    ) -> dict[str, Tensor]:
+        """Phase 3: this micro-batch's part of each loss term, and of the loss, with a graph."""
+        share = micro.images / micro.window.images
+        temperatures = {
+            "student_temperature": self.loss.student_temperature,
+            "teacher_temperature": teacher_temperature,
+            "implementation": self.implementation,
+        }
+        with self.precision():
+            global_BF, patches_BNF = self.student(
+                micro.global_crops(), micro.masks(), micro.global_randomness()
+            )
+            views_BF = global_BF
+            if micro.window.local_views:
+                local_BF, _ = self.student(micro.local_crops(), None, micro.local_randomness())
+                views_BF = torch.cat([global_BF, local_BF])
+            student, teacher = self.student.dino_head, self.teacher.dino_head
+            views = len(views_BF) // micro.images
+            terms = {
+                "dino": share
+                * prototype_cross_entropy(
+                    student(views_BF),
+                    student.prototypes(),
+                    targets.cls_VbD[position].flatten(0, 1),
+                    teacher.prototypes(),
+                    targets.dino_bias_K,
+                    view_pairs(micro.images, views, GLOBAL_VIEWS).to(views_BF.device),
+                    **temperatures,
+                )
+            }
+            if self.loss.ibot_weight and micro.masked_index().numel():
+                student, teacher = self.student.ibot_head, self.teacher.ibot_head
+                rows = torch.arange(len(targets.patches_mD[position]), device=views_BF.device)
+                terms["ibot"] = prototype_cross_entropy(
+                    student(masked_rows(patches_BNF, micro)),
+                    student.prototypes(),
+                    targets.patches_mD[position],
+                    teacher.prototypes(),
+                    targets.ibot_bias_K,
+                    torch.stack([rows, rows], dim=1),
+                    micro.masked_weights(),
+                    **temperatures,
+                )
+        cls_VbF = global_BF.unflatten(0, (GLOBAL_VIEWS, -1))
+        if pull_VbF is not None:
+            pull = (cls_VbF * pull_VbF).sum()
+            return terms | {"loss": self.weighted(terms) + self.loss.koleo_weight * pull}
+        if self.loss.koleo_weight:
+            terms["koleo"] = share * sum_over_views(cls_VbF, group)
+        return terms | {"loss": self.weighted(terms)}
+
+    def weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        """The loss: the weighted sum of the terms there are."""
+        weights = {
+            "dino": self.loss.dino_weight,
+            "ibot": self.loss.ibot_weight,
+            "koleo": self.loss.koleo_weight,
+        }
+        return sum((weights[k] * v for k, v in terms.items() if k in weights), torch.tensor(0.0))
+
+
+def sum_over_views(cls_VBF: Tensor, group: int) -> Tensor:
+    """KoLeo of each global view among its own images, summed over views as in DINOv2/v3."""
+    return torch.stack([koleo(cls_BF, group) for cls_BF in cls_VBF]).sum()
+
+
+def masked_rows(patches_BNF: Tensor, micro: MicroBatch) -> Tensor:
+    """Patch tokens where the micro-batch's masks are, [m, F]."""
+    return patches_BNF.flatten(0, 1).index_select(0, micro.masked_index())

@@ -1,0 +1,55 @@
+"""AdamW with layer-wise learning rates, as in DINOv2/v3 (Clark et al. 2020 for the decay)."""
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from dino_x.config import OptimOptions
+from dino_x.model.teacher import Network
+from dino_x.training.schedules import StepValues
+
+
+def lr_multiplier(name: str, depth: int, optim: OptimOptions) -> float:
+    """Learning rate of a parameter of ``Network`` against the peak.
+
+    Heads and the final norm have 1, layer i of L has decay^(L - i), what comes before the layers
+    decay^(L + 1); the patch embedding ``patch_embed_lr`` times that.
+    """
+    layer = re.search(r"backbone\.vit\.model\.layer\.(\d+)\.", name)
+    if layer:
+        return optim.layer_decay ** (depth - int(layer.group(1)))
+    if ".embeddings." not in name:
+        return 1.0
+    patch = optim.patch_embed_lr if ".patch_embeddings." in name else 1.0
+    return optim.layer_decay ** (depth + 1) * patch
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Weight decay is for matrices: not biases, norms, LayerScale or the special tokens."""
+    return parameter.ndim > 1 and not name.endswith("_token") and not name.endswith("_tokens")
+
+
+def build_optimizer(student: Network, optim: OptimOptions) -> torch.optim.AdamW:
+    """AdamW over all parameters of the student; groups carry ``lr_multiplier`` and ``decays``."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        key = (lr_multiplier(name, student.backbone.depth, optim), decays(name, parameter))
+        groups.setdefault(key, []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr_multiplier": multiplier, "decays": decayed}
+            for (multiplier, decayed), parameters in groups.items()
+        ],
+        lr=0.0,
+        betas=(optim.beta1, optim.beta2),
+    )
+
+
+def set_values(optimizer: torch.optim.Optimizer, student: Network, values: StepValues) -> None:
+    """Put a step's learning rate and weight decay in the groups; freeze or free the prototypes."""
+    for group in optimizer.param_groups:
+        group["lr"] = values.lr * group["lr_multiplier"]
+        group["weight_decay"] = values.weight_decay * group["decays"]
+    for head in (student.dino_head, student.ibot_head):
+        head.last_layer.requires_grad_(not values.last_layer_frozen)

@@ -1,0 +1,245 @@
+"""From what the user said to a finished run."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from dino_x.config import Options
+from dino_x.data.cache import canvas_side
+from dino_x.data.index import Index, build_index, is_grey, write_skipped
+from dino_x.data.loader import Loader
+from dino_x.errors import UserError
+from dino_x.evaluation.suite import evaluate, print_table, write_json
+from dino_x.model.backbone import SIZES, load_vit, normalisation
+from dino_x.presets import check, differing, resolve
+from dino_x.training.device import choose_device, describe_device, dtype_of
+from dino_x.training.micro_batch import check_divides, largest_that_fits
+from dino_x.training.policy import Policy, centering_policy
+from dino_x.training.report import TrainingReport
+from dino_x.training.run import RunFolder
+from dino_x.training.schedules import peak_lr
+from dino_x.training.trainer import Trainer
+from dino_x.training.window import Cutter
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to train."""
+
+    trainer: Trainer
+    loader: Loader
+    index: Index
+    policy: Policy
+
+
+def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console) -> RunFolder:
+    """Train, or go on training, in the folder ``out``; evaluate if there are labels.
+
+    Args:
+        said: what the user set, as ``section.key`` values.
+        out: the RUN folder.
+        resume: go on from its newest checkpoint; a folder without a run is started anew.
+        console: where to say what happens.
+
+    Raises: UserError for everything the user can put right; what existed is kept.
+    """
+    run = RunFolder(out)
+    said = settings(said, run, resume)
+    early = check(said)
+    if isinstance(early.train.micro_batch, int):
+        check_divides(early.train.effective_batch, early.train.micro_batch)
+    device = choose_device(early.train.device)
+    if early.model.name not in SIZES:
+        load_vit(early.model.name)  # fail before reading images
+    index = read_index(early, console)
+    options, preset_line = resolve(said, len(index))
+    prepared = prepare(options, run, index)
+    if resume and run.exists:
+        prepared.trainer.resume()
+    else:
+        run.create(options, {"images": f"{len(index):,}", "device": describe_device(device)})
+    write_skipped(index.skipped, run.skipped)
+    announce(prepared, preset_line, console)
+    train(prepared, run, console)
+    say_where(run, console)
+    if options.data.labels:
+        evaluate_run(options, run, console)
+    return run
+
+
+def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str, Any]:
+    """What the user set, on top of a resumed run's own settings.
+
+    Raises: UserError if there is a run and no ``--resume``, or a resume changes a setting.
+    """
+    if not (resume and run.exists):
+        if not resume or run.path.is_file():
+            run.refuse_if_taken()
+        if not said.get("data.paths"):
+            raise UserError("nothing to train on; name a folder of images with --data")
+        return dict(said)
+    saved = run.settings()
+    changed = differing(saved, said)
+    if changed:
+        raise UserError(
+            f"{run.path} was trained with other settings: {'; '.join(changed)}; leave them out to"
+            " resume, or start a new run in another --out"
+        )
+    return {**saved, **said}
+
+
+def read_index(options: Options, console: Console) -> Index:
+    """All images that can be read, with a progress bar."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("reading images", total=None)
+        return build_index(
+            [Path(path) for path in options.data.paths],
+            verify=options.data.verify,
+            workers=options.data.workers,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+
+
+def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
+    """Policy, model, loader and micro-batch of a run; ``options`` get their last values."""
+    policy = centering_policy(options.loss, options.train.effective_batch)
+    options.loss.centering = policy.centering
+    options.loss.koleo_weight = policy.koleo_weight
+    check_koleo_group(options)
+    views = options.views
+    crops = [(views.global_size, views.global_scale[0])]
+    if views.local_crops:
+        crops.append((views.local_size, views.local_scale[0]))
+    loader = Loader(
+        index,
+        canvas_side(index, crops),
+        1 if is_grey(index.rows) else 3,
+        cache_bytes=options.data.cache_mb * 2**20,
+        workers=options.data.workers,
+        seed=options.train.seed,
+    )
+    mean, std = normalisation(options.model.name)
+    device = choose_device(options.train.device)
+    cutter = Cutter(options, mean, std, device, dtype_of(options.train.precision))
+    trainer = Trainer(options, run, loader, len(index), hash_of(index), cutter)
+    check_patches(options, trainer.student.backbone.patch_size)
+    if options.train.micro_batch == "auto":
+        options.train.micro_batch = largest_that_fits(
+            options.train.effective_batch, device, trainer.try_micro_batch
+        )
+    check_divides(options.train.effective_batch, options.train.micro_batch)
+    return Prepared(trainer, loader, index, policy)
+
+
+def check_koleo_group(options: Options) -> None:
+    """Refuse a KoLeo group that cannot be cut from the effective batch."""
+    group, batch = options.loss.koleo_group, options.train.effective_batch
+    if not options.loss.koleo_weight or group == "effective":
+        return
+    if group < 2 or batch % group:
+        raise UserError(
+            f"loss.koleo_group {group} must be 2 or more and divide the effective batch {batch}"
+        )
+
+
+def check_patches(options: Options, patch_size: int) -> None:
+    """Refuse crops that are not a whole number of patches.
+
+    Raises: UserError naming the nearest sizes that are.
+    """
+    for name in ("global_size", "local_size"):
+        size = getattr(options.views, name)
+        if size % patch_size:
+            below = size // patch_size * patch_size
+            near = ", ".join(str(n) for n in (below, below + patch_size) if n)
+            raise UserError(
+                f"views.{name} {size} is not a multiple of the patch size {patch_size}; nearest:"
+                f" {near}"
+            )
+
+
+def hash_of(index: Index) -> str:
+    """Changes when images are added, removed, renamed or change their size."""
+    digest = hashlib.sha256()
+    for row in index.rows:
+        digest.update(
+            f"{row.path.name}|{row.frame}|{row.height}|{row.width}\n".encode(errors="replace")
+        )
+    return digest.hexdigest()
+
+
+def announce(prepared: Prepared, preset_line: str, console: Console) -> None:
+    """What is about to happen, in a few aligned lines."""
+    trainer, index = prepared.trainer, prepared.index
+    options, backbone = trainer.options, trainer.student.backbone
+    train, optim = options.train, options.optim
+    assert isinstance(train.micro_batch, int)
+    assert train.steps is not None
+    parameters = sum(weight.numel() for weight in backbone.parameters()) / 1e6
+    skipped = f", {len(index.skipped)} files skipped (see skipped.csv)" if index.skipped else ""
+    steps_per_pass = len(index) / train.effective_batch
+    lines = {
+        "images": f"{len(index):,}{skipped}",
+        "model": f"{options.model.name}, {backbone.depth} layers x {backbone.width},"
+        f" {parameters:.1f} M parameters; {options.head.prototypes:,} prototypes a head",
+        "settings": preset_line,
+        "device": f"{describe_device(trainer.cutter.device)}, {train.precision}",
+        "batch": f"{train.effective_batch} images a step, in micro-batches of {train.micro_batch}",
+        "centering": prepared.policy.message,
+        "steps": f"{train.steps:,} = {train.steps / steps_per_pass:.1f} passes over the images",
+        "rate": f"{peak_lr(options):.3g} = {optim.lr:g} x sqrt({train.effective_batch} /"
+        f" {optim.lr_batch}), after {optim.warmup} steps of warmup",
+    }
+    if trainer.done:
+        lines["resumed"] = f"after step {trainer.done:,}"
+    for name, line in lines.items():
+        style = "yellow" if name == "centering" and prepared.policy.warning else None
+        console.print(f"{name:<10}{line}", style=style, highlight=False, soft_wrap=True)
+    if len(index) < train.effective_batch:
+        console.print(
+            f"{'warning':<10}{len(index)} images are fewer than an effective batch of"
+            f" {train.effective_batch}: some appear several times in each step",
+            style="yellow", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
+    """The loop, with its report; what turned out unreadable is added to skipped.csv."""
+    trainer, options = prepared.trainer, prepared.trainer.options
+    assert options.train.steps is not None
+    report = TrainingReport(
+        run, console, options.train.steps, trainer.done, options.head.prototypes
+    )
+    try:
+        with report, prepared.loader:
+            trainer.train(report)
+    finally:
+        write_skipped(prepared.index.skipped + prepared.loader.skipped, run.skipped)
+
+
+def say_where(run: RunFolder, console: Console) -> None:
+    """Where the model is and how to load it."""
+    console.print(
+        f"model     {run.model}  (load it with transformers.AutoModel.from_pretrained)",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def evaluate_run(options: Options, run: RunFolder, console: Console) -> None:
+    """Write ``evaluation.json`` from the labels named in the options, and print its table."""
+    assert options.data.labels is not None
+    result = evaluate(
+        str(run.path),
+        [Path(path) for path in options.data.paths],
+        options.data.labels,
+        label_column=options.data.label_column,
+        device=options.train.device,
+        seed=options.train.seed,
+    )
+    write_json(result, run.evaluation)
+    print_table(result, console)

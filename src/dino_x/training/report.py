@@ -1,0 +1,86 @@
+"""What a run says while it runs: a bar, metrics.jsonl and TensorBoard, the same numbers."""
+
+import json
+import math
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from dino_x.training.run import RunFolder
+
+LINE_SECONDS = 10  # between lines where there is no terminal for a bar
+
+
+class TrainingReport:
+    """Writes each step's numbers, and shows them."""
+
+    def __init__(
+        self, run: RunFolder, console: Console, steps: int, done: int, prototypes: int
+    ) -> None:
+        self.console = console
+        self.steps = steps
+        self.log_prototypes = math.log(prototypes)
+        self.file = run.metrics.open("a", buffering=1)
+        self.board = SummaryWriter(str(run.tensorboard), purge_step=done + 1)
+        self.started = self.last_line = time.monotonic()
+        self.first_step = done
+        self.progress = Progress(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=steps, completed=done, numbers="starting")
+
+    def step(self, values: dict[str, Any]) -> None:
+        """Record one finished step. ``values["step"]`` counts from 1."""
+        self.file.write(json.dumps(values) + "\n")
+        for name, value in values.items():
+            if name != "step":
+                self.board.add_scalar(name, value, values["step"])
+        numbers = self.summary(values)
+        self.progress.update(self.task, completed=values["step"], numbers=numbers)
+        now = time.monotonic()
+        last = values["step"] == self.steps
+        if not self.console.is_terminal and (now - self.last_line > LINE_SECONDS or last):
+            left = (now - self.started) / (values["step"] - self.first_step)
+            left *= self.steps - values["step"]
+            self.console.print(
+                f"step {values['step']}/{self.steps}  {numbers}  {duration(left)} left",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+            self.last_line = now
+
+    def summary(self, values: dict[str, Any]) -> str:
+        """Loss terms beside log K, speed, memory."""
+        terms = [f"{n} {values[n]:.3f}" for n in ("dino", "ibot", "koleo") if n in values]
+        return (
+            f"loss {values['loss']:.3f} ({', '.join(terms)}; log K {self.log_prototypes:.2f})"
+            f"  {values['images_per_second']:.1f} img/s  {values['memory_gib']:.1f} GiB"
+        )
+
+    def __enter__(self) -> "TrainingReport":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.progress.stop()
+        self.file.close()
+        self.board.close()
+
+
+def duration(seconds: float) -> str:
+    """``2 h 05 min``, ``3 min 10 s`` or ``12 s``."""
+    seconds = round(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"

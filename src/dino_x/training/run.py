@@ -1,0 +1,79 @@
+"""The RUN folder: settings, metrics, checkpoints, the model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dino_x.config import Options
+from dino_x.errors import UserError
+from dino_x.presets import read_config
+from dino_x.training.checkpoint import checkpoints, write_atomically
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+
+
+class RunFolder:
+    """Where everything about a run is, and nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.tensorboard = path / "tensorboard"
+        self.evaluation = path / "evaluation.json"
+        self.skipped = path / "skipped.csv"
+        self.metrics = path / METRICS
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / CONFIG).is_file()
+
+    def refuse_if_taken(self) -> None:
+        """Raise UserError if there is something here that a new run would overwrite."""
+        if self.exists:
+            raise UserError(
+                f"{self.path} already holds a run; go on with --resume, or choose another --out"
+            )
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and holds no run; choose another --out")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; --out takes a folder")
+
+    def create(self, options: Options, facts: dict[str, Any]) -> None:
+        """Make the folder and write its settings; ``facts`` are what the settings met."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            text = (
+                "# Every option of this run as it was resolved. To repeat it:\n"
+                f"#   dino-x pretrain --config {CONFIG} --out ANOTHER_FOLDER\n"
+                + "".join(f"# {name}: {value}\n" for name, value in facts.items())
+                + yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
+            )
+            write_atomically(self.path / CONFIG, lambda file: file.write_text(text))
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+
+    def settings(self) -> dict[str, Any]:
+        """The run's resolved options as ``section.key`` values."""
+        return read_config(self.path / CONFIG)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume from."""
+        return bool(checkpoints(self.checkpoints))
+
+    def truncate_metrics(self, steps: int) -> None:
+        """Keep the metrics of the first ``steps`` steps; what follows will be written again."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] <= steps:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                break  # the half line of a run that was killed while writing
+        write_atomically(self.metrics, lambda file: file.write_text("".join(kept)))

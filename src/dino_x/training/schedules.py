@@ -1,0 +1,58 @@
+"""Schedules, as pure functions of the optimizer step. Steps count from 0."""
+
+import math
+from dataclasses import dataclass
+
+from dino_x.config import Options
+
+
+def cosine(start: float, end: float, step: int, steps: int) -> float:
+    """From start at step 0 to end at the last step, ``steps - 1``."""
+    progress = min(step / max(steps - 1, 1), 1.0)
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def warmup_cosine(peak: float, end: float, step: int, steps: int, warmup: int) -> float:
+    """Linear from peak / warmup up to peak in ``warmup`` steps, then a cosine to end."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return cosine(peak, end, step - warmup, steps - warmup)
+
+
+def warmup_linear(start: float, end: float, step: int, warmup: int) -> float:
+    """Linear from start to end in ``warmup`` steps, then end."""
+    return end if step >= warmup else start + (end - start) * step / warmup
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """What is scheduled, at one step."""
+
+    lr: float
+    weight_decay: float
+    momentum: float
+    teacher_temperature: float
+    last_layer_frozen: bool
+
+
+def peak_lr(options: Options) -> float:
+    """``optim.lr * sqrt(effective batch / lr_batch)``, DINOv2/v3's rule."""
+    return options.optim.lr * math.sqrt(options.train.effective_batch / options.optim.lr_batch)
+
+
+def values_at(step: int, options: Options) -> StepValues:
+    """All scheduled values at an optimizer step of a run with resolved options."""
+    steps, optim, teacher = options.train.steps, options.optim, options.teacher
+    assert steps is not None
+    assert optim.warmup is not None
+    assert optim.freeze_last_layer is not None
+    assert teacher.temperature_warmup is not None
+    return StepValues(
+        lr=warmup_cosine(peak_lr(options), optim.lr_end, step, steps, optim.warmup),
+        weight_decay=cosine(optim.weight_decay, optim.weight_decay_end, step, steps),
+        momentum=cosine(teacher.momentum, teacher.momentum_end, step, steps),
+        teacher_temperature=warmup_linear(
+            teacher.temperature_start, teacher.temperature, step, teacher.temperature_warmup
+        ),
+        last_layer_frozen=step < optim.freeze_last_layer,
+    )

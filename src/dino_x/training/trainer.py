@@ -1,0 +1,194 @@
+"""The training loop."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from dino_x.config import Options
+from dino_x.errors import UserError
+from dino_x.losses.checks import NotFiniteError
+from dino_x.model.backbone import save_vit
+from dino_x.model.teacher import Network, build_student, build_teacher, update_teacher
+from dino_x.training import checkpoint
+from dino_x.training.device import autocast, dtype_of, peak_memory_gib
+from dino_x.training.effective_batch import Centers, EffectiveBatch, WindowResult
+from dino_x.training.optimizer import build_optimizer, set_values
+from dino_x.training.report import TrainingReport
+from dino_x.training.run import RunFolder
+from dino_x.training.schedules import StepValues, values_at
+from dino_x.training.window import Cutter, ImageSource, MicroBatch, draw_window, micro_batches
+
+
+@dataclass
+class Trainer:
+    """A run's state and its one loop. All state changes in ``update``, once a step.
+
+    Attributes:
+        options: resolved.
+        run: where checkpoints and the model go.
+        source: canvases by image index.
+        images: how many there are.
+        images_hash: tells a resumed run whether they are still the same.
+        cutter: canvases to crops.
+    """
+
+    options: Options
+    run: RunFolder
+    source: ImageSource
+    images: int
+    images_hash: str
+    cutter: Cutter
+    implementation: str = "fused"
+    done: int = 0
+    student: Network = field(init=False)
+    teacher: Network = field(init=False)
+
+    def __post_init__(self) -> None:
+        options, device = self.options, self.cutter.device
+        student = build_student(options).to(device, dtype_of(options.train.precision))
+        self.student, self.teacher = student, build_teacher(student)
+        self.optimizer = build_optimizer(student, options.optim)
+        zeros = torch.zeros(options.head.prototypes, device=device, dtype=self.cutter.dtype)
+        self.centers = Centers(zeros, zeros.clone())
+        self.effective_batch = EffectiveBatch(
+            student,
+            self.teacher,
+            options.loss,
+            autocast(options.train.precision, device),
+            self.implementation,
+        )
+
+    def train(self, report: TrainingReport) -> None:
+        """From the step after the last finished one to the end."""
+        steps, every = self.options.train.steps, self.options.checkpoint.every
+        assert steps is not None
+        for step in range(self.done, steps):
+            started = time.perf_counter()
+            values = values_at(step, self.options)
+            set_values(self.optimizer, self.student, values)
+            result = self.gradients(step, values)
+            norm = self.update(step, result, values)
+            self.done = step + 1
+            report.step(self.numbers(result, values, norm, time.perf_counter() - started))
+            if self.done % every == 0 or self.done == steps:
+                self.save()
+
+    def gradients(self, step: int, values: StepValues) -> WindowResult:
+        """Of the whole effective batch of a step, left in ``.grad``; see effective_batch.py."""
+        train, backbone = self.options.train, self.student.backbone
+        assert isinstance(train.micro_batch, int)
+        window = draw_window(self.options, step, self.images, backbone.depth, backbone.patch_size)
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            result = self.effective_batch.backward(
+                partial(micro_batches, window, train.micro_batch, self.source, self.cutter),
+                window.images,
+                train.micro_batch,
+                self.centers,
+                values.teacher_temperature,
+            )
+        except NotFiniteError as error:
+            raise self.not_finite(step, str(error)) from error
+        for name, value in result.terms.items():
+            if not math.isfinite(value):
+                raise self.not_finite(step, f"{name} is {value}")
+        return result
+
+    def update(self, step: int, result: WindowResult, values: StepValues) -> float:
+        """Clip, optimizer, teacher, centers: everything that changes, once. The gradient norm."""
+        clip = self.options.optim.clip or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), clip))
+        if not math.isfinite(norm):
+            raise self.not_finite(step, f"the gradient norm is {norm}")
+        self.optimizer.step()
+        update_teacher(self.teacher, self.student, values.momentum)
+        self.centers = result.next_centers
+        return norm
+
+    def not_finite(self, step: int, what: str) -> UserError:
+        """The error for a loss that is no number: where the last good state is."""
+        saved = checkpoint.checkpoints(self.run.checkpoints)
+        good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was made yet"
+        return UserError(
+            f"stopped at step {step + 1}: {what}; {good}; try a lower optim.lr, a longer"
+            " optim.warmup or --precision fp32"
+        )
+
+    def numbers(
+        self, result: WindowResult, values: StepValues, norm: float, seconds: float
+    ) -> dict[str, Any]:
+        """What is recorded of a step. Each image of the effective batch is counted once."""
+        batch = self.options.train.effective_batch
+        return {
+            "step": self.done,
+            "images": self.done * batch,
+            **result.terms,
+            "lr": values.lr,
+            "weight_decay": values.weight_decay,
+            "teacher_momentum": values.momentum,
+            "teacher_temperature": values.teacher_temperature,
+            "gradient_norm": norm,
+            "images_per_second": batch / seconds,
+            "memory_gib": peak_memory_gib(self.cutter.device),
+        }
+
+    def save(self) -> None:
+        """A checkpoint, and the teacher's backbone as transformers saves it."""
+        state = {
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "centers": {"dino": self.centers.dino_K, "ibot": self.centers.ibot_K},
+            "images_hash": self.images_hash,
+        }
+        checkpoint.save(self.run.checkpoints, self.done, state, self.options.checkpoint.keep)
+        backbone = self.teacher.backbone
+        save_vit(
+            backbone.vit.state_dict(),
+            backbone,
+            self.run.model,
+            self.options.views.global_size,
+            self.cutter.mean,
+            self.cutter.std,
+        )
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint of the run, if there is one.
+
+        Raises: UserError if the images are not those it was trained on.
+        """
+        state = checkpoint.load_newest(self.run.checkpoints, self.cutter.device)
+        if state is None:
+            return
+        if state["images_hash"] != self.images_hash:
+            raise UserError(
+                f"the images are not those {self.run.path} was trained on (files were added,"
+                " removed or changed in size); put them back, or start a new run"
+            )
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.centers = Centers(state["centers"]["dino"], state["centers"]["ibot"])
+        self.done = state["step"]
+        self.run.truncate_metrics(self.done)
+
+    def try_micro_batch(self, size: int) -> None:
+        """One forward and backward of ``size`` images; for finding what fits."""
+
+        def one() -> Iterator[MicroBatch]:
+            window = draw_window(
+                self.options, 0, self.images, self.student.backbone.depth,
+                self.student.backbone.patch_size,
+            )  # fmt: skip
+            yield next(micro_batches(window, size, self.source, self.cutter))
+
+        self.effective_batch.backward(
+            one, size, size, self.centers, self.options.teacher.temperature
+        )
+        self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,197 @@
+"""What one optimizer step looks at, and its cutting into micro-batches.
+
+B: images of the effective batch, b: of a micro-batch, V: views, N: patches, L: layers.
+A ``Window`` is drawn for the whole effective batch from (seed, step). A ``MicroBatch`` is a slice
+of it by position; what it holds does not depend on where the slice ends. Rows of crops are
+view-major: row ``view * b + image``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dino_x.config import Options
+from dino_x.data.loader import Canvases
+from dino_x.data.sampler import sample_indices
+from dino_x.model.backbone import ForwardRandomness
+from dino_x.randomness import generator
+from dino_x.views.crops import apply_views, draw_views, view_parameters
+from dino_x.views.masks import block_masks, mask_counts
+
+GLOBAL_VIEWS = 2
+
+
+@dataclass(frozen=True)
+class Window:
+    """The draws of one step, for all B images."""
+
+    step: int
+    indices_B: np.ndarray
+    global_draws_BVU: np.ndarray
+    local_draws_BVU: np.ndarray
+    masks_BVN: np.ndarray
+    global_keep_LBV: np.ndarray  # [L, 2, B, 2]
+    local_keep_LBV: np.ndarray  # [L, 2, B, local crops]
+    global_rescale: float
+    local_rescale: float
+
+    @property
+    def images(self) -> int:
+        """B, the effective batch."""
+        return len(self.indices_B)
+
+    @property
+    def local_views(self) -> int:
+        """Local crops an image."""
+        return self.local_draws_BVU.shape[1]
+
+    @property
+    def masked_crops(self) -> int:
+        """Global crops of the effective batch in which any patch is masked."""
+        return int(self.masks_BVN.any(axis=2).sum())
+
+
+def draw_window(options: Options, step: int, images: int, depth: int, patch_size: int) -> Window:
+    """Everything random in one step, from (seed, step) alone.
+
+    Args:
+        options: resolved.
+        step: optimizer step, from 0.
+        images: images in the data set.
+        depth: layers of the backbone.
+        patch_size: side of a patch in pixels.
+    """
+    seed, batch, locals_ = (
+        options.train.seed,
+        options.train.effective_batch,
+        options.views.local_crops,
+    )
+    rng = generator(seed, step, "masks")
+    grid = (options.views.global_size // patch_size,) * 2
+    counts = mask_counts(
+        rng, batch * GLOBAL_VIEWS, grid[0] * grid[1], options.masks.probability, options.masks.ratio
+    )
+    masks = block_masks(rng, counts, grid).reshape(batch, GLOBAL_VIEWS, -1)
+
+    def keep(views: int, purpose: str) -> np.ndarray:
+        draws = generator(seed, step, purpose).random((depth, 2, batch, views))
+        return draws >= options.model.drop_path
+
+    def rescale(purpose: str) -> float:
+        limit = np.log(options.model.rope_rescale or 1.0)
+        return float(np.exp(generator(seed, step, purpose).uniform(-limit, limit)))
+
+    return Window(
+        step=step,
+        indices_B=sample_indices(seed, step, batch, images),
+        global_draws_BVU=draw_views(generator(seed, step, "global crops"), batch, GLOBAL_VIEWS),
+        local_draws_BVU=draw_views(generator(seed, step, "local crops"), batch, locals_),
+        masks_BVN=masks,
+        global_keep_LBV=keep(GLOBAL_VIEWS, "global depth"),
+        local_keep_LBV=keep(locals_, "local depth"),
+        global_rescale=rescale("global rope"),
+        local_rescale=rescale("local rope"),
+    )
+
+
+class ImageSource(Protocol):
+    """Where canvases come from: data/loader.py, or a test."""
+
+    def prefetch(self, batches: list[np.ndarray]) -> Iterator[Canvases]:
+        """Canvases for each array of image indices, in order."""
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """How canvases become the network's input; the same for all micro-batches of a run."""
+
+    options: Options
+    mean: list[float]
+    std: list[float]
+    device: torch.device
+    dtype: torch.dtype
+
+    def crops(self, canvases: Canvases, draws_bVU: np.ndarray, size: int,
+              scale: tuple[float, float]) -> Tensor:  # fmt: skip
+        """Normalised crops, view-major [V * b, 3, O, O]."""
+        pixels = canvases.pixels.to(self.device, self.dtype)
+        aspect = canvases.aspect.to(self.device, self.dtype)
+        draws = torch.as_tensor(draws_bVU).to(self.device, self.dtype)
+        parameters = view_parameters(draws, aspect, scale, size, self.options.views)
+        crops = apply_views(pixels, parameters, size)
+        mean, std = (
+            torch.tensor(value, device=self.device, dtype=self.dtype)[:, None, None]
+            for value in (self.mean, self.std)
+        )
+        return (crops - mean) / std  # a grey crop becomes three channels here
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """b consecutive positions of a window, with their images."""
+
+    window: Window
+    span: slice
+    canvases: Canvases
+    cutter: Cutter
+
+    @property
+    def images(self) -> int:
+        """Images of the micro-batch."""
+        return self.span.stop - self.span.start
+
+    def global_crops(self) -> Tensor:
+        """[2 * b, 3, O, O]."""
+        views = self.cutter.options.views
+        draws = self.window.global_draws_BVU[self.span]
+        return self.cutter.crops(self.canvases, draws, views.global_size, views.global_scale)
+
+    def local_crops(self) -> Tensor:
+        """[local crops * b, 3, O, O]."""
+        views = self.cutter.options.views
+        draws = self.window.local_draws_BVU[self.span]
+        return self.cutter.crops(self.canvases, draws, views.local_size, views.local_scale)
+
+    def masks(self) -> Tensor:
+        """Masked patches of the global crops, bool [2 * b, N]."""
+        masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
+        return torch.from_numpy(masks.reshape(-1, masks.shape[-1]).copy()).to(self.cutter.device)
+
+    def masked_index(self) -> Tensor:
+        """Which rows of [2 * b * N] patch tokens are masked, int64 [m]."""
+        masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
+        return torch.from_numpy(np.flatnonzero(masks)).to(self.cutter.device)
+
+    def masked_weights(self) -> Tensor:
+        """Weight of each masked patch, [m]: a mean over its crop, then over all masked crops."""
+        masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
+        counts = masks.sum(axis=2, keepdims=True) * max(self.window.masked_crops, 1)
+        weights = np.broadcast_to(1 / np.maximum(counts, 1), masks.shape)[masks]
+        return torch.from_numpy(weights).to(self.cutter.device, self.cutter.dtype)
+
+    def global_randomness(self) -> ForwardRandomness:
+        """Of the student's forward of the global crops."""
+        return self._randomness(self.window.global_keep_LBV, self.window.global_rescale)
+
+    def local_randomness(self) -> ForwardRandomness:
+        """Of the student's forward of the local crops."""
+        return self._randomness(self.window.local_keep_LBV, self.window.local_rescale)
+
+    def _randomness(self, keep_LBV: np.ndarray, rescale: float) -> ForwardRandomness:
+        view_major = keep_LBV[:, :, self.span].swapaxes(2, 3)
+        keep = torch.from_numpy(view_major.reshape(*view_major.shape[:2], -1).copy())
+        return ForwardRandomness(keep.to(self.cutter.device), rescale)
+
+
+def micro_batches(
+    window: Window, size: int, source: ImageSource, cutter: Cutter
+) -> Iterator[MicroBatch]:
+    """The window in order, ``size`` images at a time, reading ahead by one."""
+    spans = [slice(start, start + size) for start in range(0, window.images, size)]
+    canvases = source.prefetch([window.indices_B[span] for span in spans])
+    for span, loaded in zip(spans, canvases, strict=True):
+        yield MicroBatch(window, span, loaded, cutter)

@@ -1,0 +1,1 @@
+"""Windows, crops and masks: drawn as numbers, applied as pure functions."""

@@ -1,0 +1,100 @@
+"""A window of random images and a trainer in float64, whose gradients the tests compare."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from dino_x.data.loader import Canvases
+from dino_x.presets import check, resolve
+from dino_x.training.device import dtype_of
+from dino_x.training.run import RunFolder
+from dino_x.training.schedules import values_at
+from dino_x.training.trainer import Trainer
+from dino_x.training.window import Cutter, draw_window, micro_batches
+from tests.conftest import TINY
+
+IMAGES = 24
+
+
+class RandomImages:
+    """An image source in memory."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(3)
+        self.pixels = torch.from_numpy(rng.random((IMAGES, 1, 40, 40)))
+        self.aspect = torch.from_numpy(rng.uniform(0.6, 1.6, IMAGES))
+
+    def prefetch(self, batches):
+        for indices in batches:
+            yield Canvases(self.pixels[indices], self.aspect[indices])
+
+
+class Bench:
+    """One step of a trainer, cut into micro-batches of any size."""
+
+    def __init__(self, path, implementation="fused", **settings) -> None:
+        said = TINY | {
+            "train.effective_batch": 8, "train.steps": 10, "train.precision": "fp64",
+            "loss.centering": "sinkhorn", "optim.freeze_last_layer": 0,
+            "model.layerscale": 0.5,  # so that two layers matter, and targets are not uniform:
+            "head.init": "fan_in", "head.normalize_prototypes": True,
+        }  # fmt: skip
+        said |= {name.replace("__", "."): value for name, value in settings.items()}
+        self.options, _ = resolve(said, IMAGES)
+        check(said)
+        cutter = Cutter(self.options, [0.5] * 3, [0.25] * 3, torch.device("cpu"), dtype_of("fp64"))
+        self.trainer = Trainer(
+            self.options, RunFolder(path), RandomImages(), IMAGES, "hash", cutter, implementation
+        )
+        # A teacher that is not the student, and centers that are not zero, as after some steps.
+        torch.manual_seed(5)
+        with torch.no_grad():
+            for weight in self.trainer.teacher.parameters():
+                weight.add_(torch.randn_like(weight), alpha=0.02)
+        for center in (self.trainer.centers.dino_K, self.trainer.centers.ibot_K):
+            center.normal_(std=0.05)
+        backbone = self.trainer.student.backbone
+        self.window = draw_window(self.options, 4, IMAGES, backbone.depth, backbone.patch_size)
+        self.temperature = values_at(4, self.options).teacher_temperature
+
+    def micro_batches(self, size):
+        return micro_batches(self.window, size, self.trainer.source, self.trainer.cutter)
+
+    def exact(self, size):
+        """Terms and gradient of the effective batch, in micro-batches of ``size``."""
+        return self._collect([partial(self.micro_batches, size)], self.window.images, size)
+
+    def naive(self, size):
+        """As other tools accumulate: every micro-batch is a batch of its own, gradients averaged."""
+        passes = [lambda micro=micro: iter([micro]) for micro in self.micro_batches(size)]
+        return self._collect(passes, size, size)
+
+    def _collect(self, passes, images, size):
+        trainer, terms = self.trainer, {}
+        trainer.optimizer.zero_grad(set_to_none=True)
+        for one_pass in passes:
+            result = trainer.effective_batch.backward(
+                one_pass, images, size, trainer.centers, self.temperature
+            )
+            for name, value in result.terms.items():
+                terms[name] = terms.get(name, 0) + value
+        gradient = torch.cat(
+            [
+                torch.zeros_like(weight).flatten() if weight.grad is None else weight.grad.flatten()
+                for weight in trainer.student.parameters()
+            ]
+        )
+        return terms, gradient, result.next_centers
+
+
+def relative_error(value, reference):
+    """Norm of the difference against the norm of the reference."""
+    return float((value - reference).norm() / reference.norm())
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Makes a ``Bench``; keyword arguments are settings as ``section__key``."""
+    return partial(Bench, tmp_path)

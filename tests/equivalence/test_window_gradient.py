@@ -1,0 +1,120 @@
+"""The flagship: the gradient is that of the effective batch, whatever the micro-batch."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.equivalence.conftest import relative_error
+
+SIZES = [1, 2, 4]
+
+
+@pytest.mark.parametrize("centering", ["sinkhorn", "softmax"])
+@pytest.mark.parametrize("size", SIZES)
+def test_gradient_does_not_depend_on_the_micro_batch(bench, size, centering):
+    step = bench(loss__centering=centering)
+    terms_whole, whole, centers_whole = step.exact(8)
+    terms, gradient, centers = step.exact(size)
+    assert {"dino", "ibot", "koleo"} <= set(terms)
+    assert relative_error(gradient, whole) < 1e-10
+    for name, value in terms_whole.items():
+        assert terms[name] == pytest.approx(value, rel=1e-10)
+    torch.testing.assert_close(centers.dino_K, centers_whole.dino_K, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(centers.ibot_K, centers_whole.ibot_K, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_gradient_with_a_koleo_group_that_spans_micro_batches(bench, size):
+    step = bench(loss__koleo_group=4, loss__koleo_weight=1.0)
+    _, whole, _ = step.exact(8)
+    _, gradient, _ = step.exact(size)
+    assert relative_error(gradient, whole) < 1e-10
+    _, other, _ = bench(loss__koleo_group=8, loss__koleo_weight=1.0).exact(8)
+    assert relative_error(other, whole) > 1e-3, "the group must matter, or the test shows nothing"
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("term", ["all", "sinkhorn alone", "koleo alone"])
+def test_negative_control_naive_accumulation_has_another_gradient(bench, size, term):
+    weights = {"sinkhorn alone": {"loss__koleo_weight": 0}}.get(term, {})
+    if term == "koleo alone":
+        if size == 1:
+            pytest.skip("KoLeo of one image does not exist, which is the point")
+        weights = {"loss__dino_weight": 0, "loss__ibot_weight": 0}
+    if term == "all" and size == 1:
+        weights = {"loss__koleo_weight": 0}
+    step = bench(**weights)
+    _, whole, _ = step.exact(8)
+    _, naive, _ = step.naive(size)
+    assert relative_error(naive, whole) > 1e-2
+
+
+def test_naive_accumulation_of_one_micro_batch_is_exact(bench):
+    """So the control above differs by its scope alone, not by some other mistake."""
+    step = bench()
+    _, whole, _ = step.exact(8)
+    _, naive, _ = step.naive(8)
+    assert torch.equal(naive, whole)
+
+
+def test_reference_losses_give_the_same_gradient(bench):
+    _, fused, _ = bench("fused").exact(2)
+    _, reference, _ = bench("reference").exact(2)
+    assert relative_error(fused, reference) < 1e-10
+
+
+def plain_sinkhorn(logits_NK, iterations):
+    """The published algorithm: scale rows and columns of exp(logits) in turn, targets [N, K]."""
+    q_KN = torch.exp(logits_NK).T
+    rows, columns = q_KN.shape
+    q_KN = q_KN / q_KN.sum()
+    for _ in range(iterations):
+        q_KN = q_KN / q_KN.sum(dim=1, keepdim=True) / rows
+        q_KN = q_KN / q_KN.sum(dim=0, keepdim=True) / columns
+    return (q_KN * columns).T
+
+
+def plain_koleo(features_BF):
+    """KoLeo of one group, by all distances."""
+    features = F.normalize(features_BF, dim=1)
+    distances = torch.cdist(features, features) + 10 * torch.eye(len(features))
+    return -torch.log(distances.min(dim=1).values + 1e-8).mean()
+
+
+def test_gradient_is_that_of_the_plain_loss_written_out(bench):
+    """DINO + iBOT + KoLeo on the whole batch, from the papers, with every logit materialised."""
+    step = bench()
+    terms, gradient, _ = step.exact(2)
+    student, teacher, loss = step.trainer.student, step.trainer.teacher, step.options.loss
+    student.zero_grad(set_to_none=True)
+    (micro,) = step.micro_batches(8)
+    masks = micro.masks()
+    with torch.no_grad():
+        cls, patches = teacher(micro.global_crops(), None, None)
+        to_logits = [
+            (teacher.dino_head(cls), teacher.dino_head.prototypes()),
+            (teacher.ibot_head(patches[masks]), teacher.ibot_head.prototypes()),
+        ]
+        dino_targets, ibot_targets = (
+            plain_sinkhorn(z @ w.T / step.temperature, 3) for z, w in to_logits
+        )
+    global_cls, patches = student(micro.global_crops(), masks, micro.global_randomness())
+    local_cls, _ = student(micro.local_crops(), None, micro.local_randomness())
+
+    def log_probabilities(tokens, head):
+        return F.log_softmax(head(tokens) @ head.prototypes().T / loss.student_temperature, dim=-1)
+
+    views = log_probabilities(torch.cat([global_cls, local_cls]), student.dino_head).view(5, 8, -1)
+    targets = dino_targets.view(2, 8, -1)
+    pairs = [(s, t) for s in range(5) for t in range(2) if s != t]
+    dino = -sum((targets[t] * views[s]).sum(-1).mean() for s, t in pairs) / len(pairs)
+    patch_loss = -(ibot_targets * log_probabilities(patches[masks], student.ibot_head)).sum(-1)
+    counts = masks.sum(dim=1, keepdim=True).expand_as(masks)[masks]
+    ibot = (patch_loss / counts).sum() / masks.any(dim=1).sum()
+    koleo = sum(plain_koleo(view) for view in global_cls.view(2, 8, -1))
+    (dino + loss.ibot_weight * ibot + loss.koleo_weight * koleo).backward()
+    expected = torch.cat([weight.grad.flatten() for weight in student.parameters()])
+    assert terms["dino"] == pytest.approx(float(dino), rel=1e-10)
+    assert terms["ibot"] == pytest.approx(float(ibot), rel=1e-10)
+    assert terms["koleo"] == pytest.approx(float(koleo), rel=1e-6)  # its epsilon is our own
+    assert relative_error(gradient, expected) < 1e-6
