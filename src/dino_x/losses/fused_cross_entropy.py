@@ -11,8 +11,6 @@ Shape letters: R student rows, T teacher rows, D features, K prototypes, P pairs
 C student rows of a chunk, U teacher rows of a chunk.
 """
 
-# ruff: noqa: N815, shape letters in the names of fields
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -19,7 +19,7 @@ class Ranks:
         return 1 if self.group is None else dist.get_world_size(self.group)
 
     def share(self, total: int) -> slice:
-        """This process's share of ``total`` things, sizes differing by one at most."""
+        """The share of ``total`` things that this process does, sizes differing by one at most."""
         if self.group is None:
             return slice(0, total)
         rank = dist.get_rank(self.group)

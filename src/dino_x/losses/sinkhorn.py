@@ -71,7 +71,7 @@ def sinkhorn_bias(
 
     >>> rows, prototypes = torch.eye(3), torch.eye(3)
     >>> sinkhorn_bias(rows, prototypes, temperature=1.0)  # balanced already: the same for all
-    tensor([-0.4530, -0.4530, -0.4530])
+    tensor([-1.5514, -1.5514, -1.5514])
     """
     ranks = Ranks(group)
     refusal: ValueError | None = None

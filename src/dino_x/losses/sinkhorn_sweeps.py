@@ -37,20 +37,26 @@ def solve_bias(
     scaled_ND = rows_ND / temperature
     kept_bytes = len(rows_ND) * largest_share * rows_ND.element_size()
     if kept_bytes <= KEEP_SHARE * working_bytes(rows_ND.device):
-        bias_K = _iterate_kept(scaled_ND, prototypes_KD, iterations, ranks)
-        if bias_K is not None:
-            return bias_K
+        kept_bias_K = _iterate_kept(scaled_ND, prototypes_KD, iterations, ranks)
+        if kept_bias_K is not None:
+            return kept_bias_K
+    return _iterate_sweeping(scaled_ND, prototypes_KD, iterations, ranks)
+
+
+def _iterate_sweeping(
+    scaled_ND: Tensor, prototypes_KD: Tensor, iterations: int, ranks: Ranks
+) -> Tensor:
+    """f from logits that are computed anew in each iteration, for any logits and number of rows."""
     row_bias_N = scaled_ND.new_zeros(len(scaled_ND))
-    for iteration in range(iterations):
+    for _ in range(iterations - 1):
         bias_K, row_sums_N = _sweep(scaled_ND, prototypes_KD, row_bias_N)
-        if iteration + 1 < iterations:
-            ranks.sum_(row_sums_N)
-            row_bias_N = row_bias_N - row_sums_N.log()
-            # A row that is far from the largest of every prototype has lost digits or all of them.
-            lost = (row_sums_N < torch.finfo(row_sums_N.dtype).tiny ** 0.5).nonzero()[:, 0]
-            if len(lost) > 0:
-                row_bias_N[lost] = -_row_logsumexp(scaled_ND[lost], prototypes_KD, bias_K, ranks)
-    return bias_K
+        ranks.sum_(row_sums_N)
+        row_bias_N = row_bias_N - row_sums_N.log()
+        # A row that is far from the largest of every prototype has lost digits, or all of them.
+        lost = (row_sums_N < torch.finfo(row_sums_N.dtype).tiny ** 0.5).nonzero()[:, 0]
+        if len(lost) > 0:
+            row_bias_N[lost] = -_row_logsumexp(scaled_ND[lost], prototypes_KD, bias_K, ranks)
+    return _sweep(scaled_ND, prototypes_KD, row_bias_N)[0]
 
 
 def _sweep(scaled_ND: Tensor, prototypes_KD: Tensor, row_bias_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,14 +88,13 @@ def _iterate_kept(
     # in all iterations, for fewer than a billion rows and prototypes.
     safe = torch.finfo(exp_KN.dtype).tiny ** 0.25
     factors_N = scaled_ND.new_ones(len(scaled_ND))  # exp(g)
-    for iteration in range(iterations):
+    for _ in range(iterations - 1):
         sums_K = exp_KN @ factors_N
-        if iteration + 1 < iterations:
-            row_sums_N = ranks.sum_(exp_KN.T @ (1 / sums_K))
-            if not bool((row_sums_N > safe).all()):
-                return None
-            factors_N = 1 / row_sums_N
-    return -(largest_K + sums_K.log())
+        row_sums_N = ranks.sum_(exp_KN.T @ (1 / sums_K))
+        if not bool((row_sums_N > safe).all()):
+            return None
+        factors_N = 1 / row_sums_N
+    return -(largest_K + (exp_KN @ factors_N).log())
 
 
 def _row_logsumexp(
@@ -112,13 +117,16 @@ def _row_logsumexp(
 def _tiles(
     scaled_ND: Tensor, prototypes_KD: Tensor, added_N: Tensor, out_KN: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Logits plus ``added_N``, [C, N] a tile: in one buffer again and again, or each in its place."""
+    """Logits plus ``added_N`` tile by tile, [C, N]: each in its place of ``out_KN``, if given.
+
+    Without it they share one buffer, so that a tile is lost when the next one comes.
+    """
     rows, prototypes = len(scaled_ND), len(prototypes_KD)
     tile_bytes = TILE_SHARE * working_bytes(scaled_ND.device)
     size = max(1, min(prototypes, int(tile_bytes / (rows * scaled_ND.element_size()))))
-    buffer_CN = scaled_ND.new_empty(size, rows) if out_KN is None else None
+    shared_CN = scaled_ND.new_empty(size, rows)
     for start in range(0, prototypes, size):
         tile = slice(start, min(start + size, prototypes))
-        tile_CN = out_KN[tile] if out_KN is not None else buffer_CN[: tile.stop - start]
+        tile_CN = shared_CN[: tile.stop - start] if out_KN is None else out_KN[tile]
         prototypes_CD = prototypes_KD[tile].to(scaled_ND.dtype)
         yield tile, torch.addmm(added_N, prototypes_CD, scaled_ND.T, out=tile_CN)

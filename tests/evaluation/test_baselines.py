@@ -1,0 +1,49 @@
+"""The baselines are reproducible, and learn nothing from the images they are tested on."""
+
+import numpy as np
+import torch
+from transformers import AutoConfig
+
+from dino_x.evaluation.baselines import principal_components, random_weights
+
+
+def test_random_weights_are_those_of_the_seed(tiny_model):
+    config = AutoConfig.from_pretrained(tiny_model)
+    first, again, other = (random_weights(config, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["norm.weight"] * 0 + 1, torch.zeros(32))
+    name = "embeddings.patch_embeddings.weight"
+    assert not torch.equal(first[name], other[name])
+
+
+def test_drawing_random_weights_does_not_move_the_global_generator(tiny_model):
+    config = AutoConfig.from_pretrained(tiny_model)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    random_weights(config, 7)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_principal_components_are_fitted_on_the_references_only():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 40)).astype(np.float32)
+    is_reference = np.arange(60) < 45
+    before = principal_components(features, is_reference, components=8)
+    features[50:] = 1e3 * rng.normal(size=(10, 40))  # a fit that saw these would turn to them
+    after = principal_components(features, is_reference, components=8)
+    np.testing.assert_array_equal(after[:50], before[:50])
+
+
+def test_principal_components_are_centered_and_ordered_by_variance():
+    rng = np.random.default_rng(1)
+    features = (rng.normal(size=(50, 6)) * [1, 9, 1, 4, 1, 1] + 7).astype(np.float32)
+    found = principal_components(features, np.ones(50, dtype=bool), components=3)
+    variances = np.linalg.eigvalsh(np.cov(features.T.astype(np.float64)))[::-1][:3]
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(found.var(axis=0, ddof=1), variances, rtol=1e-4)
+
+
+def test_few_references_give_few_components():
+    features = np.random.default_rng(2).normal(size=(9, 100)).astype(np.float32)
+    assert principal_components(features, np.arange(9) < 5).shape == (9, 5)
