@@ -1,5 +1,7 @@
 """What tests share: images made on the spot, and a run small enough for a test."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,13 +29,17 @@ def draw_film(rng: np.random.Generator, height: int = 40, width: int = 48) -> np
     return np.clip(film + rng.normal(0, 8, film.shape), 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="session")
-def films(tmp_path_factory):
-    """A folder of 40 PNG files in two subfolders."""
-    folder = tmp_path_factory.mktemp("films")
+def make_films(folder: Path) -> Path:
+    """Write 40 PNG files in two subfolders."""
     rng = np.random.default_rng(7)
     for number in range(40):
         place = folder / ("a" if number % 2 else "b")
-        place.mkdir(exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw_film(rng)).save(place / f"{number:03d}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory):
+    """A folder of 40 small films."""
+    return make_films(tmp_path_factory.mktemp("films"))

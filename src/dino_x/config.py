@@ -130,6 +130,9 @@ class LossOptions(Section):
         ge=0,
     )  # fmt: skip
     koleo_weight: float = option(0.1, "KoLeo, for each of the two global views", ge=0)
+    implementation: Literal["fused", "reference"] = option(
+        "fused", "of Sinkhorn-Knopp and cross-entropy; reference holds every logit in memory"
+    )
     koleo_group: Literal["effective"] | PositiveInt = option(
         "effective", "images among which KoLeo looks for neighbours; its value depends on it"
     )

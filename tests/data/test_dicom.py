@@ -326,7 +326,9 @@ def test_damaged_compressed_pixels(write_dicom):
 def test_no_patient_value_leaves_a_file(write_dicom, rng, patient, capfd, caplog):
     """Whole, cut at many places, and with patient values where numbers should be."""
     caplog.set_level(logging.DEBUG)
-    whole = write_dicom(rng.integers(0, 4096, (16, 16), dtype=np.uint16), Modality="CT").read_bytes()
+    whole = write_dicom(
+        rng.integers(0, 4096, (16, 16), dtype=np.uint16), Modality="CT"
+    ).read_bytes()
     planted = [whole[:cut] for cut in range(140, len(whole), 23)]
     name = patient["PatientName"].encode()
     for element in (b"\x28\x00\x10\x00", b"\x28\x00\x04\x00", b"\x08\x00\x60\x00", b"US\x02\x00"):

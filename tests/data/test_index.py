@@ -161,7 +161,9 @@ def test_more_than_1_in_10_unreadable_is_an_error(write_png, tmp_path, broken, e
     if not error:
         assert len(build_index([tmp_path]).skipped) == broken
         return
-    with pytest.raises(UserError, match="3 of 20 .* more than 1 in 10.*00.png: truncated") as raised:
+    with pytest.raises(
+        UserError, match="3 of 20 .* more than 1 in 10.*00.png: truncated"
+    ) as raised:
         build_index([tmp_path])
     assert "\n" not in str(raised.value)
 

@@ -122,7 +122,9 @@ def test_flipped_bit_in_a_png_is_found(save, rng):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest resets ours
 def test_decompression_bomb_is_refused_by_its_header(tmp_path):
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 11_000, 10_000, 8, 0, 0, 0, 0))
     path = tmp_path / "bomb.png"

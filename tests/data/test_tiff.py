@@ -13,7 +13,9 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int8, np.int16, np.float32])
 @pytest.mark.parametrize("shape", [(9, 7), (9, 7, 3)])
-@pytest.mark.parametrize("options", [{}, {"compression": "zlib", "predictor": True}, {"tile": (16, 16)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"compression": "zlib", "predictor": True}, {"tile": (16, 16)}]
+)
 def test_values_are_as_stored(path, rng, dtype, shape, options):
     if dtype == np.float32 and "predictor" in options:
         options = {"compression": "zlib"}

@@ -34,7 +34,7 @@ class RandomImages:
 class Bench:
     """One step of a trainer, cut into micro-batches of any size."""
 
-    def __init__(self, path, implementation="fused", **settings) -> None:
+    def __init__(self, path, **settings) -> None:
         said = TINY | {
             "train.effective_batch": 8, "train.steps": 10, "train.precision": "fp64",
             "loss.centering": "sinkhorn", "optim.freeze_last_layer": 0,
@@ -46,7 +46,7 @@ class Bench:
         check(said)
         cutter = Cutter(self.options, [0.5] * 3, [0.25] * 3, torch.device("cpu"), dtype_of("fp64"))
         self.trainer = Trainer(
-            self.options, RunFolder(path), RandomImages(), IMAGES, "hash", cutter, implementation
+            self.options, RunFolder(path), RandomImages(), IMAGES, "hash", cutter
         )
         # A teacher that is not the student, and centers that are not zero, as after some steps.
         torch.manual_seed(5)

@@ -81,14 +81,15 @@ def test_steps_that_are_switched_off_are_left_out(tmp_path, stated, mean, std):
     assert preparation.std == pytest.approx([std] * 3)
 
 
-@pytest.mark.parametrize(("channels", "mean", "std"), [(1, (0.5,), (0.25,)), (3, 0.485, 0.229)])
+@pytest.mark.parametrize(
+    ("channels", "mean", "std"),
+    [(1, (0.5,), (0.25,)), (3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))],
+)
 def test_without_the_file_size_and_statistics_are_assumed(tmp_path, channels, mean, std):
     preparation = read_preparation(tmp_path, Config(channels, image_size=96))
     assert not preparation.stated
     assert preparation.image_size == 96
-    assert (preparation.mean, preparation.std) == (mean, std) or (
-        (preparation.mean[0], preparation.std[0]) == (mean, std)
-    )
+    assert (preparation.mean, preparation.std) == (mean, std)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
 
 def test_a_text_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="cannot be loaded|no vision model"):
+    with pytest.raises(UserError, match="no vision model"):
         load_backbone(tmp_path)
 
 

@@ -11,7 +11,6 @@ def test_random_weights_are_those_of_the_seed(tiny_model):
     config = AutoConfig.from_pretrained(tiny_model)
     first, again, other = (random_weights(config, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["norm.weight"] * 0 + 1, torch.zeros(32))
     name = "embeddings.patch_embeddings.weight"
     assert not torch.equal(first[name], other[name])
 

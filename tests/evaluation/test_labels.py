@@ -89,6 +89,10 @@ def test_val_is_tested_where_there_is_no_test(images, tmp_path):
     labelled = load(images, write_csv(tmp_path / "labels.csv", rows))
     assert labelled.tested == "val"
     assert labelled.is_test.sum() == 8
+    for row in rows[12:]:
+        row["label"] = "well"
+    with pytest.raises(UserError, match="no image of 'ill' in val: .* one in val"):
+        load(images, write_csv(tmp_path / "labels.csv", rows))
 
 
 def test_a_patient_in_two_splits_is_refused_without_being_named(images, tmp_path):
@@ -164,7 +168,7 @@ def edited(**changes):
         (edited(label=""), "no labelled image"),
         ([*patient_rows(), patient_rows()[3]], "rows 5 and 22 are about the same image"),
         (edited(split="tset"), "row 2 has split 'tset', .*did you mean 'test'"),
-        (edited(split="train"), "no image of 'ill', 'well' in val"),
+        (edited(split="train"), "no image of 'ill', 'well' in test"),
         (with_split(patient_rows(), lambda row: "train" if row["label"] == "ill" else "test"),
          "no image of 'well' in train"),
         (with_split(patient_rows(), lambda row: "test" if row["patient"] == "Doe1" else "train"),
@@ -180,7 +184,7 @@ def test_labels_that_cannot_be_used_are_one_clear_line(images, tmp_path, rows, m
 
 
 def test_a_missing_column_of_labels_names_the_columns(images, tmp_path):
-    with pytest.raises(UserError, match="no column 'labels'; did you mean 'label'.*path, label"):
+    with pytest.raises(UserError, match=r"no column 'labels'; did you mean 'label'.*path, label"):
         load(images, write_csv(tmp_path / "l.csv", patient_rows()), label_column="labels")
 
 

@@ -94,7 +94,7 @@ def test_images_that_cannot_be_decoded_are_left_out(tiny_model, tmp_path):
     )
     assert result["counts"]["test"] == {"ill": 3, "well": 4}
     assert result["left_out"] == {"images that cannot be decoded": 1}
-    assert "1 labelled images cannot be decoded" in result["warnings"][0]
+    assert "Left out: 1 images that cannot be decoded." in printed(result)
 
 
 def test_without_patients_the_warning_is_shown(tiny_model, tmp_path):

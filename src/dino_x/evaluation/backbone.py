@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
@@ -86,7 +87,7 @@ def load_backbone(name: str | Path, *, device: str = "auto", precision: str = "f
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{name} cannot be loaded as a model: {_first_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -177,7 +178,7 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
         normalise = stated.get("do_normalize", True)
         mean = _channels(stated.get("image_mean", 0.0) if normalise else 0.0, channels, file)
         std = _channels(stated.get("image_std", 1.0) if normalise else 1.0, channels, file)
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     return Preparation(image_size, tuple(m / scale for m in mean), tuple(s / scale for s in std))
 

@@ -59,7 +59,8 @@ class Labelled:
             patients=self.patients[rows],
             left_out=self.left_out | {reason: int((~rows).sum())},
         )
-        check_classes(kept.labels[~kept.is_test].tolist(), kept.labels[kept.is_test].tolist())
+        train, test = kept.labels[~kept.is_test], kept.labels[kept.is_test]
+        check_classes(train.tolist(), test.tolist(), self.tested)
         return kept
 
 
@@ -110,7 +111,7 @@ def load_labels(
         sides = make_split(items)
     warnings += _warn_of_unknown_patients(items, split_by)
 
-    tested = "test" if "test" in sides else "val"
+    tested = "val" if "val" in sides and "test" not in sides else "test"
     used = [
         (item, side) for item, side in zip(items, sides, strict=True) if side in ("train", tested)
     ]
@@ -118,6 +119,7 @@ def load_labels(
     check_classes(
         [item.label for item, side in used if side == "train"],
         [item.label for item, side in used if side == tested],
+        tested,
     )
     rows = [(ref, item, side) for item, side in used for ref in frames[item.file]]
     return Labelled(

@@ -89,12 +89,13 @@ def unit(item: Item) -> str:
     return f"patient {item.patient}" if item.patient is not None else f"file {item.key}"
 
 
-def check_classes(train: Sequence[str], test: Sequence[str]) -> None:
+def check_classes(train: Sequence[str], test: Sequence[str], tested: str = "test") -> None:
     """Refuses a single class, and a class that is missing on one side.
 
     Args:
         train: the label of each reference image.
         test: the label of each tested image.
+        tested: what that side is called, test or val.
 
     Raises:
         UserError: which names the classes.
@@ -103,12 +104,12 @@ def check_classes(train: Sequence[str], test: Sequence[str]) -> None:
     if len(classes) < 2:
         found = f"only the class '{classes[0]}'" if classes else "no labelled image"
         raise UserError(f"{found} found: an evaluation needs two classes or more")
-    for side, present in (("train", set(train)), ("test", set(test))):
+    for side, present in (("train", set(train)), (tested, set(test))):
         missing = [label for label in classes if label not in present]
         if missing:
             raise UserError(
                 f"no image of {_listed(missing)} in {side}: every class needs a patient in train"
-                " and one in test; an empty label leaves an image out"
+                f" and one in {tested}; an empty label leaves an image out"
             )
 
 

@@ -118,7 +118,7 @@ def evaluate(
         "results": {
             name: score(features[name], labelled, k=k, name=TITLES[name]) for name in encoders
         },
-        "warnings": labelled.warnings + _warn(preparation, len(unreadable)),
+        "warnings": labelled.warnings + _warn(preparation),
     }
 
 
@@ -173,16 +173,13 @@ def _if_any(reason: str, count: int) -> dict[str, int]:
     return {reason: count} if count else {}
 
 
-def _warn(preparation: Preparation, unreadable: int) -> list[str]:
-    warnings = []
-    if not preparation.stated:
-        warnings.append(
-            "the model has no preprocessor_config.json: its image size, mean and std are assumed"
-            f" ({preparation.image_size} px, {preparation.mean}, {preparation.std})"
-        )
-    if unreadable:
-        warnings.append(f"{unreadable} labelled images cannot be decoded and are left out")
-    return warnings
+def _warn(preparation: Preparation) -> list[str]:
+    if preparation.stated:
+        return []
+    return [
+        "the model has no preprocessor_config.json: its image size, mean and std are assumed"
+        f" ({preparation.image_size} px, {preparation.mean}, {preparation.std})"
+    ]
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:

@@ -124,9 +124,9 @@ def _tiles(
     rows, prototypes = len(scaled_ND), len(prototypes_KD)
     tile_bytes = TILE_SHARE * working_bytes(scaled_ND.device)
     size = max(1, min(prototypes, int(tile_bytes / (rows * scaled_ND.element_size()))))
-    shared_CN = scaled_ND.new_empty(size, rows)
+    space = scaled_ND.new_empty(size, rows) if out_KN is None else out_KN
     for start in range(0, prototypes, size):
         tile = slice(start, min(start + size, prototypes))
-        tile_CN = shared_CN[: tile.stop - start] if out_KN is None else out_KN[tile]
+        place = slice(0, tile.stop - start) if out_KN is None else tile
         prototypes_CD = prototypes_KD[tile].to(scaled_ND.dtype)
-        yield tile, torch.addmm(added_N, prototypes_CD, scaled_ND.T, out=tile_CN)
+        yield tile, torch.addmm(added_N, prototypes_CD, scaled_ND.T, out=space[place])

@@ -65,14 +65,12 @@ class EffectiveBatch:
         student, teacher: networks; only the student's ``.grad`` is ever written.
         loss: resolved options (centering is not ``auto``).
         precision: opens the autocast context of a forward.
-        implementation: ``fused``, or ``reference`` for the losses that materialise logits.
     """
 
     student: Network
     teacher: Network
     loss: LossOptions
     precision: Callable[[], AbstractContextManager]
-    implementation: str = "fused"
 
     def backward(
         self,
@@ -139,7 +137,7 @@ class EffectiveBatch:
                 prototypes,
                 temperature,
                 self.loss.sinkhorn_iterations,
-                implementation="streaming" if self.implementation == "fused" else "reference",
+                implementation="streaming" if self.loss.implementation == "fused" else "reference",
             )
             return bias, center_K
         center = next_center(
@@ -180,7 +178,7 @@ class EffectiveBatch:
         temperatures = {
             "student_temperature": self.loss.student_temperature,
             "teacher_temperature": teacher_temperature,
-            "implementation": self.implementation,
+            "implementation": self.loss.implementation,
         }
         with self.precision():
             global_BF, patches_BNF = self.student(

@@ -44,7 +44,6 @@ class Trainer:
     images: int
     images_hash: str
     cutter: Cutter
-    implementation: str = "fused"
     done: int = 0
     student: Network = field(init=False)
     teacher: Network = field(init=False)
@@ -61,7 +60,6 @@ class Trainer:
             self.teacher,
             options.loss,
             autocast(options.train.precision, device),
-            self.implementation,
         )
 
     def train(self, report: TrainingReport) -> None:

@@ -76,7 +76,7 @@ def robust_window(pixels: np.ndarray) -> tuple[float, float]:
         return low, high
     values = pixels[np.isfinite(pixels)]
     low, high = float(values.min()), float(values.max())
-    return (low, high) if low < high else (low, low + max(1.0, float(np.spacing(np.float32(low)))))
+    return (low, high) if low < high else (low, low + max(1.0, np.spacing(np.float32(abs(low)))))
 
 
 def voi_window(center: float, width: float, function: str = "LINEAR") -> tuple[float, float] | None:
