@@ -36,9 +36,18 @@ class Parser(argparse.ArgumentParser):
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
             word = message.removeprefix(prefix).split()[0]
-            known = [option for action in self._actions for option in action.option_strings]
-            message = f"unknown option '{word}'{nearest(word, known)}; see {self.prog} --help"
-        raise UserError(message)
+            message = f"unknown option '{word}'{nearest(word, self.known_options())}"
+        raise UserError(f"{message}; see {self.prog} --help")
+
+    def known_options(self) -> list[str]:
+        """Every flag of this parser and its commands."""
+        known = []
+        for action in self._actions:
+            known += action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    known += command.known_options()
+        return known
 
 
 def build_parser() -> Parser:

@@ -1,6 +1,7 @@
 """The baselines are reproducible, and learn nothing from the images they are tested on."""
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoConfig
 
@@ -24,6 +25,16 @@ def test_drawing_random_weights_does_not_move_the_global_generator(tiny_model):
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_random_weights_are_no_straw_man_where_training_starts_from_a_small_layerscale(tiny_model):
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.layerscale_value = 1e-5
+    images = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, other = random_weights(config)(pixel_values=images).pooler_output
+    assert (one - other).abs().max() > 1e-3  # 1e-6 with the config's own
+    assert config.layerscale_value == 1e-5
+
+
 def test_principal_components_are_fitted_on_the_references_only():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 40)).astype(np.float32)
@@ -43,6 +54,8 @@ def test_principal_components_are_centered_and_ordered_by_variance():
     np.testing.assert_allclose(found.var(axis=0, ddof=1), variances, rtol=1e-4)
 
 
-def test_few_references_give_few_components():
-    features = np.random.default_rng(2).normal(size=(9, 100)).astype(np.float32)
-    assert principal_components(features, np.arange(9) < 5).shape == (9, 5)
+@pytest.mark.parametrize(("references", "width", "expected"), [(5, 100, 5), (30, 7, 7)])
+def test_few_references_or_features_give_few_components(references, width, expected):
+    features = np.random.default_rng(2).normal(size=(40, width)).astype(np.float32)
+    found = principal_components(features, np.arange(40) < references)
+    assert found.shape == (40, expected)

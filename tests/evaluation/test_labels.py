@@ -91,7 +91,7 @@ def test_val_is_tested_where_there_is_no_test(images, tmp_path):
     assert labelled.is_test.sum() == 8
     for row in rows[12:]:
         row["label"] = "well"
-    with pytest.raises(UserError, match="no image of 'ill' in val: .* one in val"):
+    with pytest.raises(UserError, match=r"no image of 'ill' in val: .* one in val"):
         load(images, write_csv(tmp_path / "labels.csv", rows))
 
 
@@ -143,9 +143,11 @@ def test_another_label_column_can_be_chosen(images, tmp_path):
 
 
 def test_paths_are_relative_to_the_csv_file_or_to_the_data(images, tmp_path):
-    beside = write_csv(images / "labels.csv", patient_rows())
-    away = write_csv(tmp_path / "labels.csv", patient_rows())
-    assert names(load(images, beside)) == names(load(images, away))
+    (tmp_path / "set").symlink_to(images)
+    rows = [row | {"path": f"set/{row['path']}"} for row in patient_rows()]
+    above = load(tmp_path / "set", write_csv(tmp_path / "above.csv", rows))
+    away = load(images, write_csv(tmp_path / "away.csv", patient_rows()))
+    assert names(above) == names(away) == sorted(row["path"] for row in patient_rows())
 
 
 def test_some_paths_without_an_image_are_warned_about(images, tmp_path):

@@ -16,7 +16,7 @@ PATHS = ["kept", "swept", "small tiles", "reference"]
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every way in which the bias is computed."""
     if request.param in ("swept", "small tiles"):
-        monkeypatch.setattr(sinkhorn_sweeps, "KEEP_SHARE", 0.0)
+        monkeypatch.setattr(sinkhorn_sweeps, "KEEP_FACTOR", 0)
     if request.param == "small tiles":
         monkeypatch.setattr(memory, "CPU_BYTES", 10_000)
     return "reference" if request.param == "reference" else "streaming"

@@ -80,6 +80,7 @@ def load_backbone(name: str | Path, *, device: str = "auto", precision: str = "f
     transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder)
+        preparation = read_preparation(folder, config)
         model, report = AutoModel.from_pretrained(
             folder,
             config=config,
@@ -96,7 +97,6 @@ def load_backbone(name: str | Path, *, device: str = "auto", precision: str = "f
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would fill them with random numbers and go on
         raise UserError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}")
-    preparation = read_preparation(folder, config)
     model = model.to(where).eval()
     _check_pooled(name, model, preparation)
     return Backbone(model, preparation)

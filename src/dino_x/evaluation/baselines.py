@@ -1,5 +1,6 @@
 """What a figure must be compared with: an untrained network, and the pixels themselves."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,14 @@ def random_weights(config: Any, seed: int = 0) -> nn.Module:
     """The network of a transformers config with freshly drawn weights, in evaluation mode.
 
     The same seed gives the same weights. The global generator of random numbers is not moved.
+
+    LayerScale is 1, whatever the config says. At the 1e-5 that DINOv3 starts training from, the
+    image does not reach the CLS token of an untrained network: on the demo's films its kNN
+    balanced accuracy is 0.51, at 1 it is 0.63. The former would be a baseline that anything beats.
     """
+    config = copy.deepcopy(config)
+    if hasattr(config, "layerscale_value"):
+        config.layerscale_value = 1.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModel.from_config(config, dtype=torch.float32).eval()

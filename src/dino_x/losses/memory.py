@@ -7,12 +7,12 @@ happens to be free would make a resumed run differ from an uninterrupted one.
 
 import torch
 
-CPU_BYTES = 64 * 2**20
+CPU_BYTES = 24 * 2**20
 CUDA_SHARE = 64  # of the device's whole memory: 384 MiB of 24 GiB
 
 
 def working_bytes(device: torch.device) -> int:
-    """64 MiB, or on CUDA a 64th of the device's memory."""
+    """24 MiB, or on CUDA a 64th of the device's memory."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory) // CUDA_SHARE
     return CPU_BYTES

@@ -1,0 +1,75 @@
+"""Does memory grow with the effective batch? Peak memory of training at several, one micro-batch.
+
+    python benchmarks/effective_batch_memory.py [--batches 64 256 1024] [--micro-batch 16]
+
+Each effective batch trains two steps with Sinkhorn-Knopp and KoLeo over all of it, in a process of
+its own, on random images made on the spot. On a GPU the peak is of its allocator, else of the
+process.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from dino_x.cli import main as dino_x
+
+
+def make_images(folder: Path, count: int, side: int) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        noise = rng.integers(0, 256, (side, side), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number:04d}.png")
+
+
+def train(folder: Path, run: Path, batch: int, micro_batch: int) -> None:
+    """Runs in the child process; prints nothing but what training prints."""
+    status = dino_x(
+        ["pretrain", "--data", str(folder), "--out", str(run), "--model", "vit-tiny",
+         "--preset", "dinov3", "--centering", "sinkhorn", "--steps", "2",
+         "--effective-batch", str(batch), "--micro-batch", str(micro_batch),
+         "--set", "model.depth=4", "views.global_size=112", "views.local_size=48",
+         "head.prototypes=16384", "data.cache_mb=64", "optim.freeze_last_layer=0"]
+    )  # fmt: skip
+    sys.exit(status)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--micro-batch", type=int, default=16)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        folder, run, batch = arguments.child
+        train(Path(folder), Path(run), int(batch), arguments.micro_batch)
+    table = Table("effective batch", "peak memory, GiB", "against the first", "img/s", box=None)
+    first = None
+    with tempfile.TemporaryDirectory() as place:
+        images = Path(place) / "images"
+        images.mkdir()
+        make_images(images, max(arguments.batches), 160)
+        for batch in arguments.batches:
+            run = Path(place) / str(batch)
+            subprocess.run(
+                [sys.executable, __file__, "--micro-batch", str(arguments.micro_batch),
+                 "--child", str(images), str(run), str(batch)],
+                check=True, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+            first = first or last["memory_gib"]
+            ratio = f"x {last['memory_gib'] / first:.3f}"
+            speed = f"{last['images_per_second']:.1f}"
+            table.add_row(str(batch), f"{last['memory_gib']:.3f}", ratio, speed)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+import pytest
+
+from dino_x.config import LossOptions
+from dino_x.training.policy import centering_policy
+
+
+@pytest.mark.parametrize("batch", [1, 64, 255])
+def test_auto_below_the_floor_is_softmax_without_koleo_and_says_the_ways_out(batch):
+    policy = centering_policy(LossOptions(), batch)
+    assert (policy.centering, policy.koleo_weight) == ("softmax", 0.0)
+    for words in (str(batch), "256", "--effective-batch", "--centering sinkhorn"):
+        assert words in policy.message
+    assert "\n" not in policy.message
+
+
+@pytest.mark.parametrize("batch", [256, 4096])
+def test_auto_from_the_floor_up_is_sinkhorn_over_all_of_it(batch):
+    policy = centering_policy(LossOptions(koleo_weight=0.3), batch)
+    assert (policy.centering, policy.koleo_weight, policy.warning) == ("sinkhorn", 0.3, False)
+    assert str(batch) in policy.message
+
+
+def test_the_floor_is_an_option():
+    assert centering_policy(LossOptions(floor=32), 32).centering == "sinkhorn"
+    assert centering_policy(LossOptions(floor=512), 256).centering == "softmax"
+
+
+def test_what_was_chosen_is_kept_and_a_small_batch_warns():
+    policy = centering_policy(LossOptions(centering="sinkhorn"), 16)
+    assert (policy.centering, policy.koleo_weight, policy.warning) == ("sinkhorn", 0.1, True)
+    policy = centering_policy(LossOptions(centering="softmax"), 4096)
+    assert (policy.centering, policy.koleo_weight, policy.warning) == ("softmax", 0.1, False)

@@ -1,0 +1,50 @@
+import math
+
+import pytest
+
+from dino_x.presets import resolve
+from dino_x.training.schedules import (
+    cosine,
+    peak_lr,
+    values_at,
+    warmup_cosine,
+    warmup_linear,
+)
+
+
+def test_cosine_ends_are_met():
+    assert cosine(3, 1, 0, 11) == pytest.approx(3)
+    assert cosine(3, 1, 5, 11) == pytest.approx(2)
+    assert cosine(3, 1, 10, 11) == pytest.approx(1)
+    assert cosine(3, 1, 0, 1) == pytest.approx(3)
+
+
+def test_warmup_rises_in_equal_parts_to_the_peak_and_falls_to_the_end():
+    values = [warmup_cosine(8.0, 0.5, step, 20, 4) for step in range(20)]
+    assert values[:4] == pytest.approx([2, 4, 6, 8])
+    assert values[4] == pytest.approx(8)
+    assert values == sorted(values[:5]) + sorted(values[5:], reverse=True)
+    assert values[-1] == pytest.approx(0.5)
+    assert warmup_cosine(8.0, 0.5, 0, 20, 0) == pytest.approx(8)
+
+
+def test_warmup_linear():
+    assert [warmup_linear(0.04, 0.07, step, 3) for step in (0, 1, 3, 9)] == pytest.approx(
+        [0.04, 0.05, 0.07, 0.07]
+    )
+    assert warmup_linear(0.04, 0.07, 0, 0) == 0.07
+
+
+def test_dinov3s_values_at_the_start_the_end_and_in_between():
+    options, _ = resolve({"preset": "dinov3", "train.steps": 1000}, images=500_000)
+    assert peak_lr(options) == pytest.approx(0.004 * math.sqrt(256 / 1024))
+    first, last = values_at(0, options), values_at(999, options)
+    assert first.lr == pytest.approx(peak_lr(options) / 100)
+    assert last.lr == pytest.approx(1e-6)
+    assert values_at(99, options).lr == pytest.approx(peak_lr(options))
+    assert (first.weight_decay, last.weight_decay) == pytest.approx((0.04, 0.4))
+    assert (first.momentum, last.momentum) == pytest.approx((0.992, 1.0))
+    assert first.teacher_temperature == pytest.approx(0.04)
+    assert values_at(300, options).teacher_temperature == pytest.approx(0.07)
+    assert values_at(9, options).last_layer_frozen
+    assert not values_at(10, options).last_layer_frozen
