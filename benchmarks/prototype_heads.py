@@ -3,7 +3,8 @@
 Forward + backward of the cross-entropy (one teacher row a student row, as for masked patches), and
 the Sinkhorn-Knopp bias, float32, 256 features. Each case runs in a process of its own. Extra memory
 is what the peak adds to the inputs, gradients included: resident memory on a CPU, allocated memory
-on CUDA. Times are the best of the runs.
+on CUDA. Times are the best of the runs: on a CPU processor seconds, which other programs on the
+machine disturb less than the clock on the wall; on CUDA the latter.
 
     python benchmarks/prototype_heads.py                                # the whole table
     python benchmarks/prototype_heads.py --rows 1024 --prototypes 65536 # one line of each
@@ -111,13 +112,14 @@ def measure(
     prepare(implementation, 8, 16, device)()  # libraries load, threads start
     step = prepare(implementation, int(rows), int(prototypes), device)
     before = memory_now(device)
+    clock = time.perf_counter if device == "cuda" else time.process_time
     seconds = []
     for _ in range(repeat):
-        start = time.perf_counter()
+        start = clock()
         step()
         if device == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return {"seconds": min(seconds), "extra_bytes": memory_peak(device) - before}
 
 

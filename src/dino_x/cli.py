@@ -93,8 +93,8 @@ def build_parser() -> Parser:
 
     demo = commands.add_parser("demo", help="pretrain and evaluate on the films in the package")
     demo.set_defaults(run=run_demo)
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="RUN")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--out", type=Path, metavar="RUN", help="default: runs/demo, or demo-2, ...")
+    demo.add_argument("--seed", type=int, default=0, metavar="N")
 
     options = commands.add_parser("options", help="every option of a run, its default and meaning")
     options.set_defaults(run=run_options)
@@ -138,9 +138,9 @@ def run_demo(arguments: argparse.Namespace) -> None:
     """``dino-x demo``."""
     from rich.console import Console
 
-    from dino_x.demo import run_demo as demo
+    from dino_x.demo import run
 
-    demo(arguments.out, arguments.seed, Console())
+    run.run_demo(arguments.out, arguments.seed, Console())
 
 
 def run_options(arguments: argparse.Namespace) -> None:

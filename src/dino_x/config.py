@@ -50,6 +50,9 @@ class ModelOptions(Section):
     patch_size: PositiveInt | None = option(None, "side of a patch, pixels")
     registers: int | None = option(None, "register tokens", ge=0)
     layerscale: float | None = option(None, "initial LayerScale of a new model", gt=0)
+    init: Literal["normal", "fan_in"] = option(
+        "normal", "weights of a new model: normal = std 0.02, fan_in = std sqrt(1 / (2 * width))"
+    )
     drop_path: float = option(0.3, "stochastic depth, the same rate in every layer", ge=0, lt=1)
     rope_rescale: float | None = option(
         2.0, "RoPE coordinates are scaled by 1/x to x in training; null turns it off", gt=1
@@ -64,7 +67,7 @@ class HeadOptions(Section):
     hidden: PositiveInt = option(2048, "its hidden width")
     bottleneck: PositiveInt = option(256, "width of the L2-normalised bottleneck")
     init: Literal["normal", "fan_in"] = option(
-        "normal", "MLP weights: normal = std 0.02 as DINOv3, fan_in = std sqrt(2 / inputs)"
+        "normal", "its weights: normal = std 0.02 as DINOv3, fan_in = std sqrt(1 / inputs)"
     )
     normalize_prototypes: bool = option(False, "prototypes on the unit sphere, as in DINOv2")
 

@@ -14,12 +14,42 @@ from rich.table import Table
 
 from dino_x.config import FREE_ON_RESUME, Options
 from dino_x.errors import UserError, nearest
+from dino_x.model.backbone import is_size
 
 SMALL_IMAGES = 100_000  # below this many images, auto is the small preset
 PASSES = 100  # over the images, where the number of steps is not given
 
 # Set by measurement; see docs/recipes.md for what each is worth.
-SMALL: dict[str, Any] = {}
+SMALL: dict[str, Any] = {
+    "model.init": "fan_in",
+    "model.layerscale": 1.0,
+    "model.registers": 0,
+    "model.drop_path": 0.0,
+    "model.rope_rescale": None,
+    "head.prototypes": 256,
+    "head.layers": 2,
+    "head.hidden": 512,
+    "head.bottleneck": 128,
+    "head.init": "fan_in",
+    "views.local_crops": 0,
+    "views.global_scale": (0.7, 1.0),
+    "views.aspect": (1 / 1.2, 1.2),
+    "views.flip": 0.0,
+    "views.gamma": 1.65,
+    "views.blur_sigma": (0.1, 3.5),
+    "loss.koleo_weight": 0.05,
+    "teacher.momentum": 0.9,
+    "teacher.temperature_start": 0.03,
+    "teacher.temperature": 0.03,
+    "optim.lr": 0.003,
+    "optim.lr_batch": 256,
+    "optim.lr_end": 1e-5,
+    "optim.weight_decay_end": 0.04,
+    "optim.layer_decay": 1.0,
+    "optim.patch_embed_lr": 1.0,
+    "optim.freeze_last_layer": 0,
+}
+LOADED = ("model.init", "model.layerscale", "model.registers")  # come with a model's weights
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -179,7 +209,9 @@ def resolve(said: Mapping[str, Any], images: int) -> tuple[Options, str]:
         images: images in the data set.
     """
     preset, why = choose_preset(check(said), images)
-    base = SMALL if preset == "small" else {}
+    base = dict(SMALL) if preset == "small" else {}
+    if not is_size(str(said.get("model.name", Options().model.name))):
+        base = {name: value for name, value in base.items() if name not in LOADED}
     options = check({**base, **said, "preset": preset})
     train, optim, teacher = options.train, options.optim, options.teacher
     if train.steps is None:

@@ -10,7 +10,8 @@ from rich.console import Console
 from dino_x.data.index import build_index
 from dino_x.errors import UserError
 from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities, macro_auroc
-from dino_x.evaluation.suite import evaluate, print_table, verdict, write_json
+from dino_x.evaluation.labels import load_labels
+from dino_x.evaluation.suite import evaluate, print_table, score, verdict, write_json
 
 from .conftest import MEAN, SIZE, STD, patient_rows, save_tiny, write_csv, write_image
 from .test_embed import embed_with
@@ -46,6 +47,16 @@ def test_the_model_s_figures_are_those_of_its_features(result, tiny_model, image
         "auroc": pytest.approx(macro_auroc(classes[test], probabilities)),
         "k": 5,
     }
+
+
+def test_a_tested_image_is_never_its_own_neighbour(images, tmp_path):
+    refs = build_index([images], verify="headers").rows
+    labelled = load_labels(write_csv(tmp_path / "labels.csv", given()), refs, [images])
+    patients = np.array([int(patient.removeprefix("Doe")) for patient in labelled.patients])
+    angles = 0.1 * patients[:, None]  # but for itself, nearest to its neighbours
+    features = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    figures = score(features, labelled, k=1, name="angles")
+    assert figures["balanced_accuracy"] == 0.5  # all are nearest to patient 5, who is ill
 
 
 def test_bright_and_dark_images_are_told_apart(result):

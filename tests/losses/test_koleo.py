@@ -90,6 +90,17 @@ def test_nearest_of_rows_that_similarities_cannot_tell_apart_is_found() -> None:
     torch.testing.assert_close(koleo(features_ND.float()).double(), expected, rtol=1e-4, atol=0.0)
 
 
+def test_of_equally_near_rows_the_first_is_the_neighbour() -> None:
+    # Row 0 stands in the middle of rows 1 and 2, and is the only one to feel a tie.
+    features_ND = torch.tensor([[0.0, 1.0], [0.6, 0.8], [-0.6, 0.8]], dtype=torch.float64)
+    for order, direction in (([0, 1, 2], 1.0), ([0, 2, 1], -1.0)):
+        rows_ND = features_ND[order].requires_grad_()
+        koleo(rows_ND).backward()
+        # Rows 1 and 2 pull row 0 alike; what is left is its own pull from the first of them.
+        assert rows_ND.grad is not None
+        assert float(rows_ND.grad[0, 0]) * direction > 0
+
+
 def test_same_input_gives_the_same_bits_and_autocast_changes_nothing() -> None:
     features_ND = random_features(64, 8, torch.float32)
     plain = koleo(features_ND, 32)

@@ -288,6 +288,25 @@ def test_same_input_gives_the_same_bits(implementation: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
+def test_training_gives_the_loss_curve_of_the_reference() -> None:
+    curves = []
+    for implementation in ("fused", "reference"):
+        case = random_case(24, 12, 41, 6)
+        optimizer = torch.optim.AdamW([case.student_RD, case.student_KD], lr=0.05)
+        curve = []
+        for _ in range(30):
+            loss = prototype_cross_entropy(
+                *case.tensors(), **TEMPERATURES, implementation=implementation
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            curve.append(loss.detach())
+        curves.append(torch.stack(curve))
+    assert float(curves[0][-1]) < 0.8 * float(curves[0][0])
+    torch.testing.assert_close(curves[0], curves[1], rtol=1e-9, atol=0.0)
+
+
 def test_fused_loss_says_that_it_is_differentiated_once() -> None:
     loss = prototype_cross_entropy(*random_case(5, 5, 7, 3).tensors(), **TEMPERATURES)
     loss.backward(retain_graph=True)

@@ -83,11 +83,17 @@ def test_every_number_of_iterations_is_that_of_the_published_algorithm(
 
 
 @pytest.mark.parametrize("largest", [40.0, 150.0, 1_000.0])
+@pytest.mark.parametrize(("rows", "prototypes"), [(9, 14), (30, 8)])  # 30: some are nowhere largest
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_logits_of_a_thousand_give_the_bias_of_exact_arithmetic(
-    implementation: str, largest: float, dtype: torch.dtype, tolerance: float
+    implementation: str,
+    rows: int,
+    prototypes: int,
+    largest: float,
+    dtype: torch.dtype,
+    tolerance: float,
 ) -> None:
-    rows_ND, prototypes_KD = random_problem(9, 14, 4, dtype)
+    rows_ND, prototypes_KD = random_problem(rows, prototypes, 4, dtype)
     scores_NK = rows_ND.double() @ prototypes_KD.double().T
     temperature = float(scores_NK.abs().max()) / largest
     bias_K = sinkhorn_bias(rows_ND, prototypes_KD, temperature, implementation=implementation)

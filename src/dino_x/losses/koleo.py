@@ -1,6 +1,7 @@
 """KoLeo: features are pushed away from their nearest neighbour, so that they fill the sphere.
 
-Shape letters: N rows, D features, G groups, M rows of a group, C rows searched at a time.
+Shape letters: N rows, D features, G groups, M rows of a group, C rows searched at a time,
+J candidates of a row.
 """
 
 import torch
@@ -58,39 +59,39 @@ def koleo(features_ND: Tensor, group_size: int | None = None) -> Tensor:
 
 @torch.no_grad()
 def _nearest_in_group(unit_ND: Tensor, size: int) -> Tensor:
-    """Index of each row's nearest other row of its group; of equally near ones the first."""
+    """Index of each row's nearest other row of its group; of equally near ones the first, [N]."""
     groups_GMD = unit_ND.unflatten(0, (-1, size))
-    row_step = max(1, min(size, SEARCH_ELEMENTS // size))
-    group_step = max(1, SEARCH_ELEMENTS // (size * row_step))
+    rows_at_once = max(1, SEARCH_ELEMENTS // max(size, unit_ND.shape[1]))
+    row_step, group_step = min(size, rows_at_once), max(1, rows_at_once // size)
     nearest_GM = torch.empty(groups_GMD.shape[:2], dtype=torch.int64, device=unit_ND.device)
-    for group in range(0, len(groups_GMD), group_step):
-        some_GMD = groups_GMD[group : group + group_step]
+    for first_group in range(0, len(groups_GMD), group_step):
+        groups = slice(first_group, first_group + group_step)
         for start in range(0, size, row_step):
-            nearest_GM[group : group + group_step, start : start + row_step] = _nearest_of(
-                some_GMD, start, min(start + row_step, size)
-            )
+            rows = slice(start, min(start + row_step, size))
+            nearest_GM[groups, rows] = _nearest_of(groups_GMD[groups], rows)
     first_row_G1 = torch.arange(0, len(unit_ND), size, device=unit_ND.device)[:, None]
     return (nearest_GM + first_row_G1).flatten()
 
 
-def _nearest_of(groups_GMD: Tensor, start: int, stop: int) -> Tensor:
-    """Nearest neighbours of rows ``start`` to ``stop`` of each group, as indices in the group."""
-    rows_GCD = groups_GMD[:, start:stop]
+def _nearest_of(groups_GMD: Tensor, rows: slice) -> Tensor:
+    """Nearest neighbours of some rows of each group, as indices in the group, [G, C]."""
+    rows_GCD = groups_GMD[:, rows]
     similarity_GCM = rows_GCD @ groups_GMD.transpose(1, 2)
-    own_C = torch.arange(start, stop, device=groups_GMD.device)
-    similarity_GCM[:, own_C - start, own_C] = -torch.inf
+    own_C = torch.arange(rows.start, rows.stop, device=groups_GMD.device)
+    similarity_GCM[:, own_C - rows.start, own_C] = -torch.inf
     count = min(CANDIDATES, groups_GMD.shape[1] - 1)
-    # Sorted by index, so that equal distances are decided by the order of the rows.
-    candidates = similarity_GCM.topk(count, dim=2).indices.sort(dim=2).values
-    group = torch.arange(len(groups_GMD), device=groups_GMD.device)[:, None]
-    best_distance = torch.full(rows_GCD.shape[:2], torch.inf, dtype=rows_GCD.dtype)
-    best_distance = best_distance.to(groups_GMD.device)
-    best = candidates[:, :, 0].clone()
-    for choice in range(count):
-        candidate_GC = candidates[:, :, choice]
-        difference_GCD = rows_GCD - groups_GMD[group, candidate_GC]
-        distance_GC = difference_GCD.square().sum(dim=2)
-        nearer_GC = distance_GC < best_distance
-        best = torch.where(nearer_GC, candidate_GC, best)
-        best_distance = torch.where(nearer_GC, distance_GC, best_distance)
-    return best
+    # In the order of the rows, so that of equal distances the first row's wins.
+    candidates_GCJ = similarity_GCM.topk(count, dim=2).indices.sort(dim=2).values
+    group_G1 = torch.arange(len(groups_GMD), device=groups_GMD.device)[:, None]
+    distances_GC = [
+        (rows_GCD - groups_GMD[group_G1, candidate_GC]).square().sum(dim=2)
+        for candidate_GC in candidates_GCJ.unbind(dim=2)
+    ]
+    choice_GC1 = _first_smallest(torch.stack(distances_GC, dim=2))
+    return candidates_GCJ.gather(2, choice_GC1).squeeze(2)
+
+
+def _first_smallest(values_GCJ: Tensor) -> Tensor:
+    """Index of the first of the smallest values, [G, C, 1]; ``argmin`` may return any of them."""
+    smallest_GCJ = values_GCJ == values_GCJ.amin(dim=2, keepdim=True)
+    return (smallest_GCJ.cumsum(dim=2) == 0).sum(dim=2, keepdim=True)

@@ -85,11 +85,11 @@ def sinkhorn_bias(
             ("extra_bottlenecks_QD", extra_bottlenecks_QD),
         ):
             if rows_ND is not None:
-                may_be_empty = group is not None or name == "extra_bottlenecks_QD"
+                may_be_empty = ranks.count > 1 or name == "extra_bottlenecks_QD"
                 check_matrix(name, rows_ND, rows="row", may_be_empty=may_be_empty)
                 check_same_width(name, rows_ND, "prototypes_KD", prototypes_KD)
                 check_finite(name, rows_ND)
-    except ValueError as error:
+    except ValueError as error:  # raised by all processes together, below
         refusal = error
     _agree(ranks, refusal, bottlenecks_ND, prototypes_KD)
 

@@ -29,6 +29,7 @@ SIZES = {  # width, depth, heads, patch size
 }
 REGISTERS = 4
 LAYERSCALE = 1e-5  # DINOv3's
+INIT_STD = 0.02  # DINOv3's
 CHANNELS = 3  # every tool that loads the saved model expects 3; grey images are repeated
 MEAN, STD = 0.5, 0.25  # of images windowed to [0, 1], for new models
 
@@ -152,6 +153,7 @@ def new_backbone(options: ModelOptions, image_size: int) -> DINOv3ViTModel:
         patch_size=options.patch_size or patch,
         num_register_tokens=REGISTERS if options.registers is None else options.registers,
         layerscale_value=options.layerscale or LAYERSCALE,
+        initializer_range=INIT_STD if options.init == "normal" else (2 * width) ** -0.5,
         image_size=image_size,
         num_channels=CHANNELS,
     )

@@ -23,13 +23,12 @@ class Head(nn.Module):
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             linear = nn.Linear(before, after)
-            std = 0.02 if options.init == "normal" else math.sqrt(2 / before)
-            nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+            nn.init.normal_(linear.weight, std=initial_std(options, before))
             nn.init.zeros_(linear.bias)
             layers += [linear, nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
         self.last_layer = nn.Parameter(torch.empty(options.prototypes, options.bottleneck))
-        nn.init.trunc_normal_(self.last_layer, std=0.02, a=-0.04, b=0.04)
+        nn.init.normal_(self.last_layer, std=initial_std(options, options.bottleneck))
         self.normalize_prototypes = options.normalize_prototypes
 
     def forward(self, tokens_RF: Tensor) -> Tensor:
@@ -42,3 +41,8 @@ class Head(nn.Module):
         if self.normalize_prototypes:
             return F.normalize(self.last_layer, dim=-1, eps=1e-6)
         return self.last_layer
+
+
+def initial_std(options: HeadOptions, inputs: int) -> float:
+    """Of a matrix with that many inputs: 0.02 as in DINOv3, or what keeps rows at norm 1."""
+    return 0.02 if options.init == "normal" else 1 / math.sqrt(inputs)
