@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut
-from pydicom.uid import JPEG2000, JPEGBaseline8Bit, MPEG2MPML
+from pydicom.uid import JPEG2000, MPEG2MPML, JPEGBaseline8Bit
 
 from dino_x.data import dicom
 from dino_x.data.readers import Unreadable, read, refs
@@ -71,9 +71,20 @@ def test_values_are_exact_in_every_encoding(write_dicom, rng, dtype, syntax):
 
 @pytest.mark.parametrize(
     "name",
-    ["CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm", "rtdose.dcm"]
-    + ["MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_implicit.dcm"]
-    + ["693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm", "image_dfl.dcm", "rtdose_rle.dcm"],
+    [
+        "CT_small.dcm",
+        "MR_small.dcm",
+        "MR_small_bigendian.dcm",
+        "MR_small_RLE.dcm",
+        "rtdose.dcm",
+        "MR_small_jp2klossless.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+        "MR_small_implicit.dcm",
+        "693_J2KI.dcm",
+        "J2K_pixelrep_mismatch.dcm",
+        "image_dfl.dcm",
+        "rtdose_rle.dcm",
+    ],
 )
 def test_bundled_files_equal_pydicom(name):
     frames = refs(BUNDLED / name)
@@ -84,9 +95,18 @@ def test_bundled_files_equal_pydicom(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["examples_rgb_color.dcm", "examples_ybr_color.dcm", "SC_rgb_rle_16bit.dcm", "SC_rgb_rle.dcm"]
-    + ["SC_rgb_jpeg_dcmtk.dcm", "SC_ybr_full_422_uncompressed.dcm", "examples_jpeg2k.dcm"]
-    + ["SC_rgb_small_odd_big_endian.dcm", "SC_rgb_jls_lossy_line.dcm", "ExplVR_BigEnd.dcm"],
+    [
+        "examples_rgb_color.dcm",
+        "examples_ybr_color.dcm",
+        "SC_rgb_rle_16bit.dcm",
+        "SC_rgb_rle.dcm",
+        "SC_rgb_jpeg_dcmtk.dcm",
+        "SC_ybr_full_422_uncompressed.dcm",
+        "examples_jpeg2k.dcm",
+        "SC_rgb_small_odd_big_endian.dcm",
+        "SC_rgb_jls_lossy_line.dcm",
+        "ExplVR_BigEnd.dcm",
+    ],
 )
 def test_colour_becomes_rgb(name):
     dataset = pydicom.dcmread(BUNDLED / name)
@@ -159,6 +179,17 @@ def test_rescale_spacing_and_window_may_differ_by_frame(write_dicom):
     assert [image.window for image in images] == [(10, 14), (23, 27)]
 
 
+def test_frames_without_a_group_of_their_own_have_the_values_of_the_file(write_dicom):
+    transform, item = Dataset(), Dataset()
+    transform.RescaleSlope, transform.RescaleIntercept = 5, 0
+    item.PixelValueTransformationSequence = [transform]
+    stored = np.arange(8, dtype=np.uint16).reshape(2, 2, 2)
+    rescale = {"RescaleSlope": 2, "RescaleIntercept": 0}
+    path = write_dicom(stored, NumberOfFrames=2, PerFrameFunctionalGroupsSequence=[item], **rescale)
+    np.testing.assert_array_equal(read(refs(path)[0]).pixels[0], 5 * stored[0])
+    np.testing.assert_array_equal(read(refs(path)[1]).pixels[0], 2 * stored[1])
+
+
 def test_groups_shared_by_all_frames_hold_for_each(write_dicom):
     transform, shared = Dataset(), Dataset()
     transform.RescaleSlope, transform.RescaleIntercept = 2, -1
@@ -208,6 +239,13 @@ def test_window_follows_the_modality(write_dicom, elements, window):
     assert image.modality == elements["Modality"]
 
 
+def test_8_bits_are_0_to_255_unless_rescaled(write_dicom):
+    stored = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    assert read(write_dicom(stored, Modality="US")).window == (0, 255)
+    rescaled = read(write_dicom(stored, Modality="PT", RescaleSlope=50, RescaleIntercept=0))
+    assert rescaled.window == pytest.approx(tuple(np.percentile(50.0 * stored, (0.5, 99.5))))
+
+
 def test_padding_has_no_say_in_percentiles(write_dicom):
     stored = np.full((20, 20), -2000, dtype=np.int16)
     stored[5:, 5:] = np.arange(225).reshape(15, 15)
@@ -221,7 +259,8 @@ def test_padding_has_no_say_in_percentiles(write_dicom):
     [
         ({"PixelSpacing": [0.5, 0.25], "ImagerPixelSpacing": [1, 1]}, (0.5, 0.25)),
         ({"ImagerPixelSpacing": [0.2, 0.1]}, (0.2, 0.1)),
-        ({"PixelSpacing": [0, 0]}, None),
+        ({"PixelSpacing": [0, 1]}, None),
+        ({"PixelSpacing": [1, 0]}, None),
         ({"PixelSpacing": None}, None),
     ],
 )
@@ -335,16 +374,16 @@ def test_no_patient_value_leaves_a_file(write_dicom, rng, patient, capfd, caplog
         at = whole.index(element) + 8
         planted.append(whole[:at] + name + whole[at + len(name) :])
     path = write_dicom(np.zeros((2, 2), dtype=np.uint8), "planted.dcm")
-    said = []
+    said, refused = [], []
     with warnings.catch_warnings(record=True) as warned:
         for content in [whole, *planted]:
             path.write_bytes(content)
             try:
                 said.append(repr(read(path).window) + repr(refs(path)))
             except Unreadable as unreadable:
-                assert unreadable.__cause__ is None
-                assert unreadable.__context__ is None or unreadable.__suppress_context__
-                said.append(str(unreadable))
+                refused.append(unreadable)
+    assert all(error.__context__ is None or error.__suppress_context__ for error in refused)
+    said += [str(error) for error in refused]
     said += [str(warning.message) for warning in warned]
     everything = "\n".join([*said, caplog.text, *capfd.readouterr()])
     assert "truncated" in everything

@@ -9,16 +9,16 @@ from torch.nn import functional
 from dino_x.losses import memory, sinkhorn_bias, sinkhorn_sweeps
 
 SHAPES = [(1, 1, 1), (1, 7, 3), (5, 1, 2), (37, 101, 13), (252, 507, 123)]
-PATHS = ["kept", "swept", "small tiles", "reference"]
+PATHS = ["kept", "swept", "small tiles", "a prototype a tile", "reference"]
 
 
 @pytest.fixture(params=PATHS)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every way in which the bias is computed."""
-    if request.param in ("swept", "small tiles"):
+    tile_bytes = {"swept": memory.CPU_BYTES, "small tiles": 10_000, "a prototype a tile": 1}
+    if request.param in tile_bytes:
         monkeypatch.setattr(sinkhorn_sweeps, "KEEP_FACTOR", 0)
-    if request.param == "small tiles":
-        monkeypatch.setattr(memory, "CPU_BYTES", 10_000)
+        monkeypatch.setattr(memory, "CPU_BYTES", tile_bytes[request.param])
     return "reference" if request.param == "reference" else "streaming"
 
 

@@ -8,6 +8,7 @@ from dino_x.views.crops import (
     DRAWS,
     ViewParameters,
     apply_views,
+    blur_matrix,
     draw_views,
     resampling_matrix,
     view_parameters,
@@ -18,7 +19,9 @@ def plain(box, *, flip_x=False, flip_y=False, sigma=0.0, brightness=0.0, contras
     """Parameters of one view of one image; ``box`` is left, top, width, height in shares."""
     values = [*box, flip_x, flip_y, sigma, brightness, contrast, gamma]
     types = [torch.float64] * 4 + [torch.bool] * 2 + [torch.float64] * 4
-    return ViewParameters(*(torch.tensor([[v]], dtype=t) for v, t in zip(values, types, strict=True)))
+    return ViewParameters(
+        *(torch.tensor([[v]], dtype=t) for v, t in zip(values, types, strict=True))
+    )
 
 
 def pillow_crop(picture, box, size):
@@ -142,7 +145,13 @@ def test_options_turn_changes_off():
 def test_rows_of_the_resampling_matrix_sum_to_one():
     rng = np.random.default_rng(5)
     start, length = torch.from_numpy(rng.random((2, 20)) / 2 + 1e-3)
-    flip, sigma = torch.arange(20) % 2 == 0, torch.arange(20) % 3 * 1.0
-    matrix = resampling_matrix(start, length, flip, sigma.double(), 33, 12)
+    matrix = resampling_matrix(start, length, torch.arange(20) % 2 == 0, 33, 12)
     assert matrix.shape == (20, 12, 33)
     torch.testing.assert_close(matrix.sum(2), torch.ones(20, 12, dtype=torch.float64))
+
+
+def test_a_blur_of_zero_is_the_identity():
+    matrix = blur_matrix(torch.tensor([0.0, 1.0], dtype=torch.float64), 9)
+    torch.testing.assert_close(matrix[0], torch.eye(9, dtype=torch.float64))
+    torch.testing.assert_close(matrix.sum(2), torch.ones(2, 9, dtype=torch.float64))
+    assert matrix[1].diagonal().max() < 0.6

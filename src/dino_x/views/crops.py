@@ -77,14 +77,14 @@ def view_parameters(
 
 
 def resampling_matrix(
-    start_N: Tensor, length_N: Tensor, flip_N: Tensor, sigma_N: Tensor, side: int, size: int
+    start_N: Tensor, length_N: Tensor, flip_N: Tensor, side: int, size: int
 ) -> Tensor:
     """Antialiased resampling of an interval of a line of pixels, as a matrix.
 
     Args:
-        start_N, length_N: the interval, in shares of the line.
+        start_N: where the interval starts, in shares of the line.
+        length_N: its length, likewise.
         flip_N: True reverses it.
-        sigma_N: Gaussian blur after it, in output pixels; 0 = none.
         side: pixels of the line, S.
         size: pixels of the result, O.
 
@@ -92,18 +92,23 @@ def resampling_matrix(
         Pillow's BILINEAR with ``box``: pixels just outside the interval count too.
     """
     dtype, device = start_N.dtype, start_N.device
-    out = torch.arange(size, dtype=dtype, device=device) + 0.5
-    pixels = torch.arange(side, dtype=dtype, device=device) + 0.5
-    step = (length_N * side / size)[:, None, None]
-    centre = (start_N * side)[:, None, None] + out[None, :, None] * step
-    weights = (1 - (pixels - centre).abs() / step.clamp(min=1)).clamp(min=0)
-    weights = weights / weights.sum(dim=2, keepdim=True)
-    weights = torch.where(flip_N[:, None, None], weights.flip(1), weights)
-    if not bool((sigma_N > 0).any()):
-        return weights
-    spread = sigma_N.clamp(min=1e-3)[:, None, None]  # so narrow that it is the identity
-    blur = torch.exp(-0.5 * ((out[:, None] - out[None, :]) / spread) ** 2)
-    return (blur / blur.sum(dim=2, keepdim=True)) @ weights
+    out_O = torch.arange(size, dtype=dtype, device=device) + 0.5
+    pixels_S = torch.arange(side, dtype=dtype, device=device) + 0.5
+    out_NO = torch.where(flip_N[:, None], size - out_O, out_O)
+    step_N1 = (length_N * side / size)[:, None]
+    centre_NO = start_N[:, None] * side + out_NO * step_N1
+    weights_NOS = (pixels_S - centre_NO[:, :, None]).abs_()
+    weights_NOS = weights_NOS.div_(-step_N1.clamp(min=1)[:, :, None]).add_(1).clamp_(min=0)
+    return weights_NOS.div_(weights_NOS.sum(dim=2, keepdim=True))
+
+
+def blur_matrix(sigma_N: Tensor, size: int) -> Tensor:
+    """A Gaussian blur of a line of O pixels as a matrix, [N, O, O]; sigma 0 is the identity."""
+    pixels_O = torch.arange(size, dtype=sigma_N.dtype, device=sigma_N.device)
+    distance_OO = (pixels_O[:, None] - pixels_O[None, :]).square()
+    precision_N = 0.5 / sigma_N.clamp(min=1e-3).square()
+    blur_NOO = (distance_OO * -precision_N[:, None, None]).exp_()
+    return blur_NOO.div_(blur_NOO.sum(dim=2, keepdim=True))
 
 
 def apply_views(canvas_bCSS: Tensor, parameters: ViewParameters, size: int) -> Tensor:
@@ -114,11 +119,11 @@ def apply_views(canvas_bCSS: Tensor, parameters: ViewParameters, size: int) -> T
     """
     p, (images, channels, side, _) = parameters, canvas_bCSS.shape
     views = p.left.shape[1]
+    blur = blur_matrix(p.sigma.flatten(), size) if bool((p.sigma > 0).any()) else None
 
     def matrices(start: Tensor, length: Tensor, flip: Tensor) -> Tensor:
-        matrix = resampling_matrix(
-            start.flatten(), length.flatten(), flip.flatten(), p.sigma.flatten(), side, size
-        )
+        matrix = resampling_matrix(start.flatten(), length.flatten(), flip.flatten(), side, size)
+        matrix = matrix if blur is None else blur @ matrix
         return matrix.view(images, views, size, side)
 
     across = matrices(p.left, p.width, p.flip_x).flatten(1, 2)  # [b, V*O, S]
