@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
     def known_options(self) -> list[str]:
         """Every flag of this parser and its commands."""
-        known = []
+        known: list[str] = []
         for action in self._actions:
             known += action.option_strings
             if isinstance(action, argparse._SubParsersAction):

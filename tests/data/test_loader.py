@@ -23,7 +23,7 @@ def index(write_png, tmp_path) -> Index:
 
 
 def loader_of(index: Index, *, workers: int = 2, cache_bytes: int = ALL_IN_CACHE) -> Loader:
-    return Loader(index, 16, 1, cache_bytes=cache_bytes, workers=workers, seed=0)
+    return Loader(index, 16, 1, cache_bytes=cache_bytes, workers=workers)
 
 
 def assert_same(a: Canvases, b: Canvases) -> None:
@@ -169,6 +169,6 @@ def test_nothing_readable_is_an_error_and_no_endless_search(write_png, tmp_path,
 def test_colour_has_three_channels(write_png, tmp_path):
     write_png("1.png", shape=(8, 8, 3))
     index = build_index([tmp_path])
-    with Loader(index, 8, 3, cache_bytes=0, workers=1, seed=0) as loader:
+    with Loader(index, 8, 3, cache_bytes=0, workers=1) as loader:
         wanted = read(index.rows[0]).pixels / np.float32(255)
         np.testing.assert_allclose(loader.batch(np.array([0])).pixels[0], wanted, atol=1e-6)

@@ -9,6 +9,8 @@ from rich.console import Console
 
 from dino_x.data.index import build_index
 from dino_x.errors import UserError
+from dino_x.evaluation import suite
+from dino_x.evaluation.baselines import random_weights
 from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities, macro_auroc
 from dino_x.evaluation.labels import load_labels
 from dino_x.evaluation.suite import evaluate, print_table, score, verdict, write_json
@@ -83,10 +85,15 @@ def test_neither_patients_nor_files_are_written_down(result, images, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]
 
 
-def test_the_random_baseline_is_that_of_the_seed(result, tiny_model, images, tmp_path):
+def test_the_random_baseline_is_that_of_the_seed(tiny_model, images, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        suite, "random_weights", lambda *given: drawn.append(given[1]) or random_weights(*given)
+    )
     labels = write_csv(tmp_path / "labels.csv", given())
-    again = evaluate(tiny_model, [images], labels, k=5, device="cpu")
-    assert again["results"] == result["results"]
+    result = evaluate(tiny_model, [images], labels, k=5, device="cpu", seed=11)
+    assert drawn == [11]
+    assert result["settings"]["seed"] == 11
 
 
 def test_k_is_capped_at_the_number_of_references(tiny_model, images, tmp_path):

@@ -57,7 +57,6 @@ class Loader:
         channels: 1 or 3.
         cache_bytes: canvases up to this many bytes are kept in memory.
         workers: threads that decode, at least 1.
-        seed: unused by reading, which draws nothing; kept beside the data for those who draw.
     """
 
     def __init__(
@@ -68,12 +67,10 @@ class Loader:
         *,
         cache_bytes: int,
         workers: int,
-        seed: int = 0,
     ) -> None:
         self.index = index
         self.side = side
         self.channels = channels
-        self.seed = seed
         self.skipped: list[Skipped] = []
         self.cache = CanvasCache(cache_bytes)
         self._seen: set[int] = set()

@@ -6,8 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-# Keeps this stream apart from others that are drawn from the same seed.
-_PURPOSE = 0x5A4D504C  # "SMPL"
+from dino_x.randomness import generator
 
 
 def sample_indices(seed: int, step: int, effective_batch: int, images: int) -> np.ndarray:
@@ -42,7 +41,6 @@ def sample_indices(seed: int, step: int, effective_batch: int, images: int) -> n
 @lru_cache(maxsize=2)  # a batch that crosses the end of an epoch needs two
 def _epoch(seed: int, epoch: int, images: int) -> np.ndarray:
     """The order of all images in one epoch, int64 [images], read-only."""
-    entropy = np.random.SeedSequence([_PURPOSE, seed, epoch])
-    order = np.random.Generator(np.random.Philox(entropy)).permutation(images)
+    order = generator(seed, epoch, "order of images").permutation(images)
     order.flags.writeable = False
     return order

@@ -121,7 +121,6 @@ def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
         1 if is_grey(index.rows) else 3,
         cache_bytes=options.data.cache_mb * 2**20,
         workers=options.data.workers,
-        seed=options.train.seed,
     )
     mean, std = normalisation(options.model.name)
     device = choose_device(options.train.device)
