@@ -67,7 +67,7 @@ class Bench:
         return self._collect([partial(self.micro_batches, size)], self.window.images, size)
 
     def naive(self, size):
-        """As other tools accumulate: every micro-batch is a batch of its own, gradients averaged."""
+        """As other tools accumulate: each micro-batch a batch of its own, gradients averaged."""
         passes = [lambda micro=micro: iter([micro]) for micro in self.micro_batches(size)]
         return self._collect(passes, size, size)
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model
 
 from dino_x.errors import UserError
-from dino_x.evaluation.backbone import find_model, load_backbone, read_preparation
+from dino_x.evaluation.backbone import load_backbone
+from dino_x.model.pretrained import find_model, read_preparation
 
 from .conftest import MEAN, SIZE, STD, save_tiny
 
@@ -148,14 +149,14 @@ def test_pickled_weights_are_not_loaded(tmp_path):
 
 
 def test_a_hub_name_without_network_fails_in_one_line_and_quickly(tmp_path, monkeypatch):
-    from dino_x.evaluation import backbone
+    from dino_x.model import pretrained
 
     def unreachable(self, name, timeout):
         assert timeout <= 10
         raise ConnectionError("Name or service not known\nmore lines")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(backbone.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(pretrained.HfApi, "model_info", unreachable)
     started = time.monotonic()
     with pytest.raises(UserError, match="hub cannot be reached: Name or service") as error:
         find_model("someone/no-such-model-dino-x")

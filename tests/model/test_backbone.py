@@ -165,7 +165,7 @@ def test_an_unknown_name_gets_the_nearest(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="did you mean 'vits16'"):
         build_backbone(ModelOptions(name="vit-s16"), 32, seed=0)
     (tmp_path / "config.json").write_text(json.dumps({"nothing": 1}))
-    with pytest.raises(UserError, match="neither a known size"):
+    with pytest.raises(UserError, match="is no known size"):
         build_backbone(ModelOptions(name=str(tmp_path)), 32, seed=0)
 
 

@@ -96,7 +96,7 @@ def test_an_effective_batch_that_does_not_divide(films, tmp_path, refused):
         (("--set", "views.global_size=30"), "30 is not a multiple of the patch size 8.*24, 32"),
         (("--koleo-group", 3, "--centering", "sinkhorn"), "koleo_group 3 must .* divide"),
         (("--micro-batch", "auto4"), "train.micro_batch is one of auto or a whole number.*'auto4'"),
-        (("--model", "vitz16"), "'vitz16' is neither .* did you mean 'vits16'|vitb16"),
+        (("--model", "vitz16"), "'vitz16' is no known size .*did you mean 'vit.16'"),
         (("--config", "nowhere.yaml"), "cannot read nowhere.yaml"),
         (("--device", "cuda"), "no GPU"),
     ],

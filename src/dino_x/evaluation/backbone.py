@@ -1,49 +1,23 @@
 """A trained backbone with the preparation of images that it expects, from a folder or the hub."""
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel
-from transformers.utils import logging as transformers_logging
 
 from dino_x.errors import UserError
+from dino_x.model.pretrained import (
+    Preparation,
+    find_model,
+    first_line,
+    quiet_transformers,
+    read_preparation,
+)
 from dino_x.training.device import choose_device, dtype_of
-
-HUB_TIMEOUT = 5.0  # seconds to learn that there is no network, not the 23 s of the hub's retries
-# Only used where no preprocessor_config.json says otherwise.
-Channels = tuple[float, ...]
-GREY: tuple[Channels, Channels] = ((0.5,), (0.25,))
-IMAGENET: tuple[Channels, Channels] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How images become the model's input: [0, 1], then (x - mean) / std by channel.
-
-    Attributes:
-        image_size: height and width in pixels.
-        mean: of each channel, on the scale where the window is [0, 1].
-        std: of each channel, on the same scale.
-        stated: whether the model's files say so; False where it is assumed.
-    """
-
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    stated: bool = True
-
-    @property
-    def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
-        return len(self.mean)
 
 
 @dataclass(frozen=True)
@@ -74,136 +48,25 @@ def load_backbone(name: str | Path, *, device: str = "auto", precision: str = "f
     """
     folder = find_model(name)
     where = choose_device(device)
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(folder)
-        preparation = read_preparation(folder, config)
-        model, report = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype_of(precision),
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder)
+            preparation = read_preparation(folder, config)
+            model, report = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype_of(precision),
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{name} cannot be loaded as a model: {_first_line(error)}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        raise UserError(f"{name} cannot be loaded as a model: {first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would fill them with random numbers and go on
         raise UserError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}")
     model = model.to(where).eval()
     _check_pooled(name, model, preparation)
     return Backbone(model, preparation)
-
-
-def find_model(name: str | Path) -> Path:
-    """The folder that holds ``config.json``: of a run, of a model, or of the hub's cache.
-
-    Raises:
-        UserError: if there is none.
-    """
-    folder = Path(name)
-    for candidate in (folder / "model", folder):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if folder.exists():
-        raise UserError(
-            f"{folder} is no model: it has no config.json, nor a folder 'model' with one, as a"
-            " finished run has"
-        )
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(name)):
-        raise UserError(f"no such model folder: {folder}")
-    return _from_hub(str(name))
-
-
-def _from_hub(name: str) -> Path:
-    """The model's folder in the hub's cache, downloaded if it is not there yet."""
-    wanted = ["config.json", "preprocessor_config.json", "model*.safetensors*"]
-    try:
-        cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        if (cached / "config.json").is_file() and list(cached.glob("model*.safetensors")):
-            return cached
-    except LocalEntryNotFoundError:
-        pass
-    missing = f"no folder '{name}' here and no such model in the local cache"
-    try:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT)  # one request, no retries
-        downloaded = Path(snapshot_download(name, allow_patterns=wanted))
-    except GatedRepoError as error:
-        raise UserError(
-            f"{missing}; on the hub it needs consent: accept its terms on"
-            f" https://huggingface.co/{name} and log in with 'hf auth login'"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"{missing}; the hub has none either, or it is private") from error
-    except Exception as error:  # the hub's client has no common class for network errors
-        raise UserError(f"{missing}; the hub cannot be reached: {_first_line(error)}") from error
-    if not (downloaded / "config.json").is_file():
-        raise UserError(f"'{name}' on the hub is no transformers model: it has no config.json")
-    return downloaded
-
-
-def read_preparation(folder: Path, config: Any) -> Preparation:
-    """Size, mean and std from ``preprocessor_config.json``, else by rule.
-
-    ``crop_size`` counts before ``size`` where the center is cropped, since it is what the model
-    sees. ``rescale_factor`` is for pixels of 0 to 255; any other than 1/255 goes into mean and std.
-    Without the file: the config's ``image_size``, mean 0.5 and std 0.25 for one channel, ImageNet's
-    for three.
-
-    Raises:
-        UserError: for values that cannot be used: a size that is not square, a mean of another
-            length than the model's channels.
-    """
-    channels = getattr(config, "num_channels", None)
-    if channels not in (1, 3):
-        raise UserError(f"{folder} is no vision model of 1 or 3 channels ({config.model_type})")
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        assumed = GREY if channels == 1 else IMAGENET
-        return Preparation(_square(config.image_size, folder), *assumed, stated=False)
-    try:
-        stated = json.loads(file.read_text(encoding="utf-8"))
-        size = stated.get("crop_size") if stated.get("do_center_crop") else None
-        image_size = _square(size or stated.get("size") or config.image_size, file)
-        scale = (
-            255 * stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 255
-        )
-        normalise = stated.get("do_normalize", True)
-        mean = _channels(stated.get("image_mean", 0.0) if normalise else 0.0, channels, file)
-        std = _channels(stated.get("image_std", 1.0) if normalise else 1.0, channels, file)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-    return Preparation(image_size, tuple(m / scale for m in mean), tuple(s / scale for s in std))
-
-
-def _square(size: Any, source: Path) -> int:
-    """One side from 224, [224, 224], {"height": 224, "width": 224} or {"shortest_edge": 224}."""
-    if isinstance(size, dict):
-        sides = [size[key] for key in ("height", "width", "shortest_edge") if key in size]
-    else:
-        sides = list(size) if isinstance(size, list | tuple) else [size]
-    if not sides or len(set(sides)) != 1 or not isinstance(sides[0], int) or sides[0] < 1:
-        raise UserError(
-            f"{source}: image size {size} is not square, which is all that is supported"
-        )
-    return sides[0]
-
-
-def _channels(values: Any, channels: int, source: Path) -> tuple[float, ...]:
-    """One value for each channel; a single one counts for all."""
-    values = list(values) if isinstance(values, list | tuple) else [values]
-    if len(values) not in (1, channels):
-        raise UserError(
-            f"{source}: {len(values)} values of mean or std for a model of {channels} channels"
-        )
-    return tuple(float(value) for value in values * (channels // len(values)))
 
 
 def _check_pooled(name: str | Path, model: nn.Module, preparation: Preparation) -> None:
@@ -216,11 +79,7 @@ def _check_pooled(name: str | Path, model: nn.Module, preparation: Preparation) 
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{name} does not turn an image of {size} x {size} px into a pooler_output:"
-            f" {_first_line(error)}"
+            f" {first_line(error)}"
         ) from error
     if pooled is None or pooled.ndim != 2:
         raise UserError(f"{name} gives no pooler_output, one vector an image")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

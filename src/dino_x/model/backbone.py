@@ -20,6 +20,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
 
 from dino_x.config import ModelOptions
 from dino_x.errors import UserError, nearest
+from dino_x.model.pretrained import find_model, first_line, quiet_transformers, read_preparation
 
 SIZES = {  # width, depth, heads, patch size
     "vit-tiny": (192, 12, 3, 16),
@@ -161,25 +162,27 @@ def new_backbone(options: ModelOptions, image_size: int) -> DINOv3ViTModel:
 
 
 def load_vit(name: str) -> DINOv3ViTModel:
-    """A DINOv3 ViT from a folder or hub name; every tensor must be there.
+    """A DINOv3 ViT from a run, a folder or a hub name; every tensor must be there.
 
     Raises: UserError if it is no model, another architecture, or incomplete.
     """
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        folder = find_model(name)
+        config = AutoConfig.from_pretrained(folder)
+    except (UserError, OSError, ValueError) as error:
         raise UserError(
-            f"model '{name}' is neither a known size ({', '.join(SIZES)}), nor a folder with a"
-            f" transformers model, nor a hub name that can be reached{nearest(name, SIZES)}"
+            f"model '{name}' is no known size ({', '.join(SIZES)}){nearest(name, SIZES)};"
+            f" {first_line(error)}"
         ) from error
     if config.model_type != "dinov3_vit":
         raise UserError(
             f"model '{name}' is a '{config.model_type}'; only DINOv3 ViTs ('dinov3_vit') can be"
             " trained on"
         )
-    loaded: Any = DINOv3ViTModel.from_pretrained(
-        name, dtype=torch.float32, output_loading_info=True
-    )
+    with quiet_transformers():
+        loaded: Any = DINOv3ViTModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     vit, report = loaded
     wrong = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
     if wrong:
@@ -212,18 +215,12 @@ def build_backbone(options: ModelOptions, image_size: int, seed: int) -> Backbon
 
 
 def normalisation(name: str) -> tuple[list[float], list[float]]:
-    """Mean and std of the images a model expects, 3 numbers each; ours if it does not say."""
-    path = Path(name) / "preprocessor_config.json"
-    if not is_size(name):
-        if not path.is_file():
-            from transformers.utils import cached_file
-
-            found = cached_file(name, path.name, _raise_exceptions_for_missing_entries=False)
-            path = Path(found) if found else path
-        if path.is_file():
-            saved = json.loads(path.read_text())
-            return list(saved["image_mean"]), list(saved["image_std"])
-    return [MEAN] * CHANNELS, [STD] * CHANNELS
+    """Mean and std of the images a model expects, 3 numbers each; ours for new ones."""
+    if is_size(name):
+        return [MEAN] * CHANNELS, [STD] * CHANNELS
+    folder = find_model(name)
+    preparation = read_preparation(folder, AutoConfig.from_pretrained(folder))
+    return list(preparation.mean), list(preparation.std)
 
 
 def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, size: int,
@@ -240,7 +237,8 @@ def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, siz
     staging = folder.with_name(folder.name + ".partial")
     fresh = DINOv3ViTModel(backbone.vit.config)
     fresh.load_state_dict({k: v.detach().float().cpu() for k, v in vit_state.items()})
-    fresh.save_pretrained(staging)
+    with quiet_transformers():
+        fresh.save_pretrained(staging)
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
