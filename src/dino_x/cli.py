@@ -118,16 +118,19 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from dino_x.evaluation.suite import evaluate, print_table, write_json
+    from dino_x.progress import progress_bar
 
-    result = evaluate(
-        arguments.model,
-        arguments.data,
-        arguments.labels,
-        label_column=arguments.label_column,
-        device=arguments.device,
-        seed=arguments.seed,
-    )
     console = Console()
+    with progress_bar(console, "evaluating") as progress:
+        result = evaluate(
+            arguments.model,
+            arguments.data,
+            arguments.labels,
+            label_column=arguments.label_column,
+            device=arguments.device,
+            seed=arguments.seed,
+            progress=progress,
+        )
     print_table(result, console)
     path = arguments.out or Path("evaluation.json")
     write_json(result, path)
@@ -145,15 +148,17 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 def run_options(arguments: argparse.Namespace) -> None:
     """``dino-x options``."""
-    from rich.console import Console
+    from dino_x.presets import options_text
 
-    from dino_x.presets import options_table
-
-    Console().print(options_table())
+    print(options_text())
 
 
-def quiet_libraries() -> None:
-    """What libraries print of themselves tells our users nothing."""
+def prepare_libraries() -> None:
+    """What libraries read from the environment; before torch is imported."""
+    # Threads that wait sleep instead of spinning: on a busy 2-core machine training is 2.8 times
+    # as fast, on an idle one no slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What libraries print of themselves tells our users nothing.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -163,7 +168,7 @@ def quiet_libraries() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it did what it was asked, 2 with one line on stderr if it could not."""
-    quiet_libraries()
+    prepare_libraries()
     try:
         parser = build_parser()
         parsed = parser.parse_args(arguments)

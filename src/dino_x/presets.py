@@ -10,7 +10,6 @@ from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
-from rich.table import Table
 
 from dino_x.config import FREE_ON_RESUME, Options
 from dino_x.errors import UserError, nearest
@@ -120,13 +119,24 @@ def said_by(
     return said | {name: value for name, value in flags.items() if value is not None}
 
 
-def options_table() -> Table:
+def options_text() -> str:
     """Every option, its default, what the small preset sets instead, and its meaning."""
-    table = Table("option", "default", "small", "meaning", box=None, pad_edge=False)
+    lines = []
     for name, value in dotted(Options().model_dump()).items():
-        small = str(SMALL[name]) if name in SMALL else ""
-        table.add_row(name, str(value), small, field_of(name).description)
-    return table
+        small = f"  (small: {as_yaml(SMALL[name])})" if name in SMALL else ""
+        lines += [f"{name}: {as_yaml(value)}{small}", f"    {field_of(name).description}"]
+    return "\n".join(lines)
+
+
+def as_yaml(value: Any) -> str:
+    """A value as one would write it in a configuration file, numbers to 4 digits."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(as_yaml(item) for item in value)}]"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def check(flat: Mapping[str, Any]) -> Options:

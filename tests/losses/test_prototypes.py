@@ -147,11 +147,22 @@ def test_logits_of_a_thousand_stay_exact(
     assert relative_error(case.student_KD.grad, expected_KD) < tolerance
 
 
+def test_one_float64_argument_makes_the_loss_float64(implementation: str) -> None:
+    case = random_case(12, 12, 31, 5, torch.float32)
+    case.bias_K = case.bias_K.double()
+    loss = prototype_cross_entropy(*case.tensors(), **TEMPERATURES, implementation=implementation)
+    loss.backward()
+    expected_loss, expected_RD, _ = oracle(case, **TEMPERATURES)
+    assert relative_error(loss.detach(), expected_loss) < 1e-12
+    assert case.student_RD.grad is not None
+    assert relative_error(case.student_RD.grad, expected_RD) < 1e-6
+
+
 def test_weights_default_to_the_mean_over_pairs(implementation: str) -> None:
     case = random_case(12, 12, 31, 5)
     *arguments, weights_P = case.tensors()
     found = prototype_cross_entropy(*arguments, **TEMPERATURES, implementation=implementation)
-    mean_P = torch.full_like(weights_P, 1 / len(weights_P))
+    mean_P = torch.full_like(weights_P, 1 / 24)
     expected = prototype_cross_entropy(
         *arguments, mean_P, **TEMPERATURES, implementation=implementation
     )

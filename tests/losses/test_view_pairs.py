@@ -24,11 +24,11 @@ def test_view_pairs_are_all_pairs_of_an_image(
 
 
 def test_chunks_of_view_pairs_compute_a_target_once_an_image() -> None:
-    chunks = list(plan_chunks(view_pairs(64, 10, 2), rows_at_once=120))
+    chunks = list(plan_chunks(view_pairs(64, 10, 2), rows_at_once=125))
     assert sum(len(chunk.pairs) for chunk in chunks) == 64 * (10 * 2 - 2)
-    assert sum(len(chunk.student_rows) for chunk in chunks) < 640 + len(chunks)
+    assert sum(len(chunk.student_rows) for chunk in chunks) < 640 + 2 * len(chunks)
     assert sum(len(chunk.teacher_rows) for chunk in chunks) < 128 + 2 * len(chunks)
-    assert max(len(chunk.student_rows) + len(chunk.teacher_rows) for chunk in chunks) <= 120
+    assert max(len(chunk.student_rows) + len(chunk.teacher_rows) for chunk in chunks) <= 125
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dino_x.losses.checks import check_at_least, check_finite, check_matrix, com
 
 EPSILON = 1e-8  # keeps the logarithm finite for two equal rows
 SEARCH_ELEMENTS = 2**22  # similarities held at a time while searching: 16 MiB in float32
-CANDIDATES = 4  # neighbours by rounded similarity, among which exact distances decide
+CANDIDATES = 8  # neighbours by rounded similarity, among which exact distances decide
 
 
 def koleo(features_ND: Tensor, group_size: int | None = None) -> Tensor:

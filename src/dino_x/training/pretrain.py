@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from dino_x.config import Options
 from dino_x.data.cache import canvas_side
@@ -17,6 +16,7 @@ from dino_x.errors import UserError
 from dino_x.evaluation.suite import evaluate, print_table, write_json
 from dino_x.model.backbone import SIZES, load_vit, normalisation
 from dino_x.presets import check, differing, resolve
+from dino_x.progress import progress_bar
 from dino_x.training.device import choose_device, describe_device, dtype_of
 from dino_x.training.micro_batch import check_divides, largest_that_fits
 from dino_x.training.policy import Policy, centering_policy
@@ -95,13 +95,12 @@ def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str,
 
 def read_index(options: Options, console: Console) -> Index:
     """All images that can be read, with a progress bar."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading images", total=None)
+    with progress_bar(console, "reading images") as on_progress:
         return build_index(
             [Path(path) for path in options.data.paths],
             verify=options.data.verify,
             workers=options.data.workers,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            on_progress=on_progress,
         )
 
 
@@ -232,13 +231,15 @@ def say_where(run: RunFolder, console: Console) -> None:
 def evaluate_run(options: Options, run: RunFolder, console: Console) -> None:
     """Write ``evaluation.json`` from the labels named in the options, and print its table."""
     assert options.data.labels is not None
-    result = evaluate(
-        str(run.path),
-        [Path(path) for path in options.data.paths],
-        options.data.labels,
-        label_column=options.data.label_column,
-        device=options.train.device,
-        seed=options.train.seed,
-    )
+    with progress_bar(console, "evaluating") as progress:
+        result = evaluate(
+            run.path,
+            options.data.paths,
+            options.data.labels,
+            label_column=options.data.label_column,
+            device=options.train.device,
+            seed=options.train.seed,
+            progress=progress,
+        )
     write_json(result, run.evaluation)
     print_table(result, console)
