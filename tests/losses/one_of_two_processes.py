@@ -94,7 +94,7 @@ def main(rank: int, folder: Path) -> None:
         init_method=f"file://{folder / 'meeting'}",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=120),
     )
     batch, group = effective_batch(), dist.group.WORLD
     found = biases(batch, ROWS_OF_RANK[rank], QUEUE_OF_RANK[rank], group)

@@ -23,7 +23,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
         )
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=90)[1] for process in processes]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(2)]
 

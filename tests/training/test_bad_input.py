@@ -120,6 +120,19 @@ def test_wrong_values(films, tmp_path, refused, flags, pattern, monkeypatch):
     assert not out.exists()
 
 
+def test_an_effective_batch_of_one(films, tmp_path, refused):
+    flags = ("--effective-batch", 1, "--micro-batch", 1, "--steps", 1)
+    status = pretrain(films, tmp_path / "run", *flags, "--centering", "sinkhorn")
+    refused(status, "KoLeo .* 2 or more; set loss.koleo_weight=0")
+    assert pretrain(films, tmp_path / "run", *flags) == 0
+
+
+def test_labels_are_checked_before_training(films, tmp_path, refused):
+    status = pretrain(films, tmp_path / "run", *QUICK, "--labels", tmp_path / "labels.csv")
+    refused(status, "labels.csv")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_option_in_a_file(films, tmp_path, refused):
     config = tmp_path / "c.yaml"
     config.write_text("optim: {learning_rate: 1}\n")

@@ -13,6 +13,7 @@ from dino_x.data.cache import canvas_side
 from dino_x.data.index import Index, build_index, is_grey, write_skipped
 from dino_x.data.loader import Loader
 from dino_x.errors import UserError
+from dino_x.evaluation.labels import load_labels
 from dino_x.evaluation.suite import evaluate, print_table, write_json
 from dino_x.model.backbone import SIZES, load_vit, normalisation
 from dino_x.presets import check, differing, resolve
@@ -57,6 +58,10 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
     if early.model.name not in SIZES:
         load_vit(early.model.name)  # fail before reading images
     index = read_index(early, console)
+    if early.data.labels:  # fail now, not after training
+        load_labels(
+            early.data.labels, index.rows, early.data.paths, label_column=early.data.label_column
+        )
     options, preset_line = resolve(said, len(index))
     prepared = prepare(options, run, index)
     if resume and run.exists:
@@ -137,9 +142,14 @@ def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
 def check_koleo_group(options: Options) -> None:
     """Refuse a KoLeo group that cannot be cut from the effective batch."""
     group, batch = options.loss.koleo_group, options.train.effective_batch
-    if not options.loss.koleo_weight or group == "effective":
+    if not options.loss.koleo_weight:
         return
-    if group < 2 or batch % group:
+    if batch < 2:
+        raise UserError(
+            "KoLeo looks for neighbours and needs an effective batch of 2 or more; set"
+            " loss.koleo_weight=0 to train on one image a step"
+        )
+    if group != "effective" and (group < 2 or batch % group):
         raise UserError(
             f"loss.koleo_group {group} must be 2 or more and divide the effective batch {batch}"
         )
