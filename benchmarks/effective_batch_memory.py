@@ -2,8 +2,10 @@
 
     python benchmarks/effective_batch_memory.py [--batches 64 256 1024] [--micro-batch 16]
 
-Each effective batch trains two steps with Sinkhorn-Knopp and KoLeo over all of it, in a process of
-its own, on random images made on the spot. On a GPU the peak is of its allocator, else of the
+Each effective batch trains on the same number of images, two steps at the largest, with
+Sinkhorn-Knopp and KoLeo over all of it, in a process of its own, on random images made on the spot.
+(The same number, because the memory allocator of a CPU process grows a little with every step.) The cache of decoded images is off: it is bounded by an
+option of its own. On a GPU the peak is of its allocator, else of the
 process.
 """
 
@@ -29,14 +31,14 @@ def make_images(folder: Path, count: int, side: int) -> None:
         Image.fromarray(noise).save(folder / f"{number:04d}.png")
 
 
-def train(folder: Path, run: Path, batch: int, micro_batch: int) -> None:
+def train(folder: Path, run: Path, batch: int, steps: int, micro_batch: int) -> None:
     """Runs in the child process; prints nothing but what training prints."""
     status = dino_x(
         ["pretrain", "--data", str(folder), "--out", str(run), "--model", "vit-tiny",
-         "--preset", "dinov3", "--centering", "sinkhorn", "--steps", "2",
+         "--preset", "dinov3", "--centering", "sinkhorn", "--steps", str(steps),
          "--effective-batch", str(batch), "--micro-batch", str(micro_batch),
          "--set", "model.depth=4", "views.global_size=112", "views.local_size=48",
-         "head.prototypes=16384", "data.cache_mb=64", "optim.freeze_last_layer=0"]
+         "head.prototypes=16384", "data.cache_mb=0", "optim.freeze_last_layer=0"]
     )  # fmt: skip
     sys.exit(status)
 
@@ -45,11 +47,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--micro-batch", type=int, default=16)
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        folder, run, batch = arguments.child
-        train(Path(folder), Path(run), int(batch), arguments.micro_batch)
+        folder, run, batch, steps = arguments.child
+        train(Path(folder), Path(run), int(batch), int(steps), arguments.micro_batch)
     table = Table("effective batch", "peak memory, GiB", "against the first", "img/s", box=None)
     first = None
     with tempfile.TemporaryDirectory() as place:
@@ -58,9 +60,10 @@ def main() -> None:
         make_images(images, max(arguments.batches), 160)
         for batch in arguments.batches:
             run = Path(place) / str(batch)
+            steps = 2 * max(arguments.batches) // batch
             subprocess.run(
                 [sys.executable, __file__, "--micro-batch", str(arguments.micro_batch),
-                 "--child", str(images), str(run), str(batch)],
+                 "--child", str(images), str(run), str(batch), str(steps)],
                 check=True, stdout=subprocess.DEVNULL,
             )  # fmt: skip
             last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])

@@ -62,9 +62,9 @@ def sinkhorn_bias(
             process of the group if one of them refuses.
 
     Memory beyond the inputs, "streaming": a tile of 24 MiB (CUDA: 1 / 64 of the device), and
-        O(N + K). Logits that take at most 144 MiB (CUDA: 3 / 32 of the device) are computed once
-        and kept, which takes half the time at 512 x 65,536. Both sizes are fixed, so that the same
-        inputs give the same bits whatever else is in memory.
+        O(N + K). Logits that take at most 48 MiB (CUDA: a 32nd of the device) are computed once
+        and kept. Both sizes are fixed, so that the same inputs give the same bits whatever else is
+        in memory.
 
     Source: Cuturi 2013, algorithm 1; Caron et al. 2020, section 3.1, for the queue too; Oquab et
         al. 2023, section 4.
