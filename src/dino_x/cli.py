@@ -153,12 +153,8 @@ def run_options(arguments: argparse.Namespace) -> None:
     print(options_text())
 
 
-def prepare_libraries() -> None:
-    """What libraries read from the environment; before torch is imported."""
-    # Threads that wait sleep instead of spinning: on a busy 2-core machine training is 2.8 times
-    # as fast, on an idle one no slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # What libraries print of themselves tells our users nothing.
+def quiet_libraries() -> None:
+    """What libraries print of themselves tells our users nothing."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -168,7 +164,7 @@ def prepare_libraries() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it did what it was asked, 2 with one line on stderr if it could not."""
-    prepare_libraries()
+    quiet_libraries()
     try:
         parser = build_parser()
         parsed = parser.parse_args(arguments)
