@@ -4,9 +4,9 @@
 
 Each effective batch trains on the same number of images, two steps at the largest, with
 Sinkhorn-Knopp and KoLeo over all of it, in a process of its own, on random images made on the spot.
-(The same number, because the memory allocator of a CPU process grows a little with every step.) The cache of decoded images is off: it is bounded by an
-option of its own. On a GPU the peak is of its allocator, else of the
-process.
+The same number, because the memory allocator of a CPU process grows a little with every step. The
+cache of decoded images is off: it is bounded by an option of its own. On a GPU the peak is of its
+allocator, else of the process.
 """
 
 import argparse

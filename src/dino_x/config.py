@@ -33,6 +33,9 @@ class DataOptions(Section):
         None, "'folder', or a CSV with columns path and label: evaluated at the end of the run"
     )
     label_column: str = option("label", "column of the CSV that holds the class")
+    hold_out: bool = option(
+        True, "where there are labels, images they are tested on are not trained on"
+    )
     verify: Literal["auto", "all", "headers"] = option(
         "auto", "decode every image once before training: all, or only headers; auto up to 10,000"
     )
@@ -209,5 +212,5 @@ class Options(Section):
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
     "train.micro_batch", "train.device", "data.workers", "data.cache_mb", "data.verify",
-    "data.labels", "data.label_column", "checkpoint.every", "checkpoint.keep",
+    "checkpoint.every", "checkpoint.keep",
 )  # fmt: skip

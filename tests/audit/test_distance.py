@@ -173,6 +173,16 @@ def test_an_order_holds_each_image_once_and_probes_come_first_of_their_group():
     assert first.reshape(20, 10).sum(axis=1) == pytest.approx(400, rel=0.3)
 
 
+def test_a_batch_as_large_as_the_probes_is_not_made_of_probes():
+    everyone = np.ones(400, dtype=bool)
+    probes = np.arange(64)
+    orders = [draw_order(generator(0, repeat, "test"), everyone, probes) for repeat in range(50)]
+    share = [np.isin(order[:64], probes).mean() for order in orders]
+    assert np.mean(share) == pytest.approx(1 / 4, abs=0.04)
+    others = {image for order in orders for image in order[:64].tolist()} - set(probes.tolist())
+    assert len(others) > 330  # of 336
+
+
 def test_fewer_probes_and_repeats_with_many_prototypes():
     everyone = np.ones(1000, dtype=bool)
     assert len(choose_probes(everyone, "all", 256, 0)) == 64

@@ -105,6 +105,32 @@ def test_labels_are_evaluated_at_the_end(run):
     assert 0 <= result["results"]["model"]["balanced_accuracy"] <= 1
 
 
+def test_images_that_are_tested_on_are_not_trained_on(films, tmp_path, monkeypatch):
+    """By patient: 30 of the 40 films are reference, 10 are tested on."""
+    from dino_x.data import readers
+
+    paths = sorted(films.rglob("*.png"))
+    table = ["path,label,patient,split"]
+    for number, path in enumerate(paths):
+        split = "test" if number % 4 == 0 else "train"
+        table.append(f"{path.relative_to(films)},{path.parent.name},{number},{split}")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(table))
+    settings = {"data__verify": "headers", "data__cache_mb": 0}
+    flags = ("--effective-batch", 30, "--micro-batch", 15, "--steps", 3, "--labels", labels)
+    seen, read = set(), readers.read
+    monkeypatch.setattr(
+        "dino_x.data.loader.readers.read", lambda ref: (seen.add(ref.path), read(ref))[1]
+    )
+    monkeypatch.setattr("dino_x.training.pretrain.evaluate_run", lambda *arguments: None)
+    monkeypatch.setattr("dino_x.training.pretrain.is_grey", lambda rows: True)
+    assert pretrain(films, tmp_path / "run", *flags, **settings) == 0
+    assert seen == {path for number, path in enumerate(paths) if number % 4}
+    seen.clear()
+    assert pretrain(films, tmp_path / "all", *flags, **settings, data__hold_out="false") == 0
+    assert seen == set(paths)
+
+
 def test_old_checkpoints_are_removed(films, tmp_path):
     settings = {"checkpoint__every": 1, "checkpoint__keep": 2}
     assert pretrain(films, tmp_path / "run", *QUICK, **settings) == 0

@@ -25,6 +25,7 @@ from dino_x.randomness import generator
 SMALLEST = 8
 MOST_PROBES = {"all": 64, "rare": 32}
 FEWEST_PROBES = 16
+SPREAD = 4  # one image in so many of the first ones of a draw is a probe, at most
 REPEATS, FEWEST_REPEATS = 10, 3
 FULL_WORK = 1024  # prototypes up to which there are that many probes and repeats; above, fewer
 BAND = (10, 90)  # percentiles over the draws
@@ -203,14 +204,16 @@ def choose_probes(group_N: np.ndarray, name: str, prototypes: int, seed: int) ->
 
 
 def draw_order(rng: np.random.Generator, group_N: np.ndarray, probes_J: np.ndarray) -> np.ndarray:
-    """A random order of all images in which the probes are the first ones of their group.
+    """A random order of all images in which the probes are near the start: few batches hold all.
 
-    The group keeps its share of every batch, and probes are near the start: few batches hold all.
+    They are the first of their group, or of a quarter of all images where the group is larger, so
+    that the group has its share of every batch, and most of a batch is new in every draw.
     """
     order_N = rng.permutation(len(group_N))
-    others = np.setdiff1d(np.flatnonzero(group_N), probes_J)
-    members = np.concatenate([rng.permutation(probes_J), rng.permutation(others)])
-    order_N[group_N[order_N]] = members
+    others = rng.permutation(np.setdiff1d(np.flatnonzero(group_N), probes_J))
+    others = others[: max(len(group_N) // SPREAD - len(probes_J), 0)]
+    members = np.concatenate([rng.permutation(probes_J), others])
+    order_N[np.isin(order_N, members)] = members
     return order_N
 
 

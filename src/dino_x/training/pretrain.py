@@ -58,10 +58,7 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
     if early.model.name not in SIZES:
         load_vit(early.model.name)  # fail before reading images
     index = read_index(early, console)
-    if early.data.labels:  # fail now, not after training
-        load_labels(
-            early.data.labels, index.rows, early.data.paths, label_column=early.data.label_column
-        )
+    held_out = hold_out(early, index)
     options, preset_line = resolve(said, len(index))
     prepared = prepare(options, run, index)
     if resume and run.exists:
@@ -69,7 +66,7 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
     else:
         run.create(options, {"images": f"{len(index):,}", "device": describe_device(device)})
     write_skipped(index.skipped, run.skipped)
-    announce(prepared, preset_line, console)
+    announce(prepared, preset_line, held_out, console)
     train(prepared, run, console)
     say_where(run, console)
     if options.data.labels:
@@ -107,6 +104,22 @@ def read_index(options: Options, console: Console) -> Index:
             workers=options.data.workers,
             on_progress=on_progress,
         )
+
+
+def hold_out(options: Options, index: Index) -> int:
+    """Take the images that the labels are tested on out of the index; how many they are.
+
+    Raises: UserError if the labels cannot be used: now, not after training.
+    """
+    data = options.data
+    if not data.labels:
+        return 0
+    labelled = load_labels(data.labels, index.rows, data.paths, label_column=data.label_column)
+    if not data.hold_out:
+        return 0
+    tested = {ref for ref, test in zip(labelled.refs, labelled.is_test, strict=True) if test}
+    index.rows = [ref for ref in index.rows if ref not in tested]
+    return len(tested)
 
 
 def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
@@ -181,7 +194,7 @@ def hash_of(index: Index) -> str:
     return digest.hexdigest()
 
 
-def announce(prepared: Prepared, preset_line: str, console: Console) -> None:
+def announce(prepared: Prepared, preset_line: str, held_out: int, console: Console) -> None:
     """What is about to happen, in a few aligned lines."""
     trainer, index = prepared.trainer, prepared.index
     options, backbone = trainer.options, trainer.student.backbone
@@ -190,9 +203,10 @@ def announce(prepared: Prepared, preset_line: str, console: Console) -> None:
     assert train.steps is not None
     parameters = sum(weight.numel() for weight in backbone.parameters()) / 1e6
     skipped = f", {len(index.skipped)} files skipped (see skipped.csv)" if index.skipped else ""
+    held = f", {held_out:,} more held out to be tested on" if held_out else ""
     steps_per_pass = len(index) / train.effective_batch
     lines = {
-        "images": f"{len(index):,}{skipped}",
+        "images": f"{len(index):,}{held}{skipped}",
         "model": f"{options.model.name}, {backbone.depth} layers x {backbone.width},"
         f" {parameters:.1f} M parameters; {options.head.prototypes:,} prototypes a head",
         "settings": preset_line,
