@@ -56,7 +56,7 @@ def test_the_figure_is_a_png_that_is_not_blank(of_run):
     with Image.open(of_run[2] / "batch_floor.png") as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB"))
-    assert pixels.shape == (900, 1350, 3)
+    assert pixels.shape == (780, 1170, 3)
     assert 0.02 < (pixels < 200).any(axis=2).mean() < 0.5
     orange = (np.abs(pixels.astype(int) - (0xC1, 0x44, 0x0E)) < 12).all(axis=2)
     assert orange.any(axis=0).mean() > 0.5  # the curve spans the figure
@@ -65,7 +65,14 @@ def test_the_figure_is_a_png_that_is_not_blank(of_run):
 def test_the_table_and_the_sentence_are_printed(of_run):
     result, printed, _ = of_run
     assert "40 images, 61 prototypes" in printed
-    assert f"{result['groups']['all']['curves']['alone'][0]['distance']['mean']:.3f}" in printed
+    words = printed.split()
+    groups = result["groups"]
+    for point, rare in zip(*(groups[name]["curves"]["alone"] for name in groups), strict=True):
+        band = [f"{point['distance'][key]:.3f}" for key in ("mean", "low", "high")]
+        at = words.index("-".join(band[1:]), words.index("10-90%"))
+        assert words[at - 2 : at] == [str(point["batch"]), band[0]]
+        assert f"{rare['distance']['mean']:.3f}" in words[at + 1 : at + 4]
+        assert f"{point['entropy']['mean']:.2f} | {rare['entropy']['mean']:.2f}" in printed
     assert result["recommendation"][1:] in " ".join(printed.split())
 
 
@@ -147,16 +154,28 @@ def made_up(alone, queue, images=5000):
 
 
 def test_the_recommendation_names_the_batch_that_the_queue_stands_for():
-    result = made_up({8: 0.5, 16: 0.4, 512: 0.1, 2048: 0.05, 5000: 0.0}, {16: 0.06})
-    assert equivalent_batch(result["groups"]["all"]["curves"], "4096", 16) == 512
+    alone = {2**power: 2 ** (-power / 2) for power in range(3, 13)} | {5000: 0.0}
+    result = made_up(alone, {16: 1000**-0.5})
+    curves = result["groups"]["all"]["curves"]
+    assert equivalent_batch(curves, "4096", 16) == pytest.approx(1000)
+    assert equivalent_batch(curves, "4096", 32) is None
     assert recommend(result) == (
-        "with 16 images a step and --queue 4096 the targets are at least as close to those of 5,000"
-        " images as with an effective batch of 512 (total variation 0.060; 0.400 without the queue)"
+        "with 16 images a step and --queue 4096 the targets are as close to those of 5,000 images"
+        " as with an effective batch of about 1,000 (total variation 0.032; 0.250 without the"
+        " queue)"
+    )
+
+
+def test_an_equivalent_batch_is_no_larger_than_what_was_measured():
+    curves = made_up({8: 0.5, 4096: 0.1, 5000: 0.0}, {8: 0.01})["groups"]["all"]["curves"]
+    assert equivalent_batch(curves, "4096", 8) == pytest.approx(4096)
+    assert (
+        equivalent_batch(made_up({8: 0.0}, {8: 0.0})["groups"]["all"]["curves"], "4096", 8) is None
     )
 
 
 def test_a_queue_that_does_not_help_is_not_recommended():
-    result = made_up({8: 0.5, 16: 0.4, 5000: 0.0}, {16: 0.4})
+    result = made_up({8: 0.5, 16: 0.4, 32: 0.3, 5000: 0.0}, {16: 0.4})
     assert "a queue brings them no closer" in recommend(result)
 
 

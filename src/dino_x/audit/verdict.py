@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -11,24 +12,31 @@ FLOOR = 256  # the effective batch below which SK is not used by default
 SHOWN_BATCH = 16  # images a step of the recommendation: what a small card holds
 NEARLY_UNIFORM = 0.95  # entropy over log K above which targets tell images hardly apart
 ALONE = "alone"
+WORTH = 1.1  # a queue that stands for fewer than so many times the images is not worth naming
+TINY = 1e-9  # a distance below it is rounding
 
 
-def equivalent_batch(curves: dict[str, Any], arm: str, batch: int) -> int | None:
-    """The largest effective batch whose targets alone are no closer than those of ``arm``.
+def equivalent_batch(curves: dict[str, Any], arm: str, batch: int) -> float | None:
+    """The effective batch whose targets alone are as close as those of ``batch`` with a queue.
+
+    Read off the curve of the batch alone, a straight line between its points on logarithmic axes,
+    and no further than its last point before the reference.
 
     Args:
         curves: of a group, see ``distance.measure``.
         arm: a queue, as ``"4096"``.
         batch: images a step beside that queue.
 
-    Returns: images, or None if the batch alone is closer at every size, or there is no such point.
+    Returns: images, or None if one of the curves has no point for it.
     """
-    points = {point["batch"]: point["distance"]["mean"] for point in curves[arm]}
-    if batch not in points:
+    found = [point["distance"]["mean"] for point in curves[arm] if point["batch"] == batch]
+    *points, _ = curves[ALONE]  # the last is the reference itself
+    if not found or not points:
         return None
-    *sizes, _ = curves[ALONE]  # the last is the reference itself
-    no_closer = [p["batch"] for p in sizes if p["distance"]["mean"] >= points[batch]]
-    return max(no_closer, default=None)
+    sizes = np.array([point["batch"] for point in points])
+    distances = np.minimum.accumulate([point["distance"]["mean"] for point in points])
+    logs = np.log(np.maximum([found[0], *distances], TINY))
+    return float(np.exp(np.interp(logs[0], logs[:0:-1], np.log(sizes[::-1]))))
 
 
 def recommend(result: dict[str, Any]) -> str:
@@ -36,30 +44,29 @@ def recommend(result: dict[str, Any]) -> str:
     curves = result["groups"]["all"]["curves"]
     alone = {point["batch"]: point["distance"]["mean"] for point in curves[ALONE]}
     batch = SHOWN_BATCH if SHOWN_BATCH in alone else min(alone)
-    best: tuple[int, int] | None = None  # (equivalent batch, minus the queue): the shorter one
-    for queue in result["queues"]:
-        equal = equivalent_batch(curves, str(queue["asked"]), batch)
-        if equal is not None and equal > batch:
-            best = max(best or (0, 0), (equal, -queue["rows"]))
     images = f"{result['images']:,}"
-    if best is None:
+    equivalents = {
+        queue["rows"]: (equivalent_batch(curves, str(queue["asked"]), batch), str(queue["asked"]))
+        for queue in result["queues"]
+    }
+    helpful = {
+        rows: (equal, arm)
+        for rows, (equal, arm) in equivalents.items()
+        if equal is not None and equal > WORTH * batch
+    }
+    if not helpful:
         return (
             f"with {batch} images a step the targets are {alone[batch]:.3f} (total variation) from"
             f" those of {images} images, and a queue brings them no closer: use the largest"
             " effective batch you have time for"
         )
-    equal, rows = best[0], -best[1]
-    point = next(
-        point
-        for queue in result["queues"]
-        if queue["rows"] == rows
-        for point in curves[str(queue["asked"])]
-        if point["batch"] == batch
-    )
+    rows = max(helpful, key=lambda rows: (helpful[rows][0], -rows))
+    equal, arm = helpful[rows]
+    queued = next(p["distance"]["mean"] for p in curves[arm] if p["batch"] == batch)
     return (
-        f"with {batch} images a step and --queue {rows} the targets are at least as close to those"
-        f" of {images} images as with an effective batch of {equal:,} (total variation"
-        f" {point['distance']['mean']:.3f}; {alone[batch]:.3f} without the queue)"
+        f"with {batch} images a step and --queue {rows} the targets are as close to those of"
+        f" {images} images as with an effective batch of about {int(float(f'{equal:.2g}')):,}"
+        f" (total variation {queued:.3f}; {alone[batch]:.3f} without the queue)"
     )
 
 
@@ -102,23 +109,20 @@ def print_table(result: dict[str, Any], console: Console) -> None:
         title=f"Distance from the targets of {result['images']:,} images (total variation)",
         title_justify="left",
     )
-    table.add_column("batch", justify="right")
+    table.add_column("images\na step", justify="right")
     for name in groups:
-        for arm in arms:
-            title = "alone, 10-90%" if arm == ALONE else f"+ queue {int(arm):,}"
-            table.add_column(f"{name}:\n{title}", justify="right")
+        table.add_column(f"{name}:\nalone", justify="right")
+        if name == "all":
+            table.add_column("\n10-90%", justify="right")
+        for arm in arms[1:]:
+            table.add_column(f"+ queue\n{int(arm):,}", justify="right")
     for size in [point["batch"] for point in groups["all"]["curves"][ALONE]]:
-        cells = [
-            _cell(group["curves"][arm], arm, size) for group in groups.values() for arm in arms
-        ]
-        table.add_row(f"{size:,}", *cells)
+        table.add_row(
+            f"{size:,}", *(cell for name in groups for cell in _cells(groups, name, size))
+        )
     table.add_section()
-    soft = [
-        f"{group['softmax']['distance']:.3f}" if arm == ALONE else ""
-        for group in groups.values()
-        for arm in arms
-    ]
-    table.add_row("softmax", *soft)
+    soft = {name: f"{group['softmax']['distance']:.3f}" for name, group in groups.items()}
+    table.add_row("softmax", soft["all"], *[""] * len(arms), soft["rare"])
     console.print(table)
     console.print(_others(result))
     for warning in result["warnings"]:
@@ -127,13 +131,16 @@ def print_table(result: dict[str, Any], console: Console) -> None:
     console.print(Text(f"{sentence[0].upper()}{sentence[1:]}."), style="bold")
 
 
-def _cell(points: list[dict[str, Any]], arm: str, size: int) -> str:
-    for point in points:
-        if point["batch"] == size:
-            distance = point["distance"]
-            band = f" {distance['low']:.3f}-{distance['high']:.3f}" if arm == ALONE else ""
-            return f"{distance['mean']:.3f}{band}"
-    return "-"
+def _cells(groups: dict[str, Any], name: str, size: int) -> list[str]:
+    """Distances of a group at one batch size, the batch alone and each queue."""
+    cells = []
+    for arm, points in groups[name]["curves"].items():
+        distance = next((p["distance"] for p in points if p["batch"] == size), None)
+        cells.append("-" if distance is None else f"{distance['mean']:.3f}")
+        if arm == ALONE and name == "all":
+            assert distance is not None
+            cells.append(f"{distance['low']:.3f}-{distance['high']:.3f}")
+    return cells
 
 
 def _others(result: dict[str, Any]) -> Table:

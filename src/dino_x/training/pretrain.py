@@ -224,8 +224,8 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
         console.print(f"{name:<10}{line}", style=style, highlight=False, soft_wrap=True)
     if len(index) < train.effective_batch:
         console.print(
-            f"{'warning':<10}{len(index)} images are fewer than an effective batch of"
-            f" {train.effective_batch}: some appear several times in each step",
+            f"{'warning':<10}fewer images ({len(index)}) than an effective batch"
+            f" ({train.effective_batch}): some appear several times in each step",
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
 
