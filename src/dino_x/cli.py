@@ -20,6 +20,7 @@ FLAGS = {  # flag: (option, what it shows as its value)
     "--steps": ("train.steps", "N"),
     "--prototypes": ("head.prototypes", "N"),
     "--centering": ("loss.centering", "auto|sinkhorn|softmax"),
+    "--queue": ("loss.queue", "N"),
     "--koleo-group": ("loss.koleo_group", "effective|N"),
     "--seed": ("train.seed", "N"),
     "--device": ("train.device", "auto|cpu|cuda"),

@@ -127,6 +127,12 @@ class LossOptions(Section):
         "auto", "auto: sinkhorn from the floor up, below it softmax centering with KoLeo off"
     )
     floor: PositiveInt = option(256, "effective batch from which auto is sinkhorn (ours)")
+    on_small_batch: Literal["fallback", "warn", "error"] = option(
+        "fallback", "what auto does below the floor: softmax, Sinkhorn-Knopp with a warning, stop"
+    )
+    queue: int = option(
+        0, "past teacher outputs (2 an image) that take part in Sinkhorn-Knopp, a head", ge=0
+    )
     sinkhorn_iterations: PositiveInt = option(3, "Sinkhorn-Knopp iterations")
     center_momentum: Share = option(0.9, "softmax centering: momentum of the running mean")
     student_temperature: float = option(0.1, "temperature of the student's softmax", gt=0)

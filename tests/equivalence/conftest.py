@@ -76,7 +76,7 @@ class Bench:
         trainer.optimizer.zero_grad(set_to_none=True)
         for one_pass in passes:
             result = trainer.effective_batch.backward(
-                one_pass, images, size, trainer.centers, self.temperature
+                one_pass, images, size, trainer.centers, trainer.queues, self.temperature
             )
             for name, value in result.terms.items():
                 terms[name] = terms.get(name, 0) + value

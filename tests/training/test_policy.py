@@ -1,6 +1,7 @@
 import pytest
 
 from dino_x.config import LossOptions
+from dino_x.errors import UserError
 from dino_x.training.policy import centering_policy
 
 
@@ -8,7 +9,7 @@ from dino_x.training.policy import centering_policy
 def test_auto_below_the_floor_is_softmax_without_koleo_and_says_the_ways_out(batch):
     policy = centering_policy(LossOptions(), batch)
     assert (policy.centering, policy.koleo_weight) == ("softmax", 0.0)
-    for words in (str(batch), "256", "--effective-batch", "--centering sinkhorn"):
+    for words in (str(batch), "256", "--effective-batch", "--queue"):
         assert words in policy.message
     assert "\n" not in policy.message
 
@@ -30,3 +31,26 @@ def test_what_was_chosen_is_kept_and_a_small_batch_warns():
     assert (policy.centering, policy.koleo_weight, policy.warning) == ("sinkhorn", 0.1, True)
     policy = centering_policy(LossOptions(centering="softmax"), 4096)
     assert (policy.centering, policy.koleo_weight, policy.warning) == ("softmax", 0.1, False)
+
+
+def test_a_queue_that_reaches_the_floor_with_the_batch_makes_auto_sinkhorn():
+    policy = centering_policy(LossOptions(queue=480), 16)
+    assert (policy.centering, policy.koleo_weight, policy.warning) == ("sinkhorn", 0.1, False)
+    assert "480" in policy.message
+    assert centering_policy(LossOptions(queue=478), 16).centering == "softmax"
+
+
+@pytest.mark.parametrize("batch", [8, 100, 255])
+def test_the_queue_that_is_advised_is_enough(batch):
+    message = centering_policy(LossOptions(), batch).message
+    advised = int(message.rsplit("--queue ", 1)[1].rstrip(")"))
+    assert centering_policy(LossOptions(queue=advised), batch).centering == "sinkhorn"
+    assert centering_policy(LossOptions(queue=max(0, advised // 2 - 1)), batch).centering == "softmax"
+
+
+def test_what_auto_does_below_the_floor_is_an_option():
+    policy = centering_policy(LossOptions(on_small_batch="warn"), 16)
+    assert (policy.centering, policy.warning) == ("sinkhorn", True)
+    with pytest.raises(UserError, match="16 is below the floor of 256.*--queue 512"):
+        centering_policy(LossOptions(on_small_batch="error"), 16)
+    assert centering_policy(LossOptions(on_small_batch="error"), 256).centering == "sinkhorn"

@@ -113,9 +113,9 @@ def print_table(result: dict[str, Any], console: Console) -> None:
     for name in groups:
         table.add_column(f"{name}:\nalone", justify="right")
         if name == "all":
-            table.add_column("\n10-90%", justify="right")
+            table.add_column("\n10-90%", justify="right", no_wrap=True, min_width=11)
         for arm in arms[1:]:
-            table.add_column(f"+ queue\n{int(arm):,}", justify="right")
+            table.add_column(f"queue\n{int(arm):,}", justify="right")
     for size in [point["batch"] for point in groups["all"]["curves"][ALONE]]:
         table.add_row(
             f"{size:,}", *(cell for name in groups for cell in _cells(groups, name, size))

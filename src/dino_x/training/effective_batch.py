@@ -24,6 +24,7 @@ from dino_x.losses import koleo, prototype_cross_entropy, sinkhorn_bias, view_pa
 from dino_x.losses.centering import center_bias, next_center
 from dino_x.model.head import Head
 from dino_x.model.teacher import Network
+from dino_x.training.queue import Queues
 from dino_x.training.window import GLOBAL_VIEWS, MicroBatch
 
 
@@ -47,14 +48,16 @@ class Targets:
     dino_bias_K: Tensor
     ibot_bias_K: Tensor
     next_centers: Centers
+    next_queues: Queues
 
 
 @dataclass(frozen=True)
 class WindowResult:
-    """Loss terms of the effective batch, and the centers that follow from it."""
+    """Loss terms of the effective batch, and the centers and queues that follow from it."""
 
     terms: dict[str, float]
     next_centers: Centers
+    next_queues: Queues
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class EffectiveBatch:
         images: int,
         micro_size: int,
         centers: Centers,
+        queues: Queues,
         teacher_temperature: float,
     ) -> WindowResult:
         """Add the gradient of the effective batch's loss to ``.grad`` of the student.
@@ -87,9 +91,10 @@ class EffectiveBatch:
             images: B.
             micro_size: b.
             centers: as they are before this step.
+            queues: likewise.
             teacher_temperature: of this step.
         """
-        targets = self.targets(micro_batches(), centers, teacher_temperature)
+        targets = self.targets(micro_batches(), centers, queues, teacher_temperature)
         group = images if self.loss.koleo_group == "effective" else self.loss.koleo_group
         totals: dict[str, Tensor] = {}
         pulls_VbF: Sequence[Tensor] | None = None
@@ -103,29 +108,60 @@ class EffectiveBatch:
                 totals[name] = totals.get(name, 0) + value.detach()
         if pulls_VbF is not None:  # what was backpropagated stands for KoLeo, but is not its value
             totals["loss"] = self.weighted(totals)
-        return WindowResult({k: float(v) for k, v in totals.items()}, targets.next_centers)
+        values = {name: float(value) for name, value in totals.items()}
+        return WindowResult(values, targets.next_centers, targets.next_queues)
 
     @torch.no_grad()
-    def targets(
-        self, micro_batches: Iterable[MicroBatch], centers: Centers, temperature: float
-    ) -> Targets:
-        """Phase 1: the teacher's bottlenecks, and the bias of each head over all of them."""
-        cls, patches = [], []
+    def bottlenecks(
+        self, micro_batches: Iterable[MicroBatch]
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+        """The teacher's CLS [V, b, D] and masked-patch [m, D] bottlenecks of each micro-batch.
+
+        And all of them, [V * B, D] and [M, D], by view, image and patch: an order that does not
+        depend on the micro-batch.
+        """
+        cls, patches, places = [], [], []
         for micro in micro_batches:
             with self.precision():
                 cls_BF, patches_BNF = self.teacher(micro.global_crops(), None, None)
                 cls.append(self.teacher.dino_head(cls_BF).unflatten(0, (GLOBAL_VIEWS, -1)))
                 patches.append(self.teacher.ibot_head(masked_rows(patches_BNF, micro)))
+            places.append(micro.masked_places())
+        order_M = torch.cat(places).argsort()
+        return cls, patches, torch.cat(cls, dim=1).flatten(0, 1), torch.cat(patches)[order_M]
+
+    @torch.no_grad()
+    def targets(
+        self,
+        micro_batches: Iterable[MicroBatch],
+        centers: Centers,
+        queues: Queues,
+        temperature: float,
+    ) -> Targets:
+        """Phase 1: the teacher's bottlenecks, and the bias of each head over all of them."""
+        cls, patches, cls_RD, patches_MD = self.bottlenecks(micro_batches)
         dino_bias, dino_center = self.bias(
-            torch.cat(cls, dim=1).flatten(0, 1), self.teacher.dino_head, centers.dino_K, temperature
+            cls_RD, queues.dino_QD, self.teacher.dino_head, centers.dino_K, temperature
         )
         ibot_bias, ibot_center = self.bias(
-            torch.cat(patches), self.teacher.ibot_head, centers.ibot_K, temperature
+            patches_MD, queues.ibot_QD, self.teacher.ibot_head, centers.ibot_K, temperature
         )
-        return Targets(cls, patches, dino_bias, ibot_bias, Centers(dino_center, ibot_center))
+        return Targets(
+            cls,
+            patches,
+            dino_bias,
+            ibot_bias,
+            Centers(dino_center, ibot_center),
+            queues.next(cls_RD, patches_MD),
+        )
 
     def bias(
-        self, bottlenecks_RD: Tensor, head: Head, center_K: Tensor, temperature: float
+        self,
+        bottlenecks_RD: Tensor,
+        queue_QD: Tensor,
+        head: Head,
+        center_K: Tensor,
+        temperature: float,
     ) -> tuple[Tensor, Tensor]:
         """The bias f [K] that centers the targets of all R rows, and the next center."""
         if len(bottlenecks_RD) == 0:
@@ -137,6 +173,7 @@ class EffectiveBatch:
                 prototypes,
                 temperature,
                 self.loss.sinkhorn_iterations,
+                extra_bottlenecks_QD=queue_QD if len(queue_QD) else None,
                 implementation="streaming" if self.loss.implementation == "fused" else "reference",
             )
             return bias, center_K

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dino_x.config import LossOptions
+from dino_x.errors import UserError
+
+ROWS_PER_IMAGE = 2  # teacher outputs an image leaves in the queue: one for each global view
 
 
 @dataclass(frozen=True)
@@ -19,23 +22,34 @@ class Policy:
 def centering_policy(loss: LossOptions, effective_batch: int) -> Policy:
     """Choose the centering for an effective batch.
 
-    ``auto`` is Sinkhorn-Knopp over the effective batch from ``loss.floor`` images up. Below, its
-    targets blur toward uniform, so it is softmax centering (DINOv1) with KoLeo off.
+    ``auto`` is Sinkhorn-Knopp if the effective batch and the images in the queue together reach
+    ``loss.floor``. Below, its targets blur toward uniform, so it is softmax centering (DINOv1) with
+    KoLeo off, or what ``loss.on_small_batch`` says.
+
+    Raises: UserError below the floor, if ``loss.on_small_batch`` is ``error``.
     """
-    floor = loss.floor
-    small = effective_batch < floor
-    if loss.centering == "auto" and small:
-        return Policy(
-            "softmax",
-            0.0,
-            f"softmax centering, KoLeo off: an effective batch of {effective_batch} is below the"
-            f" floor of {floor} for Sinkhorn-Knopp; raise --effective-batch (memory does not grow)"
-            " or choose --centering sinkhorn",
-        )
-    if loss.centering in ("auto", "sinkhorn"):
-        scope = f"Sinkhorn-Knopp over all {effective_batch} images of the effective batch"
-        if small:
-            warning = f"{scope}: below the floor of {floor}, targets blur toward uniform"
-            return Policy("sinkhorn", loss.koleo_weight, warning, warning=True)
+    if loss.centering == "softmax":
+        message = "softmax centering with a running mean, as chosen"
+        return Policy("softmax", loss.koleo_weight, message)
+    scope = f"Sinkhorn-Knopp over all {effective_batch} images of the effective batch"
+    if loss.queue:
+        scope += f" and {loss.queue:,} teacher outputs of earlier steps"
+    if effective_batch + loss.queue // ROWS_PER_IMAGE >= loss.floor:
         return Policy("sinkhorn", loss.koleo_weight, scope)
-    return Policy("softmax", loss.koleo_weight, "softmax centering with a running mean, as chosen")
+    if loss.centering == "sinkhorn" or loss.on_small_batch == "warn":
+        message = f"{scope}: below the floor of {loss.floor}, targets blur toward uniform"
+        return Policy("sinkhorn", loss.koleo_weight, message, warning=True)
+    small = (
+        f"an effective batch of {effective_batch} is below the floor of {loss.floor} for"
+        " Sinkhorn-Knopp; raise --effective-batch (memory does not grow) or add a queue"
+        f" (--queue {queue_for_floor(loss, effective_batch)})"
+    )
+    if loss.on_small_batch == "error":
+        raise UserError(small)
+    return Policy("softmax", 0.0, f"softmax centering, KoLeo off: {small}")
+
+
+def queue_for_floor(loss: LossOptions, effective_batch: int) -> int:
+    """The shortest queue, in a power of 2, with which ``auto`` is Sinkhorn-Knopp."""
+    missing = ROWS_PER_IMAGE * (loss.floor - effective_batch)
+    return 1 << (missing - 1).bit_length()

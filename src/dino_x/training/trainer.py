@@ -19,10 +19,21 @@ from dino_x.training import checkpoint
 from dino_x.training.device import autocast, dtype_of, peak_memory_gib
 from dino_x.training.effective_batch import Centers, EffectiveBatch, WindowResult
 from dino_x.training.optimizer import build_optimizer, set_values
+from dino_x.training.queue import Queues
 from dino_x.training.report import TrainingReport
 from dino_x.training.run import RunFolder
 from dino_x.training.schedules import StepValues, values_at
-from dino_x.training.window import Cutter, ImageSource, MicroBatch, draw_window, micro_batches
+from dino_x.training.window import (
+    GLOBAL_VIEWS,
+    Cutter,
+    ImageSource,
+    MicroBatch,
+    Window,
+    draw_window,
+    micro_batches,
+)
+
+FILLING = 2**40  # steps that only fill the queue are counted from here
 
 
 @dataclass
@@ -55,6 +66,8 @@ class Trainer:
         self.optimizer = build_optimizer(student, options.optim)
         zeros = torch.zeros(options.head.prototypes, device=device, dtype=self.cutter.dtype)
         self.centers = Centers(zeros, zeros.clone())
+        bottleneck = zeros.new_empty(options.head.bottleneck)
+        self.queues = Queues.empty(options.loss.queue, bottleneck)
         self.effective_batch = EffectiveBatch(
             student,
             self.teacher,
@@ -66,6 +79,8 @@ class Trainer:
         """From the step after the last finished one to the end."""
         steps, every = self.options.train.steps, self.options.checkpoint.every
         assert steps is not None
+        if self.done == 0:
+            self.fill_queues()
         for step in range(self.done, steps):
             started = time.perf_counter()
             values = values_at(step, self.options)
@@ -79,9 +94,9 @@ class Trainer:
 
     def gradients(self, step: int, values: StepValues) -> WindowResult:
         """Of the whole effective batch of a step, left in ``.grad``; see effective_batch.py."""
-        train, backbone = self.options.train, self.student.backbone
+        train = self.options.train
         assert isinstance(train.micro_batch, int)
-        window = draw_window(self.options, step, self.images, backbone.depth, backbone.patch_size)
+        window = self.window(step)
         self.optimizer.zero_grad(set_to_none=True)
         try:
             result = self.effective_batch.backward(
@@ -89,6 +104,7 @@ class Trainer:
                 window.images,
                 train.micro_batch,
                 self.centers,
+                self.queues,
                 values.teacher_temperature,
             )
         except NotFiniteError as error:
@@ -106,8 +122,28 @@ class Trainer:
             raise self.not_finite(step, f"the gradient norm is {norm}")
         self.optimizer.step()
         update_teacher(self.teacher, self.student, values.momentum)
-        self.centers = result.next_centers
+        self.centers, self.queues = result.next_centers, result.next_queues
         return norm
+
+    def window(self, step: int) -> Window:
+        """The draws of a step."""
+        backbone = self.student.backbone
+        return draw_window(self.options, step, self.images, backbone.depth, backbone.patch_size)
+
+    def fill_queues(self) -> None:
+        """Before the first step: the teacher's outputs for images drawn as for steps of their own.
+
+        A queue is full from the first step on. Steps to fill it are counted from ``FILLING``,
+        where no run gets to.
+        """
+        micro_batch, step = self.options.train.micro_batch, FILLING
+        assert isinstance(micro_batch, int)
+        while len(self.queues.dino_QD) < self.queues.length:
+            window = self.window(step)
+            parts = micro_batches(window, micro_batch, self.source, self.cutter)
+            _, _, cls_RD, patches_MD = self.effective_batch.bottlenecks(parts)
+            self.queues = self.queues.next(cls_RD, patches_MD)
+            step += 1
 
     def not_finite(self, step: int, what: str) -> UserError:
         """The error for a loss that is no number: where the last good state is."""
@@ -132,9 +168,17 @@ class Trainer:
             "teacher_momentum": values.momentum,
             "teacher_temperature": values.teacher_temperature,
             "gradient_norm": norm,
+            **self.queue_age(),
             "images_per_second": batch / seconds,
             "memory_gib": peak_memory_gib(self.cutter.device),
         }
+
+    def queue_age(self) -> dict[str, int]:
+        """How many steps ago the oldest row of the CLS queue was made, if there is a queue."""
+        if not self.queues.length:
+            return {}
+        rows = GLOBAL_VIEWS * self.options.train.effective_batch
+        return {"queue_age": math.ceil(self.queues.length / rows)}
 
     def save(self) -> None:
         """A checkpoint, and the teacher's backbone as transformers saves it."""
@@ -143,6 +187,7 @@ class Trainer:
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "centers": {"dino": self.centers.dino_K, "ibot": self.centers.ibot_K},
+            "queues": {"dino": self.queues.dino_QD, "ibot": self.queues.ibot_QD},
             "images_hash": self.images_hash,
         }
         checkpoint.save(self.run.checkpoints, self.done, state, self.options.checkpoint.keep)
@@ -173,6 +218,8 @@ class Trainer:
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.centers = Centers(state["centers"]["dino"], state["centers"]["ibot"])
+        queues = state["queues"]
+        self.queues = Queues(self.options.loss.queue, queues["dino"], queues["ibot"])
         self.done = state["step"]
         self.run.truncate_metrics(self.done)
 
@@ -180,13 +227,9 @@ class Trainer:
         """One forward and backward of ``size`` images; for finding what fits."""
 
         def one() -> Iterator[MicroBatch]:
-            window = draw_window(
-                self.options, 0, self.images, self.student.backbone.depth,
-                self.student.backbone.patch_size,
-            )  # fmt: skip
-            yield next(micro_batches(window, size, self.source, self.cutter))
+            yield next(micro_batches(self.window(0), size, self.source, self.cutter))
 
         self.effective_batch.backward(
-            one, size, size, self.centers, self.options.teacher.temperature
+            one, size, size, self.centers, self.queues, self.options.teacher.temperature
         )
         self.optimizer.zero_grad(set_to_none=True)

@@ -166,6 +166,13 @@ class MicroBatch:
         masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
         return torch.from_numpy(np.flatnonzero(masks)).to(self.cutter.device)
 
+    def masked_places(self) -> Tensor:
+        """Where each masked patch is in the window, by view, image and patch: int64 [m]."""
+        masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
+        view, image, patch = np.nonzero(masks)
+        places = (view * self.window.images + image + self.span.start) * masks.shape[2] + patch
+        return torch.from_numpy(places).to(self.cutter.device)
+
     def masked_weights(self) -> Tensor:
         """Weight of each masked patch, [m]: a mean over its crop, then over all masked crops."""
         masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
