@@ -92,6 +92,20 @@ def build_parser() -> Parser:
     evaluate.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     evaluate.add_argument("--seed", type=int, default=0, help="of the random weights beside it")
 
+    floor = commands.add_parser("batch-floor", help="how large the batch must be, on your images")
+    floor.set_defaults(run=run_batch_floor)
+    floor.add_argument("--model", required=True, metavar="RUN_OR_FOLDER")
+    floor.add_argument("--data", nargs="+", required=True, type=Path, metavar="PATH")
+    floor.add_argument("--out", required=True, type=Path, metavar="FOLDER")
+    floor.add_argument("--labels", metavar="folder|FILE.csv", help="to look at a class apart")
+    floor.add_argument("--label-column", default="label", metavar="NAME")
+    floor.add_argument("--rare-class", metavar="NAME", help="default: the smallest class")
+    floor.add_argument(
+        "--repeats", type=int, metavar="N", help="draws; default 10, fewer above 1,024 prototypes"
+    )
+    floor.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    floor.add_argument("--seed", type=int, default=0, metavar="N")
+
     demo = commands.add_parser("demo", help="pretrain and evaluate on the films in the package")
     demo.set_defaults(run=run_demo)
     demo.add_argument("--out", type=Path, metavar="RUN", help="default: runs/demo, or demo-2, ...")
@@ -136,6 +150,26 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     path = arguments.out or Path("evaluation.json")
     write_json(result, path)
     console.print(f"written to {path}", highlight=False)
+
+
+def run_batch_floor(arguments: argparse.Namespace) -> None:
+    """``dino-x batch-floor``."""
+    from rich.console import Console
+
+    from dino_x.audit.batch_floor import batch_floor
+
+    batch_floor(
+        arguments.model,
+        arguments.data,
+        arguments.out,
+        Console(),
+        labels=arguments.labels,
+        label_column=arguments.label_column,
+        rare_class=arguments.rare_class,
+        repeats=arguments.repeats,
+        device=arguments.device,
+        seed=arguments.seed,
+    )
 
 
 def run_demo(arguments: argparse.Namespace) -> None:

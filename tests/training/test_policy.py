@@ -45,7 +45,9 @@ def test_the_queue_that_is_advised_is_enough(batch):
     message = centering_policy(LossOptions(), batch).message
     advised = int(message.rsplit("--queue ", 1)[1].rstrip(")"))
     assert centering_policy(LossOptions(queue=advised), batch).centering == "sinkhorn"
-    assert centering_policy(LossOptions(queue=max(0, advised // 2 - 1)), batch).centering == "softmax"
+    assert (
+        centering_policy(LossOptions(queue=max(0, advised // 2 - 1)), batch).centering == "softmax"
+    )
 
 
 def test_what_auto_does_below_the_floor_is_an_option():
