@@ -105,6 +105,20 @@ def test_labels_are_evaluated_at_the_end(run):
     assert 0 <= result["results"]["model"]["balanced_accuracy"] <= 1
 
 
+def test_the_other_commands_take_the_run(run, films, tmp_path, capsys):
+    floor = ["batch-floor", "--model", str(run), "--data", str(films), "--repeats", "2"]
+    assert main([*floor, "--out", str(tmp_path / "floor")]) == 0
+    assert {path.name for path in (tmp_path / "floor").iterdir()} == {
+        "batch_floor.json", "batch_floor.png",
+    }  # fmt: skip
+    evaluate = ["evaluate", "--model", str(run), "--data", str(films), "--labels", "folder"]
+    assert main([*evaluate, "--out", str(tmp_path / "evaluation.json")]) == 0
+    again = json.loads((tmp_path / "evaluation.json").read_text())["results"]
+    assert again == json.loads((run / "evaluation.json").read_text())["results"]
+    assert main(["options"]) == 0
+    assert "optim.lr: 0.004  (small: 0.003)" in capsys.readouterr().out
+
+
 def test_images_that_are_tested_on_are_not_trained_on(films, tmp_path, monkeypatch):
     """By patient: 30 of the 40 films are reference, 10 are tested on."""
     from dino_x.data import readers
