@@ -114,7 +114,7 @@ def test_gradient_is_that_of_the_plain_loss_written_out(bench):
     koleo = sum(plain_koleo(view) for view in global_cls.view(2, 8, -1))
     (dino + loss.ibot_weight * ibot + loss.koleo_weight * koleo).backward()
     expected = torch.cat([weight.grad.flatten() for weight in student.parameters()])
-    assert terms["dino"] == pytest.approx(float(dino), rel=1e-10)
-    assert terms["ibot"] == pytest.approx(float(ibot), rel=1e-10)
-    assert terms["koleo"] == pytest.approx(float(koleo), rel=1e-6)  # its epsilon is our own
+    assert terms["dino"] == pytest.approx(dino.item(), rel=1e-10)
+    assert terms["ibot"] == pytest.approx(ibot.item(), rel=1e-10)
+    assert terms["koleo"] == pytest.approx(koleo.item(), rel=1e-6)  # its epsilon is our own
     assert relative_error(gradient, expected) < 1e-6

@@ -3,6 +3,7 @@
 python one_of_two_processes.py RANK FOLDER
 """
 
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -112,7 +113,12 @@ def main(rank: int, folder: Path) -> None:
     found["one refuses"] = refusal(batch, ROWS_OF_RANK[rank], group, -1.0 if rank else 0.3)
     found["no rows"] = refusal(batch, nothing, group, 0.3)
     torch.save(found, folder / f"rank_{rank}.pt")
+    del head
+    dist.barrier()
     dist.destroy_process_group()
+    # On a busy machine gloo's threads may still be running when the interpreter takes them down,
+    # which aborts the process. What it found is on the disk.
+    os._exit(0)
 
 
 if __name__ == "__main__":
