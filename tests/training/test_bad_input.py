@@ -169,6 +169,12 @@ def test_a_resume_with_other_settings_names_them(films, tmp_path, refused):
     refused(status, r"optim.lr: 0.004 then, 0.1 now")
 
 
+def test_a_resume_of_nothing_starts_anew_and_says_so(films, tmp_path, capsys):
+    assert pretrain(films, tmp_path / "run", *QUICK, "--resume") == 0
+    assert "nothing to resume" in capsys.readouterr().out
+    assert len(metrics(tmp_path / "run")) == 2
+
+
 def test_a_resume_needs_no_settings_and_a_finished_run_stays_as_it_is(films, tmp_path):
     run = tmp_path / "run"
     assert pretrain(films, run, *QUICK) == 0

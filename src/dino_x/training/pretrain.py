@@ -64,6 +64,8 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
     if resume and run.exists:
         prepared.trainer.resume()
     else:
+        if resume:
+            console.print(f"nothing to resume in {out}: starting anew", highlight=False)
         run.create(options, {"images": f"{len(index):,}", "device": describe_device(device)})
     write_skipped(index.skipped, run.skipped)
     announce(prepared, preset_line, held_out, console)

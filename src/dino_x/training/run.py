@@ -9,7 +9,7 @@ import yaml
 from dino_x.config import Options
 from dino_x.errors import UserError
 from dino_x.presets import read_config
-from dino_x.training.checkpoint import checkpoints, write_atomically
+from dino_x.training.checkpoint import write_atomically
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -60,10 +60,6 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """The run's resolved options as ``section.key`` values."""
         return read_config(self.path / CONFIG)
-
-    def has_checkpoint(self) -> bool:
-        """Whether there is something to resume from."""
-        return bool(checkpoints(self.checkpoints))
 
     def truncate_metrics(self, steps: int) -> None:
         """Keep the metrics of the first ``steps`` steps; what follows will be written again."""
