@@ -85,6 +85,9 @@ def test_a_resumed_run_has_the_same_queue_bit_for_bit(films, tmp_path):
     settings = {"checkpoint__every": 2, "checkpoint__keep": 9}
     for run in ("whole", "resumed"):
         assert pretrain(films, tmp_path / run, *flags, **settings) == 0
+    before, after = (weights(tmp_path / "whole", step)[".queues.dino"] for step in (2, 4))
+    torch.testing.assert_close(after[:8], before[32:])  # two steps of 16 rows moved it on
+    assert not torch.equal(after, before)
     (tmp_path / "resumed" / "checkpoints" / "step-00000004.pt").unlink()
     assert pretrain(films, tmp_path / "resumed", *flags, "--resume", **settings) == 0
     resumed, whole = weights(tmp_path / "resumed", 4), weights(tmp_path / "whole", 4)
