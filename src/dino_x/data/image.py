@@ -30,12 +30,27 @@ class ImageRef:
         frame: which image of the file, from 0: a DICOM frame or a TIFF page.
         height: rows in the file.
         width: columns in the file.
+        modality: DICOM modality such as "CT"; None where the file does not say.
+        spacing_mm: distance between rows and between columns in millimetres.
+        thickness_mm: of the slice, in millimetres.
+        position_mm: where the slice lies along the normal of its series, in millimetres: what
+            orders the slices of a volume.
+        patient: a salted hash that is the same for all images of a patient; None if unknown.
+        series: likewise for a series or volume.
+        source: which of the paths the user named it was found under, from 0.
     """
 
     path: Path
     frame: int = 0
     height: int
     width: int
+    modality: str | None = None
+    spacing_mm: tuple[float, float] | None = None
+    thickness_mm: float | None = None
+    position_mm: float | None = None
+    patient: str | None = None
+    series: str | None = None
+    source: int = 0
 
 
 @dataclass(frozen=True)
