@@ -134,6 +134,11 @@ class LossOptions(Section):
         0, "past teacher outputs (2 an image) that take part in Sinkhorn-Knopp, a head", ge=0
     )
     sinkhorn_iterations: PositiveInt = option(3, "Sinkhorn-Knopp iterations")
+    sinkhorn_relaxation: Share = option(
+        0.0,
+        "0: every prototype is used equally; towards 1 weakens that, for classes of unequal"
+        " size; 1 is no centering at all",
+    )
     center_momentum: Share = option(0.9, "softmax centering: momentum of the running mean")
     student_temperature: float = option(0.1, "temperature of the student's softmax", gt=0)
     dino_weight: float = option(1.0, "DINO: mean over (view, global view) pairs", ge=0)

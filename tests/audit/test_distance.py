@@ -20,7 +20,7 @@ from dino_x.audit.distance import (
 from dino_x.audit.rows import Rows
 from dino_x.randomness import generator
 
-IMAGES, VIEWS, PROTOTYPES, TEMPERATURE = 37, 2, 23, 0.1
+IMAGES, VIEWS, PROTOTYPES, TEMPERATURE, RELAXATION = 37, 2, 23, 0.1, 0.2
 
 
 def clustered_rows(passes=2, images=IMAGES):
@@ -37,7 +37,7 @@ def clustered_rows(passes=2, images=IMAGES):
         image[None, :, None] + 0.3 * normal(passes, images, VIEWS, 9), dim=3
     )
     prototypes = functional.normalize(normal(PROTOTYPES, 9), dim=1)
-    return Rows(rows, functional.normalize(image, dim=1), prototypes, TEMPERATURE, 3)
+    return Rows(rows, functional.normalize(image, dim=1), prototypes, TEMPERATURE, 3, RELAXATION)
 
 
 def measured(rows, queues=(), repeats=3, seed=0, groups=None, progress=lambda done, total: None):
@@ -46,13 +46,12 @@ def measured(rows, queues=(), repeats=3, seed=0, groups=None, progress=lambda do
 
 
 def plain_bias(rows, prototypes):
-    """SK as in the papers, on matrices; f is the log of what scaled the columns."""
-    plan = np.exp(rows @ prototypes.T / TEMPERATURE)
-    scale = np.ones(len(prototypes))
+    """Relaxed SK as in the papers, scaling a matrix; f is the log of the columns' scale."""
+    kernel = np.exp(rows @ prototypes.T / TEMPERATURE)
+    row_scale = np.ones(len(rows))
     for _ in range(3):
-        factor = 1 / plan.sum(axis=0)
-        plan, scale = plan * factor, scale * factor
-        plan = plan / plan.sum(axis=1, keepdims=True)
+        scale = (row_scale @ kernel) ** (RELAXATION - 1)
+        row_scale = 1 / (kernel @ scale)
     return np.log(scale)
 
 

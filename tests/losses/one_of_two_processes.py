@@ -72,9 +72,15 @@ def biases(batch: dict[str, Tensor], rows: slice, queued: slice, group: object) 
             "implementation": "reference" if path == "reference" else "streaming",
         }
         for prototypes, temperature in ((31, 0.3), (7, SHARP), (1, 0.3)):
-            found[f"{path}, {prototypes} prototypes at {temperature}"] = sinkhorn_bias(
-                teacher_ND[rows], prototypes_KD[:prototypes], temperature, **options
-            )
+            for relaxation in (0.0, 0.4):
+                name = f"{path}, {prototypes} prototypes at {temperature}, relaxed by {relaxation}"
+                found[name] = sinkhorn_bias(
+                    teacher_ND[rows],
+                    prototypes_KD[:prototypes],
+                    temperature,
+                    relaxation=relaxation,
+                    **options,
+                )
     return found
 
 
@@ -107,7 +113,7 @@ def main(rank: int, folder: Path) -> None:
         group=group,
     )
     head = DistributedDataParallel(Head(batch["student_prototypes_KD"]))
-    bias_K = found["kept, 31 prototypes at 0.3"]
+    bias_K = found["kept, 31 prototypes at 0.3, relaxed by 0.0"]
     (2 * head(batch, ROWS_OF_RANK[rank], bias_K)).backward()  # DDP takes the mean over ranks
     found["gradient"] = head.module.prototypes_KD.grad
     found["one refuses"] = refusal(batch, ROWS_OF_RANK[rank], group, -1.0 if rank else 0.3)

@@ -45,6 +45,18 @@ def published_targets(
     return (matrix_KN * rows).T
 
 
+def relaxed_targets(
+    rows_ND: Tensor, prototypes_KD: Tensor, temperature: float, iterations: int, relaxation: float
+) -> Tensor:
+    """Chizat et al. 2018: the prototypes' scaling to the power of 1 - relaxation."""
+    kernel_NK = (rows_ND.double() @ prototypes_KD.double().T / temperature).exp()
+    row_scale_N = torch.ones(len(kernel_NK), dtype=torch.float64)
+    for _ in range(iterations):
+        column_scale_K = (1 / (row_scale_N @ kernel_NK)) ** (1 - relaxation)
+        row_scale_N = 1 / (kernel_NK @ column_scale_K)
+    return row_scale_N[:, None] * kernel_NK * column_scale_K
+
+
 def targets(rows_ND: Tensor, prototypes_KD: Tensor, temperature: float, bias_K: Tensor) -> Tensor:
     scores_NK = rows_ND.double() @ prototypes_KD.double().T
     return (scores_NK / temperature + bias_K).softmax(dim=1)
@@ -82,6 +94,46 @@ def test_every_number_of_iterations_is_that_of_the_published_algorithm(
     torch.testing.assert_close(found_NK, expected_NK, rtol=1e-10, atol=0.0)
 
 
+@pytest.mark.parametrize("relaxation", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(("rows", "prototypes", "dim"), SHAPES)
+def test_relaxed_targets_are_those_of_unbalanced_transport(
+    implementation: str,
+    rows: int,
+    prototypes: int,
+    dim: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    relaxation: float,
+) -> None:
+    rows_ND, prototypes_KD = random_problem(rows, prototypes, dim, dtype)
+    bias_K = sinkhorn_bias(
+        rows_ND, prototypes_KD, 0.7, relaxation=relaxation, implementation=implementation
+    )
+    expected_NK = relaxed_targets(rows_ND, prototypes_KD, 0.7, 3, relaxation)
+    found_NK = targets(rows_ND, prototypes_KD, 0.7, bias_K)
+    torch.testing.assert_close(found_NK, expected_NK, rtol=tolerance, atol=0.0)
+
+
+def test_relaxation_goes_from_sinkhorn_to_plain_softmax(implementation: str) -> None:
+    rows_ND, prototypes_KD = random_problem(37, 101, 13, torch.float64)
+    exact_K, *between, softmax_K = (
+        sinkhorn_bias(
+            rows_ND, prototypes_KD, 0.3, relaxation=relaxation, implementation=implementation
+        )
+        for relaxation in (0.0, 0.25, 0.5, 0.75, 1.0)
+    )
+    default_K = sinkhorn_bias(rows_ND, prototypes_KD, 0.3, implementation=implementation)
+    assert torch.equal(exact_K, default_K)
+    assert not softmax_K.any()
+    unevenness = [
+        float(targets(rows_ND, prototypes_KD, 0.3, bias_K).sum(dim=0).std())
+        for bias_K in (exact_K, *between, softmax_K)
+    ]
+    assert unevenness == sorted(unevenness)
+
+
+@pytest.mark.parametrize("relaxation", [0.0, 0.3])
 @pytest.mark.parametrize("largest", [40.0, 150.0, 1_000.0])
 @pytest.mark.parametrize(("rows", "prototypes"), [(9, 14), (30, 8)])  # 30: some are nowhere largest
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -92,11 +144,14 @@ def test_logits_of_a_thousand_give_the_bias_of_exact_arithmetic(
     largest: float,
     dtype: torch.dtype,
     tolerance: float,
+    relaxation: float,
 ) -> None:
     rows_ND, prototypes_KD = random_problem(rows, prototypes, 4, dtype)
     scores_NK = rows_ND.double() @ prototypes_KD.double().T
     temperature = float(scores_NK.abs().max()) / largest
-    bias_K = sinkhorn_bias(rows_ND, prototypes_KD, temperature, implementation=implementation)
+    bias_K = sinkhorn_bias(
+        rows_ND, prototypes_KD, temperature, relaxation=relaxation, implementation=implementation
+    )
 
     with mpmath.workdps(60):  # the exponentials of a thousand fit in these numbers
         kernel = [
@@ -105,7 +160,8 @@ def test_logits_of_a_thousand_give_the_bias_of_exact_arithmetic(
         row_scales = [mpmath.mpf(1)] * len(kernel)
         for _ in range(3):
             column_scales = [
-                1 / mpmath.fdot(row_scales, column) for column in zip(*kernel, strict=True)
+                mpmath.fdot(row_scales, column) ** (relaxation - 1)
+                for column in zip(*kernel, strict=True)
             ]
             row_scales = [1 / mpmath.fdot(column_scales, row) for row in kernel]
         expected_K = torch.tensor(
@@ -190,6 +246,8 @@ NAN_ROWS = torch.tensor([[1.0, 0.0], [0.0, torch.nan]])
         ({"temperature": 0.0}, "temperature is 0.0; expected a finite number above 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"iterations": 0}, "iterations is 0; expected 1 or more"),
+        ({"relaxation": 1.5}, "relaxation is 1.5; expected 0 to 1"),
+        ({"relaxation": float("nan")}, "relaxation is nan; expected 0 to 1"),
         ({"implementation": "fast"}, "implementation is 'fast'; expected one of 'streaming'"),
     ],
 )

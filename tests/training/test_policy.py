@@ -56,3 +56,9 @@ def test_what_auto_does_below_the_floor_is_an_option():
     with pytest.raises(UserError, match="16 is below the floor of 256.*--queue 512"):
         centering_policy(LossOptions(on_small_batch="error"), 16)
     assert centering_policy(LossOptions(on_small_batch="error"), 256).centering == "sinkhorn"
+
+
+def test_relaxed_marginals_are_said():
+    message = centering_policy(LossOptions(sinkhorn_relaxation=0.25), 256).message
+    assert "relaxed by 0.25" in message
+    assert "relaxed" not in centering_policy(LossOptions(), 256).message

@@ -105,6 +105,7 @@ def batch_floor(
             "prototypes": len(rows.prototypes_KD),
             "temperature": rows.temperature,
             "iterations": rows.iterations,
+            "relaxation": rows.relaxation,
             "crops_per_image": GLOBAL_VIEWS,
             "passes": passes,
             "repeats": repeats,

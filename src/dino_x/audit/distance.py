@@ -136,6 +136,7 @@ class Solver:
             rows.prototypes_KD,
             rows.temperature,
             rows.iterations,
+            relaxation=rows.relaxation,
             extra_bottlenecks_QD=queue_QD,
         )
 

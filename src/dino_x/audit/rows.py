@@ -52,6 +52,7 @@ class Rows:
         prototypes_KD: of the teacher's DINO head, or fitted.
         temperature: of the teacher.
         iterations: of SK.
+        relaxation: of SK's equal use of prototypes.
     """
 
     bottlenecks_PNVD: Tensor
@@ -59,6 +60,7 @@ class Rows:
     prototypes_KD: Tensor
     temperature: float
     iterations: int
+    relaxation: float
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Model:
     cutter: Cutter
     temperature: float
     iterations: int
+    relaxation: float
     step: int | None
 
 
@@ -116,6 +119,7 @@ def _of_run(run: RunFolder, device: str) -> Model:
         cutter=Cutter(options, mean, std, where, torch.float32),
         temperature=values_at(options.train.steps - 1, options).teacher_temperature,
         iterations=options.loss.sinkhorn_iterations,
+        relaxation=options.loss.sinkhorn_relaxation,
         step=int(state["step"]),
     )
 
@@ -136,6 +140,7 @@ def _of_backbone(name: str | Path, device: str) -> Model:
         cutter=Cutter(options, list(prepared.mean), list(prepared.std), where, dtype_of("fp32")),
         temperature=options.teacher.temperature,
         iterations=options.loss.sinkhorn_iterations,
+        relaxation=options.loss.sinkhorn_relaxation,
         step=None,
     )
 
@@ -179,6 +184,7 @@ def make_rows(model: Model, index: Index, passes: int, seed: int, progress: Prog
         prototypes_KD=prototypes_KD,
         temperature=model.temperature,
         iterations=model.iterations,
+        relaxation=model.relaxation,
     )
 
 

@@ -31,6 +31,12 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}; expected a finite number above 0")
 
 
+def check_share(name: str, value: float) -> None:
+    """Refuse a number outside 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}; expected 0 to 1")
+
+
 def check_at_least(name: str, value: int, least: int) -> None:
     """Refuse a count below ``least``."""
     if value < least:

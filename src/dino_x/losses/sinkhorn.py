@@ -15,6 +15,7 @@ from dino_x.losses.checks import (
     check_matrix,
     check_positive,
     check_same_width,
+    check_share,
     compute_dtype,
 )
 from dino_x.losses.ranks import Ranks
@@ -29,6 +30,7 @@ def sinkhorn_bias(
     temperature: float,
     iterations: int = 3,
     *,
+    relaxation: float = 0.0,
     extra_bottlenecks_QD: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
     implementation: str = "streaming",
@@ -42,11 +44,17 @@ def sinkhorn_bias(
     which are SK's two normalisations in the log domain: nothing overflows, whatever the logits.
     No gradient flows.
 
+    ``relaxation`` r weakens the demand that all prototypes are used equally: f[k] is multiplied by
+    1 - r in each iteration. That is unbalanced optimal transport with the prototypes' marginal held
+    by a Kullback-Leibler penalty of weight rho instead of exactly, 1 - r = rho / (rho + 1) in units
+    of the temperature. Equal use is a wrong prior where classes are of unequal size.
+
     Args:
         bottlenecks_ND: teacher outputs of the whole effective batch, usually L2-normalised, [N, D].
         prototypes_KD: weight of the teacher's last layer, [K, D]; the same in every process.
         temperature: of the teacher, above 0; 0.04 to 0.07 in DINO.
         iterations: 1 or more; 3 in DINOv2 and DINOv3.
+        relaxation: r, 0 (SK) to 1 (no centering: f is 0, the targets are plain softmax).
         extra_bottlenecks_QD: a queue of past teacher outputs, [Q, D]: rows that count for the
             statistics as those of the batch do. Each process brings its own.
         group: a process group over whose rows f is exact. Rows are gathered and prototypes divided,
@@ -67,7 +75,7 @@ def sinkhorn_bias(
         in memory.
 
     Source: Cuturi 2013, algorithm 1; Caron et al. 2020, section 3.1, for the queue too; Oquab et
-        al. 2023, section 4.
+        al. 2023, section 4; Chizat et al. 2018, table 1 and algorithm 1, for the relaxation.
 
     >>> rows, prototypes = torch.eye(3), torch.eye(3)
     >>> sinkhorn_bias(rows, prototypes, temperature=1.0)  # balanced already: the same for all
@@ -79,6 +87,7 @@ def sinkhorn_bias(
         check_choice("implementation", implementation, ("streaming", "reference"))
         check_positive("temperature", temperature)
         check_at_least("iterations", iterations, 1)
+        check_share("relaxation", relaxation)
         check_matrix("prototypes_KD", prototypes_KD, rows="prototype")
         for name, rows_ND in (
             ("bottlenecks_ND", bottlenecks_ND),
@@ -100,11 +109,11 @@ def sinkhorn_bias(
     with torch.autocast(bottlenecks_ND.device.type, enabled=False):
         rows_ND = torch.cat([ranks.concatenate(part.to(dtype)) for part in parts])
         if implementation == "reference":
-            return _reference(rows_ND, prototypes_KD.to(dtype), temperature, iterations)
+            return _reference(rows_ND, prototypes_KD.to(dtype), temperature, iterations, relaxation)
         own = prototypes_KD[ranks.share(len(prototypes_KD))]
         largest_share = -(-len(prototypes_KD) // ranks.count)
         return ranks.concatenate(
-            solve_bias(rows_ND, own, temperature, iterations, ranks, largest_share)
+            solve_bias(rows_ND, own, temperature, iterations, relaxation, ranks, largest_share)
         )
 
 
@@ -131,12 +140,12 @@ def _agree(
 
 
 def _reference(
-    rows_ND: Tensor, prototypes_KD: Tensor, temperature: float, iterations: int
+    rows_ND: Tensor, prototypes_KD: Tensor, temperature: float, iterations: int, relaxation: float
 ) -> Tensor:
     """The two equations as they are written, all logits in memory."""
     logits_NK = (rows_ND / temperature) @ prototypes_KD.T
     row_bias_N = logits_NK.new_zeros(len(logits_NK))
     for _ in range(iterations):
-        bias_K = -torch.logsumexp(logits_NK + row_bias_N[:, None], dim=0)
+        bias_K = (relaxation - 1) * torch.logsumexp(logits_NK + row_bias_N[:, None], dim=0)
         row_bias_N = -torch.logsumexp(logits_NK + bias_K, dim=1)
     return bias_K

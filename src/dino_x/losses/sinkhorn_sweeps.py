@@ -5,7 +5,12 @@ comes from the same exponentials: with ``e = exp(l + g - m)``, ``m`` the largest
 
     f = -(m + log s),  s = sum over rows of e        exp(l + f) = exp(-g) e / s
 
-so that ``sum over prototypes of exp(l + f)`` is a matrix-vector product with the tile.
+so that ``sum over prototypes of exp(l + f)`` is a matrix-vector product with the tile. With relaxed
+marginals (r > 0, see sinkhorn.py)
+
+    f = -(1 - r) (m + log s)                         exp(l + f) = exp(-g) e w,  log w = m + f
+
+and w may be of any size: sums are kept relative to the largest w, which is 1 / s <= 1 for r = 0.
 
 Shape letters: N rows, D features, K prototypes of this process, C prototypes of a tile.
 """
@@ -29,6 +34,7 @@ def solve_bias(
     prototypes_KD: Tensor,
     temperature: float,
     iterations: int,
+    relaxation: float,
     ranks: Ranks,
     largest_share: int,
 ) -> Tensor:
@@ -39,43 +45,59 @@ def solve_bias(
     scaled_ND = rows_ND / temperature
     kept_bytes = len(rows_ND) * largest_share * rows_ND.element_size()
     if kept_bytes <= KEEP_FACTOR * working_bytes(rows_ND.device):
-        kept_bias_K = _iterate_kept(scaled_ND, prototypes_KD, iterations, ranks)
+        kept_bias_K = _iterate_kept(scaled_ND, prototypes_KD, iterations, relaxation, ranks)
         if kept_bias_K is not None:
             return kept_bias_K
-    return _iterate_sweeping(scaled_ND, prototypes_KD, iterations, ranks)
+    return _iterate_sweeping(scaled_ND, prototypes_KD, iterations, relaxation, ranks)
 
 
 def _iterate_sweeping(
-    scaled_ND: Tensor, prototypes_KD: Tensor, iterations: int, ranks: Ranks
+    scaled_ND: Tensor, prototypes_KD: Tensor, iterations: int, relaxation: float, ranks: Ranks
 ) -> Tensor:
     """f from logits that are computed anew in each iteration, for any logits and number of rows."""
     row_bias_N = scaled_ND.new_zeros(len(scaled_ND))
     for _ in range(iterations - 1):
-        bias_K, row_sums_N = _sweep(scaled_ND, prototypes_KD, row_bias_N)
+        bias_K, row_sums_N, scale = _sweep(scaled_ND, prototypes_KD, row_bias_N, relaxation)
+        if relaxation:  # other processes have other scales
+            largest = ranks.max_(scale.clone())
+            row_sums_N *= (scale - largest).exp()
+            scale = largest
         ranks.sum_(row_sums_N)
-        row_bias_N = row_bias_N - row_sums_N.log()
+        row_bias_N = row_bias_N - (row_sums_N.log() + scale)
         # A row that is far from the largest of every prototype has lost digits, or all of them.
         lost = (row_sums_N < torch.finfo(row_sums_N.dtype).tiny ** 0.5).nonzero()[:, 0]
         if len(lost) > 0:
             row_bias_N[lost] = -_row_logsumexp(scaled_ND[lost], prototypes_KD, bias_K, ranks)
-    return _sweep(scaled_ND, prototypes_KD, row_bias_N)[0]
+    return _sweep(scaled_ND, prototypes_KD, row_bias_N, relaxation)[0]
 
 
-def _sweep(scaled_ND: Tensor, prototypes_KD: Tensor, row_bias_N: Tensor) -> tuple[Tensor, Tensor]:
-    """f, [K], and this process's share of ``exp(g) * sum over prototypes of exp(l + f)``, [N]."""
+def _sweep(
+    scaled_ND: Tensor, prototypes_KD: Tensor, row_bias_N: Tensor, relaxation: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """f, [K], and this process's share of ``exp(g) * sum over prototypes of exp(l + f)``, [N].
+
+    The sums are to be multiplied by exp of the number that comes third.
+    """
     bias_K = scaled_ND.new_empty(len(prototypes_KD))
     row_sums_N = torch.zeros_like(row_bias_N)
+    scale = scaled_ND.new_full((), -torch.inf if relaxation else 0.0)
     for tile, logits_CN in _tiles(scaled_ND, prototypes_KD, row_bias_N):
         largest_C = logits_CN.amax(dim=1)
         exp_CN = logits_CN.sub_(largest_C[:, None]).exp_()
         sums_C = exp_CN.sum(dim=1)
-        bias_K[tile] = -(largest_C + sums_C.log())
-        row_sums_N.addmv_(exp_CN.T, 1 / sums_C)
-    return bias_K, row_sums_N
+        bias_K[tile] = (relaxation - 1) * (largest_C + sums_C.log())
+        if not relaxation:
+            row_sums_N.addmv_(exp_CN.T, 1 / sums_C)
+            continue
+        log_weights_C = largest_C + bias_K[tile]
+        before, scale = scale, torch.maximum(scale, log_weights_C.amax())
+        row_sums_N *= (before - scale).exp()
+        row_sums_N.addmv_(exp_CN.T, (log_weights_C - scale).exp())
+    return bias_K, row_sums_N, scale
 
 
 def _iterate_kept(
-    scaled_ND: Tensor, prototypes_KD: Tensor, iterations: int, ranks: Ranks
+    scaled_ND: Tensor, prototypes_KD: Tensor, iterations: int, relaxation: float, ranks: Ranks
 ) -> Tensor | None:
     """f from exponentials that are kept: an iteration is two matrix-vector products.
 
@@ -89,14 +111,21 @@ def _iterate_kept(
     # What underflows is below `tiny`. With sums above its 4th root, it is below their last digit
     # in all iterations, for fewer than a billion rows and prototypes.
     safe = torch.finfo(exp_KN.dtype).tiny ** 0.25
-    factors_N = scaled_ND.new_ones(len(scaled_ND))  # exp(g)
+    factors_N = scaled_ND.new_ones(len(scaled_ND))  # exp(g + scale)
+    scale = scaled_ND.new_zeros(())
     for _ in range(iterations - 1):
         sums_K = exp_KN @ factors_N
-        row_sums_N = ranks.sum_(exp_KN.T @ (1 / sums_K))
+        weights_K = 1 / sums_K
+        if relaxation:
+            log_sums_K = largest_K + sums_K.log() - scale
+            log_weights_K = largest_K - (1 - relaxation) * log_sums_K
+            scale = ranks.max_(log_weights_K.logsumexp(dim=0))  # -inf without prototypes
+            weights_K = (log_weights_K - scale).exp()
+        row_sums_N = ranks.sum_(exp_KN.T @ weights_K)
         if not bool((row_sums_N > safe).all()):
             return None
         factors_N = 1 / row_sums_N
-    return -(largest_K + (exp_KN @ factors_N).log())
+    return (relaxation - 1) * (largest_K + (exp_KN @ factors_N).log() - scale)
 
 
 def _row_logsumexp(

@@ -173,6 +173,7 @@ class EffectiveBatch:
                 prototypes,
                 temperature,
                 self.loss.sinkhorn_iterations,
+                relaxation=self.loss.sinkhorn_relaxation,
                 extra_bottlenecks_QD=queue_QD if len(queue_QD) else None,
                 implementation="streaming" if self.loss.implementation == "fused" else "reference",
             )

@@ -34,6 +34,8 @@ def centering_policy(loss: LossOptions, effective_batch: int) -> Policy:
     scope = f"Sinkhorn-Knopp over all {effective_batch} images of the effective batch"
     if loss.queue:
         scope += f" and {loss.queue:,} teacher outputs of earlier steps"
+    if loss.sinkhorn_relaxation:
+        scope += f", equal use of prototypes relaxed by {loss.sinkhorn_relaxation:g}"
     if effective_batch + loss.queue // ROWS_PER_IMAGE >= loss.floor:
         return Policy("sinkhorn", loss.koleo_weight, scope)
     if loss.centering == "sinkhorn" or loss.on_small_batch == "warn":
