@@ -46,11 +46,25 @@ class DataOptions(Section):
 class ModelOptions(Section):
     """The backbone. A name fixes the sizes; each can be set by itself."""
 
-    name: str = option("vits16", "vit-tiny, vits16, vitb16, vitl16, a folder or a hub name")
+    name: str = option(
+        "vits16",
+        "vit-tiny, vits16, vitb16, vitl16; or weights: a RUN, a folder, a hub name, .pth",
+    )
+    allow_partial: bool = option(
+        False, "start even if less than 99% of the tensors could be loaded; the rest are new"
+    )
+    heads_from: Literal["auto", "new", "run"] = option(
+        "auto", "projection heads: new, or those of the RUN the model is; auto: the RUN's if it is"
+    )
+    channels: Literal[1, 3] | None = option(
+        None, "input channels; null = as loaded, 3 if new. Grey images keep their features"
+    )
     width: PositiveInt | None = option(None, "features of a token, D")
     depth: PositiveInt | None = option(None, "layers")
     heads: PositiveInt | None = option(None, "attention heads")
-    patch_size: PositiveInt | None = option(None, "side of a patch, pixels")
+    patch_size: PositiveInt | None = option(
+        None, "side of a patch, pixels; loaded patch kernels are resized to it"
+    )
     registers: int | None = option(None, "register tokens", ge=0)
     layerscale: float | None = option(None, "initial LayerScale of a new model", gt=0)
     init: Literal["normal", "fan_in"] = option(

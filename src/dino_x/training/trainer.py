@@ -13,7 +13,7 @@ from torch import nn
 from dino_x.config import Options
 from dino_x.errors import UserError
 from dino_x.losses.checks import NotFiniteError
-from dino_x.model.backbone import save_vit
+from dino_x.model.backbone import Backbone, save_vit
 from dino_x.model.teacher import Network, build_student, build_teacher, update_teacher
 from dino_x.training import checkpoint
 from dino_x.training.device import autocast, dtype_of, peak_memory_gib
@@ -23,6 +23,7 @@ from dino_x.training.queue import Queues
 from dino_x.training.report import TrainingReport
 from dino_x.training.run import RunFolder
 from dino_x.training.schedules import StepValues, values_at
+from dino_x.training.start import take_heads
 from dino_x.training.window import (
     GLOBAL_VIEWS,
     Cutter,
@@ -47,6 +48,7 @@ class Trainer:
         images: how many there are.
         images_hash: tells a resumed run whether they are still the same.
         cutter: canvases to crops.
+        backbone: the student's, if it is loaded already.
     """
 
     options: Options
@@ -55,13 +57,17 @@ class Trainer:
     images: int
     images_hash: str
     cutter: Cutter
+    backbone: Backbone | None = None
     done: int = 0
     student: Network = field(init=False)
     teacher: Network = field(init=False)
 
     def __post_init__(self) -> None:
         options, device = self.options, self.cutter.device
-        student = build_student(options).to(device, dtype_of(options.train.precision))
+        student = build_student(options, self.backbone)
+        if options.model.heads_from == "run":
+            take_heads(student, options.model.name)
+        student = student.to(device, dtype_of(options.train.precision))
         self.student, self.teacher = student, build_teacher(student)
         self.optimizer = build_optimizer(student, options.optim)
         zeros = torch.zeros(options.head.prototypes, device=device, dtype=self.cutter.dtype)
