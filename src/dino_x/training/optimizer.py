@@ -47,9 +47,14 @@ def build_optimizer(student: Network, optim: OptimOptions) -> torch.optim.AdamW:
 
 
 def set_values(optimizer: torch.optim.Optimizer, student: Network, values: StepValues) -> None:
-    """Put a step's learning rate and weight decay in the groups; freeze or free the prototypes."""
+    """Put a step's learning rate and weight decay in the groups; freeze or free parts.
+
+    What is frozen has no gradient, and AdamW leaves it alone: no step, no weight decay. The EMA
+    teacher of a frozen part is equal to it and stays.
+    """
     for group in optimizer.param_groups:
         group["lr"] = values.lr * group["lr_multiplier"]
         group["weight_decay"] = values.weight_decay * group["decays"]
+    student.backbone.requires_grad_(not values.backbone_frozen)
     for head in (student.dino_head, student.ibot_head):
         head.last_layer.requires_grad_(not values.last_layer_frozen)

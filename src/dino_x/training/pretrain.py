@@ -27,6 +27,7 @@ from dino_x.training.schedules import peak_lr
 from dino_x.training.start import inherited
 from dino_x.training.trainer import Trainer
 from dino_x.training.window import Cutter
+from dino_x.views.sizes import crop_sizes
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,12 @@ def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
     options.loss.koleo_weight = policy.koleo_weight
     check_koleo_group(options)
     views = options.views
-    crops = [(views.global_size, views.global_scale[0])]
+    sets = crop_sizes(options)
+    crops = [(sizes.global_size, views.global_scale[0]) for sizes in sets]
+    if options.gram.weight:
+        crops += [(sizes.gram_size or 0, views.global_scale[0]) for sizes in sets]
     if views.local_crops:
-        crops.append((views.local_size, views.local_scale[0]))
+        crops += [(sizes.local_size, views.local_scale[0]) for sizes in sets]
     backbone = build_backbone(options.model, views.global_size, options.train.seed)
     loader = Loader(
         index,
@@ -147,7 +151,7 @@ def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
     dtype = dtype_of(options.train.precision)
     cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
     trainer = Trainer(options, run, loader, len(index), hash_of(index), cutter, backbone)
-    check_patches(options, trainer.student.backbone.patch_size)
+    check_patches(options, trainer)
     if options.train.micro_batch == "auto":
         options.train.micro_batch = largest_that_fits(
             options.train.effective_batch, device, trainer.try_micro_batch
@@ -172,19 +176,27 @@ def check_koleo_group(options: Options) -> None:
         )
 
 
-def check_patches(options: Options, patch_size: int) -> None:
+def check_patches(options: Options, trainer: Trainer) -> None:
     """Refuse crops that are not a whole number of patches.
 
     Raises: UserError naming the nearest sizes that are.
     """
-    for name in ("global_size", "local_size"):
-        size = getattr(options.views, name)
-        if size % patch_size:
-            below = size // patch_size * patch_size
-            near = ", ".join(str(n) for n in (below, below + patch_size) if n)
+    own = trainer.student.backbone.patch_size
+    gram = trainer.gram.backbone.patch_size if trainer.gram else own
+    of_set = "views.sizes: " if options.views.sizes else ""
+    sizes = [("views.global_size", options.views.global_size, own)]
+    for one in crop_sizes(options):
+        sizes.append(((of_set or "views.") + "global_size", one.global_size, own))
+        sizes.append(((of_set or "views.") + "local_size", one.local_size, own))
+        if options.gram.weight:
+            name = f"{of_set}gram_size" if of_set else "gram.size"
+            sizes.append((name, one.gram_size or 0, gram))
+    for name, size, patch in sizes:
+        if size % patch:
+            below = size // patch * patch
+            near = ", ".join(str(n) for n in (below, below + patch) if n)
             raise UserError(
-                f"views.{name} {size} is not a multiple of the patch size {patch_size}; nearest:"
-                f" {near}"
+                f"{name} {size} is not a multiple of the patch size {patch}; nearest: {near}"
             )
 
 
