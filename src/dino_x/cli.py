@@ -73,6 +73,10 @@ def build_parser() -> Parser:
         help="any option; see `dino-x options`",
     )  # fmt: skip
     pretrain.add_argument("--resume", action="store_true", help="go on with RUN")
+    pretrain.add_argument(
+        "--allow-partial", action="store_const", const=True, dest="model.allow_partial",
+        help="start from weights of which less than 99%% can be loaded",
+    )  # fmt: skip
     for flag, (name, metavar) in FLAGS.items():
         *sections, key = name.split(".")
         owner: Any = Options
@@ -123,7 +127,8 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     from dino_x.presets import said_by
     from dino_x.training.pretrain import pretrain
 
-    flags = {name: getattr(arguments, name) for name, _ in FLAGS.values()}
+    names = [name for name, _ in FLAGS.values()] + ["model.allow_partial"]
+    flags = {name: getattr(arguments, name) for name in names}
     said = said_by(arguments.config, arguments.set, {"data.paths": arguments.data, **flags})
     pretrain(said, arguments.out, arguments.resume, Console())
 

@@ -46,11 +46,25 @@ class DataOptions(Section):
 class ModelOptions(Section):
     """The backbone. A name fixes the sizes; each can be set by itself."""
 
-    name: str = option("vits16", "vit-tiny, vits16, vitb16, vitl16, a folder or a hub name")
+    name: str = option(
+        "vits16",
+        "vit-tiny, vits16, vitb16, vitl16; or weights: a RUN, a folder, a hub name, .pth",
+    )
+    allow_partial: bool = option(
+        False, "start even if less than 99% of the tensors could be loaded; the rest are new"
+    )
+    heads_from: Literal["auto", "new", "run"] = option(
+        "auto", "projection heads: new, or those of the RUN the model is; auto: the RUN's if it is"
+    )
+    channels: Literal[1, 3] | None = option(
+        None, "input channels; null = as loaded, 3 if new. Grey images keep their features"
+    )
     width: PositiveInt | None = option(None, "features of a token, D")
     depth: PositiveInt | None = option(None, "layers")
     heads: PositiveInt | None = option(None, "attention heads")
-    patch_size: PositiveInt | None = option(None, "side of a patch, pixels")
+    patch_size: PositiveInt | None = option(
+        None, "side of a patch, pixels; loaded patch kernels are resized to it"
+    )
     registers: int | None = option(None, "register tokens", ge=0)
     layerscale: float | None = option(None, "initial LayerScale of a new model", gt=0)
     init: Literal["normal", "fan_in"] = option(
@@ -75,11 +89,24 @@ class HeadOptions(Section):
     normalize_prototypes: bool = option(False, "prototypes on the unit sphere, as in DINOv2")
 
 
+class CropSizes(Section):
+    """Crop sizes that go together in a step, in pixels."""
+
+    global_size: PositiveInt = option(224, "side of a global crop")
+    local_size: PositiveInt = option(96, "side of a local crop")
+    gram_size: PositiveInt | None = option(None, "side of the Gram teacher's crops")
+    weight: float = option(1.0, "share of the steps, against the other sets", gt=0)
+
+
 class ViewOptions(Section):
     """Crops and what is done to them. Sizes in pixels, scales as a share of the image's area."""
 
     global_size: PositiveInt = option(224, "side of a global crop")
     local_size: PositiveInt = option(96, "side of a local crop")
+    sizes: list[CropSizes] | None = option(
+        None, "several sets of global_size, local_size, gram_size and weight; one is drawn a step",
+        min_length=1,
+    )  # fmt: skip
     local_crops: int = option(8, "local crops an image", ge=0)
     global_scale: Range = option((0.32, 1.0), "share of the image a global crop shows")
     local_scale: Range = option((0.05, 0.32), "share of the image a local crop shows")
@@ -155,6 +182,36 @@ class LossOptions(Section):
     )
 
 
+class GramOptions(Section):
+    """Gram anchoring: patch features keep the similarities they had in an earlier teacher."""
+
+    weight: float = option(0.0, "of the Gram term; DINOv3's is 2; 0 = off", ge=0)
+    weight_start: float = option(0.0, "at gram.start, from where it rises to weight", ge=0)
+    warmup: int = option(0, "steps of that rise", ge=0)
+    start: int = option(0, "step from which the term counts", ge=0)
+    teacher: str | None = option(
+        None, "Gram teacher: a RUN, a folder or a hub name; null = the EMA teacher at gram.start"
+    )
+    refresh: PositiveInt | None = option(
+        None, "steps after which the Gram teacher is the EMA teacher taken anew; null = never"
+    )
+    refreshes: PositiveInt = option(3, "at most so often")
+    size: PositiveInt | None = option(
+        None, "side of the crops it sees, pixels; null = the student's. Features are resized"
+    )
+    resize: Literal["bicubic", "bilinear"] = option("bicubic", "how, with antialiasing")
+    level: Literal["image", "batch"] = option("image", "patches of one image are compared")
+
+    @model_validator(mode="after")
+    def _separable(self) -> "GramOptions":
+        if self.level == "batch":
+            raise ValueError(
+                "level batch compares patches of different images, so it would depend on the"
+                " micro-batch; choose image, as DINOv3 does"
+            )
+        return self
+
+
 class TeacherOptions(Section):
     """The EMA teacher."""
 
@@ -179,6 +236,9 @@ class OptimOptions(Section):
     clip: float = option(3.0, "gradient norm above which it is scaled down; 0 = off", ge=0)
     freeze_last_layer: int | None = option(
         None, "steps in which the prototypes are not trained; null = 1% of all", ge=0
+    )
+    freeze_backbone: int | None = option(
+        None, "steps in which only the heads are trained; null = see the preset", ge=0
     )
     beta1: float = option(0.9, "AdamW", ge=0, lt=1)
     beta2: float = option(0.999, "AdamW", ge=0, lt=1)
@@ -214,6 +274,7 @@ class Options(Section):
     views: ViewOptions = ViewOptions()
     masks: MaskOptions = MaskOptions()
     loss: LossOptions = LossOptions()
+    gram: GramOptions = GramOptions()
     teacher: TeacherOptions = TeacherOptions()
     optim: OptimOptions = OptimOptions()
     train: TrainOptions = TrainOptions()

@@ -211,18 +211,23 @@ def choose_preset(options: Options, images: int) -> tuple[str, str]:
     return "dinov3", f"for {images:,} images and {options.model.name}"
 
 
-def resolve(said: Mapping[str, Any], images: int) -> tuple[Options, str]:
+def resolve(
+    said: Mapping[str, Any], images: int, inherited: Mapping[str, Any] | None = None
+) -> tuple[Options, str]:
     """Every option with its final value, and the line that says which preset and why.
 
     Args:
         said: what the user set, as ``section.key`` values.
         images: images in the data set.
+        inherited: what a RUN that is gone on from hands on; it wins over the preset.
     """
     preset, why = choose_preset(check(said), images)
     base = dict(SMALL) if preset == "small" else {}
     if not is_size(str(said.get("model.name", Options().model.name))):
         base = {name: value for name, value in base.items() if name not in LOADED}
-    options = check({**base, **said, "preset": preset})
+    options = check({**base, **(inherited or {}), **said, "preset": preset})
+    if options.model.heads_from == "auto":
+        options.model.heads_from = (inherited or {}).get("model.heads_from", "new")
     train, optim, teacher = options.train, options.optim, options.teacher
     if train.steps is None:
         train.steps = max(1, math.ceil(PASSES * images / train.effective_batch))

@@ -79,8 +79,9 @@ class Bench:
         trainer.optimizer.zero_grad(set_to_none=True)
         for one_pass in passes:
             result = trainer.effective_batch.backward(
-                one_pass, images, size, trainer.centers, trainer.queues, self.temperature
-            )
+                one_pass, images, size, trainer.centers, trainer.queues, self.temperature,
+                trainer.gram_term(self.options.gram.weight),
+            )  # fmt: skip
             for name, value in result.terms.items():
                 terms[name] = terms.get(name, 0) + value
         gradient = torch.cat(

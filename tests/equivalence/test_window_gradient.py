@@ -5,8 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from tests.equivalence.conftest import relative_error
+from tests.model.released_format import network
 
 SIZES = [1, 2, 8]
+NEW_MODEL = ("width", "depth", "heads", "patch_size", "layerscale")
 
 
 @pytest.mark.parametrize("centering", ["sinkhorn", "softmax"])
@@ -61,6 +63,20 @@ def test_reference_losses_give_the_same_gradient(bench):
     _, fused, _ = bench().exact(2)
     _, reference, _ = bench(loss__implementation="reference").exact(2)
     assert relative_error(fused, reference) < 1e-10
+
+
+@pytest.mark.parametrize(("local_crops", "tolerance"), [(0, 1e-10), (3, 1e-6)])
+def test_gradient_of_a_dinov2_that_was_loaded(bench, tmp_path, local_crops, tolerance):
+    """Local crops need interpolated positions, which transformers computes in float32."""
+    network("dinov2 registers").save_pretrained(tmp_path / "m")
+    loaded = dict.fromkeys(f"model__{name}" for name in NEW_MODEL)
+    loaded |= {"model__name": str(tmp_path / "m"), "views__local_crops": local_crops}
+    step = bench(**loaded)
+    _, whole, _ = step.exact(16)
+    _, gradient, _ = step.exact(2)
+    assert relative_error(gradient, whole) < tolerance
+    positions = step.trainer.student.backbone.vit.embeddings.position_embeddings
+    assert positions.grad.abs().max() > 0
 
 
 def plain_sinkhorn(logits_NK, iterations):

@@ -23,14 +23,11 @@ from dino_x.data.index import Index, is_grey
 from dino_x.data.loader import Loader
 from dino_x.errors import UserError
 from dino_x.evaluation.backbone import load_backbone
-from dino_x.model.backbone import is_size, normalisation
-from dino_x.model.teacher import build_student
-from dino_x.presets import check
 from dino_x.randomness import generator
-from dino_x.training.checkpoint import load_newest
 from dino_x.training.device import choose_device, dtype_of
 from dino_x.training.run import RunFolder
 from dino_x.training.schedules import values_at
+from dino_x.training.start import has_heads, load_run
 from dino_x.training.window import GLOBAL_VIEWS, Cutter
 from dino_x.views.crops import draw_views
 
@@ -94,19 +91,14 @@ def load_model(name: str | Path, device: str) -> Model:
 
 def _of_run(run: RunFolder, device: str) -> Model:
     where = choose_device(device)
-    state = load_newest(run.checkpoints, where)
-    if state is None:
+    if not has_heads(run.path):
         raise UserError(
             f"{run.path} has no checkpoint, so there is no head to measure with; let the run make"
             f" one, or give a backbone (--model {run.model}) to have prototypes fitted to it"
         )
-    options = check(run.settings())
-    if not is_size(options.model.name):  # where the run began may be gone; its own model is here
-        options.model.name = str(run.model)
-    mean, std = normalisation(options.model.name)
-    teacher = build_student(options).to(where)
-    teacher.load_state_dict(state["teacher"])
-    teacher.requires_grad_(False).eval()
+    loaded = load_run(run.path, where)
+    options, teacher = loaded.options, loaded.network
+    mean, std = teacher.backbone.mean, teacher.backbone.std
 
     def network(crops: Tensor) -> tuple[Tensor, Tensor]:
         cls_RF, _ = teacher(crops, None, None)
@@ -120,7 +112,7 @@ def _of_run(run: RunFolder, device: str) -> Model:
         temperature=values_at(options.train.steps - 1, options).teacher_temperature,
         iterations=options.loss.sinkhorn_iterations,
         relaxation=options.loss.sinkhorn_relaxation,
-        step=int(state["step"]),
+        step=int(loaded.state["step"]),
     )
 
 

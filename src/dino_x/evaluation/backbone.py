@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from dino_x.config import ModelOptions
 from dino_x.errors import UserError
 from dino_x.model.pretrained import (
     Preparation,
@@ -17,6 +18,7 @@ from dino_x.model.pretrained import (
     quiet_transformers,
     read_preparation,
 )
+from dino_x.model.weights import is_file_of_weights, load_start
 from dino_x.training.device import choose_device, dtype_of
 
 
@@ -38,7 +40,7 @@ def load_backbone(name: str | Path, *, device: str = "auto", precision: str = "f
 
     Args:
         name: a run's folder (its ``model`` folder is taken), a folder as transformers saves
-            models, or a name on the hub. No pickle is loaded: weights must be safetensors.
+            models, a name on the hub, or a ``.pth`` file of plain tensors. No pickled code is run.
         device: auto, cpu or cuda.
         precision: fp32, bf16 (float32 weights, to be used with autocast) or fp64.
 
@@ -46,8 +48,11 @@ def load_backbone(name: str | Path, *, device: str = "auto", precision: str = "f
         UserError: if it is no model, is incomplete, gives no ``pooler_output``, or is a name that
             is neither cached nor, within seconds, found on the hub.
     """
-    folder = find_model(name)
     where = choose_device(device)
+    if is_file_of_weights(name):
+        start = load_start(ModelOptions(name=str(name)))
+        return Backbone(start.vit.to(where, dtype_of(precision)).eval(), start.preparation)
+    folder = find_model(name)
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The backbone: transformers' DINOv3 ViT, with its random layers counted.
+"""The backbone: transformers' DINOv3 ViT or DINOv2, with its random layers counted.
 
 Parameters keep their names: what is trained here is loadable with ``AutoModel.from_pretrained``.
 B: rows of a forward (crops), L: layers.
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, DINOv3ViTConfig, DINOv3ViTModel
+from transformers import DINOv3ViTConfig, DINOv3ViTModel
 from transformers.models.dinov3_vit.modeling_dinov3_vit import (
     DINOv3ViTRopePositionEmbedding,
     get_patches_center_coordinates,
@@ -20,7 +20,10 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
 
 from dino_x.config import ModelOptions
 from dino_x.errors import UserError, nearest
-from dino_x.model.pretrained import find_model, first_line, quiet_transformers, read_preparation
+from dino_x.model.accounting import Accounting
+from dino_x.model.families import layers_of, registers_of, square
+from dino_x.model.pretrained import quiet_transformers
+from dino_x.model.weights import load_start
 
 SIZES = {  # width, depth, heads, patch size
     "vit-tiny": (192, 12, 3, 16),
@@ -93,16 +96,27 @@ class CountedRope(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A DINOv3 ViT whose forward takes its randomness as an argument."""
+    """A ViT whose forward takes its randomness as an argument.
 
-    def __init__(self, vit: DINOv3ViTModel, drop_path: float) -> None:
+    Attributes:
+        vit: transformers' network, of an architecture in families.py.
+        mean, std: of its images in [0, 1], a number a channel.
+        accounting: what became of each tensor of the weights it was loaded from; None if new.
+    """
+
+    def __init__(self, vit: Any, drop_path: float) -> None:
         super().__init__()
         self.vit = vit
-        self.depth_layers = [StochasticDepth(drop_path) for _ in vit.model.layer]
-        for layer, depth in zip(vit.model.layer, self.depth_layers, strict=True):
+        layers = layers_of(vit)
+        self.depth_layers = [StochasticDepth(drop_path) for _ in layers]
+        for layer, depth in zip(layers, self.depth_layers, strict=True):
             layer.drop_path = depth
-        self.rope = CountedRope(vit.rope_embeddings, self.patch_size)
-        vit.add_module("rope_embeddings", self.rope)
+        self.rope: CountedRope | None = None
+        if hasattr(vit, "rope_embeddings"):  # DINOv2 has learned positions
+            self.rope = CountedRope(vit.rope_embeddings, self.patch_size)
+            vit.add_module("rope_embeddings", self.rope)
+        self.mean, self.std = [MEAN] * self.channels, [STD] * self.channels
+        self.accounting: Accounting | None = None
 
     @property
     def width(self) -> int:
@@ -117,7 +131,12 @@ class Backbone(nn.Module):
     @property
     def patch_size(self) -> int:
         """Side of a patch in pixels."""
-        return int(self.vit.config.patch_size)  # type: ignore[arg-type]
+        return square(self.vit.config.patch_size)
+
+    @property
+    def channels(self) -> int:
+        """Input channels, 1 or 3."""
+        return self.vit.config.num_channels
 
     def forward(
         self, crops_BCOO: Tensor, mask_BN: Tensor | None, randomness: ForwardRandomness | None
@@ -126,12 +145,13 @@ class Backbone(nn.Module):
         for index, depth in enumerate(self.depth_layers):
             depth.keep = None if randomness is None else randomness.keep[index]
             depth.calls = 0
-        self.rope.rescale = 1.0 if randomness is None else randomness.rescale
+        if self.rope is not None:
+            self.rope.rescale = 1.0 if randomness is None else randomness.rescale
         tokens = self.vit(crops_BCOO, bool_masked_pos=mask_BN).last_hidden_state
-        return tokens[:, 0], tokens[:, 1 + self.vit.config.num_register_tokens :]
+        return tokens[:, 0], tokens[:, 1 + registers_of(self.vit.config) :]
 
 
-def new_backbone(options: ModelOptions, image_size: int) -> DINOv3ViTModel:
+def new_backbone(options: ModelOptions, image_size: int) -> Any:
     """A DINOv3 ViT with new weights, of the named size with what is set by itself."""
     if options.name not in SIZES:
         raise UserError(
@@ -156,40 +176,9 @@ def new_backbone(options: ModelOptions, image_size: int) -> DINOv3ViTModel:
         layerscale_value=options.layerscale or LAYERSCALE,
         initializer_range=INIT_STD if options.init == "normal" else (2 * width) ** -0.5,
         image_size=image_size,
-        num_channels=CHANNELS,
+        num_channels=options.channels or CHANNELS,
     )
     return DINOv3ViTModel(config)
-
-
-def load_vit(name: str) -> DINOv3ViTModel:
-    """A DINOv3 ViT from a run, a folder or a hub name; every tensor must be there.
-
-    Raises: UserError if it is no model, another architecture, or incomplete.
-    """
-    try:
-        folder = find_model(name)
-        config = AutoConfig.from_pretrained(folder)
-    except (UserError, OSError, ValueError) as error:
-        raise UserError(
-            f"model '{name}' is no known size ({', '.join(SIZES)}){nearest(name, SIZES)};"
-            f" {first_line(error)}"
-        ) from error
-    if config.model_type != "dinov3_vit":
-        raise UserError(
-            f"model '{name}' is a '{config.model_type}'; only DINOv3 ViTs ('dinov3_vit') can be"
-            " trained on"
-        )
-    with quiet_transformers():
-        loaded: Any = DINOv3ViTModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    vit, report = loaded
-    wrong = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
-    if wrong:
-        raise UserError(
-            f"model '{name}' lacks {len(wrong)} tensors of its architecture, first '{wrong[0]}'"
-        )
-    return vit
 
 
 def is_size(name: str) -> bool:
@@ -198,29 +187,27 @@ def is_size(name: str) -> bool:
 
 
 def build_backbone(options: ModelOptions, image_size: int, seed: int) -> Backbone:
-    """The student's backbone, new or loaded; new weights come from the seed alone."""
+    """The student's backbone, new or loaded; new weights come from the seed alone.
+
+    Raises: UserError for a model that cannot be loaded, see weights.py.
+    """
     if is_size(options.name):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            vit = new_backbone(options, image_size)
-    else:
-        vit = load_vit(options.name)
-        for field in ("width", "depth", "heads", "patch_size", "registers", "layerscale"):
-            if getattr(options, field) is not None:
-                raise UserError(
-                    f"model.{field} cannot be changed: model '{options.name}' is loaded with its"
-                    " weights; leave it out"
-                )
-    return Backbone(vit, options.drop_path)
-
-
-def normalisation(name: str) -> tuple[list[float], list[float]]:
-    """Mean and std of the images a model expects, 3 numbers each; ours for new ones."""
-    if is_size(name):
-        return [MEAN] * CHANNELS, [STD] * CHANNELS
-    folder = find_model(name)
-    preparation = read_preparation(folder, AutoConfig.from_pretrained(folder))
-    return list(preparation.mean), list(preparation.std)
+            return Backbone(new_backbone(options, image_size), options.drop_path)
+    try:
+        start = load_start(options, seed)
+    except UserError as error:
+        if "/" in options.name or "cannot be changed" in str(error):
+            raise
+        raise UserError(
+            f"model '{options.name}' is no known size ({', '.join(SIZES)})"
+            f"{nearest(options.name, SIZES)}; {error}"
+        ) from error
+    backbone = Backbone(start.vit, options.drop_path)
+    backbone.mean, backbone.std = list(start.preparation.mean), list(start.preparation.std)
+    backbone.accounting = start.accounting
+    return backbone
 
 
 def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, size: int,
@@ -235,7 +222,7 @@ def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, siz
         mean, std: of images in [0, 1].
     """
     staging = folder.with_name(folder.name + ".partial")
-    fresh = DINOv3ViTModel(backbone.vit.config)
+    fresh = type(backbone.vit)(backbone.vit.config)
     fresh.load_state_dict({k: v.detach().float().cpu() for k, v in vit_state.items()})
     with quiet_transformers():
         fresh.save_pretrained(staging)
@@ -249,7 +236,7 @@ def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, siz
         "do_normalize": True,
         "image_mean": mean,
         "image_std": std,
-        "do_convert_rgb": True,
+        "do_convert_rgb": len(mean) == 3,
     }
     (staging / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,9 +26,10 @@ class Network(nn.Module):
         return self.backbone(crops, mask_BN, randomness)
 
 
-def build_student(options: Options) -> Network:
-    """The student; new weights come from the seed alone."""
-    backbone = build_backbone(options.model, options.views.global_size, options.train.seed)
+def build_student(options: Options, backbone: Backbone | None = None) -> Network:
+    """The student, with a backbone that is loaded already or not; new weights by the seed alone."""
+    if backbone is None:
+        backbone = build_backbone(options.model, options.views.global_size, options.train.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.train.seed + 1)
         heads = [Head(backbone.width, options.head) for _ in range(2)]

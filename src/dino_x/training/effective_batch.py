@@ -24,6 +24,7 @@ from dino_x.losses import koleo, prototype_cross_entropy, sinkhorn_bias, view_pa
 from dino_x.losses.centering import center_bias, next_center
 from dino_x.model.head import Head
 from dino_x.model.teacher import Network
+from dino_x.training.gram import GramTerm
 from dino_x.training.queue import Queues
 from dino_x.training.window import GLOBAL_VIEWS, MicroBatch
 
@@ -83,6 +84,7 @@ class EffectiveBatch:
         centers: Centers,
         queues: Queues,
         teacher_temperature: float,
+        gram: GramTerm | None = None,
     ) -> WindowResult:
         """Add the gradient of the effective batch's loss to ``.grad`` of the student.
 
@@ -93,6 +95,7 @@ class EffectiveBatch:
             centers: as they are before this step.
             queues: likewise.
             teacher_temperature: of this step.
+            gram: Gram anchoring, if it counts in this step.
         """
         targets = self.targets(micro_batches(), centers, queues, teacher_temperature)
         group = images if self.loss.koleo_group == "effective" else self.loss.koleo_group
@@ -102,12 +105,15 @@ class EffectiveBatch:
             totals["koleo"], pulls_VbF = self.neighbours(micro_batches(), group)
         for position, micro in enumerate(micro_batches()):
             pull_VbF = None if pulls_VbF is None else pulls_VbF[position]
-            terms = self.forward(micro, targets, position, group, pull_VbF, teacher_temperature)
-            terms["loss"].backward()
+            terms = self.forward(
+                micro, targets, position, group, pull_VbF, teacher_temperature, gram
+            )
+            if terms["loss"].requires_grad:  # not if all that is trained has no loss
+                terms["loss"].backward()
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0) + value.detach()
         if pulls_VbF is not None:  # what was backpropagated stands for KoLeo, but is not its value
-            totals["loss"] = self.weighted(totals)
+            totals["loss"] = self.weighted(totals, gram)
         values = {name: float(value) for name, value in totals.items()}
         return WindowResult(values, targets.next_centers, targets.next_queues)
 
@@ -210,6 +216,7 @@ class EffectiveBatch:
         group: int,
         pull_VbF: Tensor | None,
         teacher_temperature: float,
+        gram: GramTerm | None = None,
     ) -> dict[str, Tensor]:
         """Phase 3: this micro-batch's part of each loss term, and of the loss, with a graph."""
         share = micro.images / micro.window.images
@@ -253,20 +260,24 @@ class EffectiveBatch:
                     micro.masked_weights(),
                     **temperatures,
                 )
+            if gram is not None:
+                patch_size = self.student.backbone.patch_size
+                terms["gram"] = share * gram.loss(patches_BNF, micro, patch_size)
         cls_VbF = global_BF.unflatten(0, (GLOBAL_VIEWS, -1))
         if pull_VbF is not None:
             pull = (cls_VbF * pull_VbF).sum()
-            return terms | {"loss": self.weighted(terms) + self.loss.koleo_weight * pull}
+            return terms | {"loss": self.weighted(terms, gram) + self.loss.koleo_weight * pull}
         if self.loss.koleo_weight:
             terms["koleo"] = share * sum_over_views(cls_VbF, group)
-        return terms | {"loss": self.weighted(terms)}
+        return terms | {"loss": self.weighted(terms, gram)}
 
-    def weighted(self, terms: dict[str, Tensor]) -> Tensor:
+    def weighted(self, terms: dict[str, Tensor], gram: GramTerm | None = None) -> Tensor:
         """The loss: the weighted sum of the terms there are."""
         weights = {
             "dino": self.loss.dino_weight,
             "ibot": self.loss.ibot_weight,
             "koleo": self.loss.koleo_weight,
+            "gram": 0.0 if gram is None else gram.weight,
         }
         return sum((weights[k] * v for k, v in terms.items() if k in weights), torch.tensor(0.0))
 

@@ -16,7 +16,7 @@ def lr_multiplier(name: str, depth: int, optim: OptimOptions) -> float:
     Heads and the final norm have 1, layer i of L has decay^(L - i), what comes before the layers
     decay^(L + 1); the patch embedding ``patch_embed_lr`` times that.
     """
-    layer = re.search(r"backbone\.vit\.model\.layer\.(\d+)\.", name)
+    layer = re.search(r"backbone\.vit\.(?:model|encoder)\.layer\.(\d+)\.", name)
     if layer:
         return optim.layer_decay ** (depth - int(layer.group(1)))
     if ".embeddings." not in name:
@@ -26,8 +26,8 @@ def lr_multiplier(name: str, depth: int, optim: OptimOptions) -> float:
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Weight decay is for matrices: not biases, norms, LayerScale or the special tokens."""
-    return parameter.ndim > 1 and not name.endswith("_token") and not name.endswith("_tokens")
+    """Weight decay is for matrices: not biases, norms, LayerScale, special tokens, positions."""
+    return parameter.ndim > 1 and not name.endswith(("_token", "_tokens", "_embeddings"))
 
 
 def build_optimizer(student: Network, optim: OptimOptions) -> torch.optim.AdamW:
@@ -47,9 +47,14 @@ def build_optimizer(student: Network, optim: OptimOptions) -> torch.optim.AdamW:
 
 
 def set_values(optimizer: torch.optim.Optimizer, student: Network, values: StepValues) -> None:
-    """Put a step's learning rate and weight decay in the groups; freeze or free the prototypes."""
+    """Put a step's learning rate and weight decay in the groups; freeze or free parts.
+
+    What is frozen has no gradient, and AdamW leaves it alone: no step, no weight decay. The EMA
+    teacher of a frozen part is equal to it and stays.
+    """
     for group in optimizer.param_groups:
         group["lr"] = values.lr * group["lr_multiplier"]
         group["weight_decay"] = values.weight_decay * group["decays"]
+    student.backbone.requires_grad_(not values.backbone_frozen)
     for head in (student.dino_head, student.ibot_head):
         head.last_layer.requires_grad_(not values.last_layer_frozen)

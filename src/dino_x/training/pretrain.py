@@ -15,7 +15,7 @@ from dino_x.data.loader import Loader
 from dino_x.errors import UserError
 from dino_x.evaluation.labels import load_labels
 from dino_x.evaluation.suite import evaluate, print_table, write_json
-from dino_x.model.backbone import SIZES, load_vit, normalisation
+from dino_x.model.backbone import build_backbone, is_size
 from dino_x.presets import check, differing, resolve
 from dino_x.progress import progress_bar
 from dino_x.training.device import choose_device, describe_device, dtype_of
@@ -24,8 +24,10 @@ from dino_x.training.policy import Policy, centering_policy
 from dino_x.training.report import TrainingReport
 from dino_x.training.run import RunFolder
 from dino_x.training.schedules import peak_lr
+from dino_x.training.start import inherited
 from dino_x.training.trainer import Trainer
 from dino_x.training.window import Cutter
+from dino_x.views.sizes import crop_sizes
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,11 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
     if isinstance(early.train.micro_batch, int):
         check_divides(early.train.effective_batch, early.train.micro_batch)
     device = choose_device(early.train.device)
-    if early.model.name not in SIZES:
-        load_vit(early.model.name)  # fail before reading images
+    if not is_size(early.model.name):
+        build_backbone(early.model, early.views.global_size, 0)  # fail before reading images
     index = read_index(early, console)
     held_out = hold_out(early, index)
-    options, preset_line = resolve(said, len(index))
+    options, preset_line = resolve(said, len(index), inherited(said))
     prepared = prepare(options, run, index)
     if resume and run.exists:
         prepared.trainer.resume()
@@ -131,21 +133,25 @@ def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
     options.loss.koleo_weight = policy.koleo_weight
     check_koleo_group(options)
     views = options.views
-    crops = [(views.global_size, views.global_scale[0])]
+    sets = crop_sizes(options)
+    crops = [(sizes.global_size, views.global_scale[0]) for sizes in sets]
+    if options.gram.weight:
+        crops += [(sizes.gram_size or 0, views.global_scale[0]) for sizes in sets]
     if views.local_crops:
-        crops.append((views.local_size, views.local_scale[0]))
+        crops += [(sizes.local_size, views.local_scale[0]) for sizes in sets]
+    backbone = build_backbone(options.model, views.global_size, options.train.seed)
     loader = Loader(
         index,
         canvas_side(index, crops),
-        1 if is_grey(index.rows) else 3,
+        1 if backbone.channels == 1 or is_grey(index.rows) else 3,
         cache_bytes=options.data.cache_mb * 2**20,
         workers=options.data.workers,
     )
-    mean, std = normalisation(options.model.name)
     device = choose_device(options.train.device)
-    cutter = Cutter(options, mean, std, device, dtype_of(options.train.precision))
-    trainer = Trainer(options, run, loader, len(index), hash_of(index), cutter)
-    check_patches(options, trainer.student.backbone.patch_size)
+    dtype = dtype_of(options.train.precision)
+    cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
+    trainer = Trainer(options, run, loader, len(index), hash_of(index), cutter, backbone)
+    check_patches(options, trainer)
     if options.train.micro_batch == "auto":
         options.train.micro_batch = largest_that_fits(
             options.train.effective_batch, device, trainer.try_micro_batch
@@ -170,19 +176,27 @@ def check_koleo_group(options: Options) -> None:
         )
 
 
-def check_patches(options: Options, patch_size: int) -> None:
+def check_patches(options: Options, trainer: Trainer) -> None:
     """Refuse crops that are not a whole number of patches.
 
     Raises: UserError naming the nearest sizes that are.
     """
-    for name in ("global_size", "local_size"):
-        size = getattr(options.views, name)
-        if size % patch_size:
-            below = size // patch_size * patch_size
-            near = ", ".join(str(n) for n in (below, below + patch_size) if n)
+    own = trainer.student.backbone.patch_size
+    gram = trainer.gram.backbone.patch_size if trainer.gram else own
+    of_set = "views.sizes: " if options.views.sizes else ""
+    sizes = [("views.global_size", options.views.global_size, own)]
+    for one in crop_sizes(options):
+        sizes.append(((of_set or "views.") + "global_size", one.global_size, own))
+        sizes.append(((of_set or "views.") + "local_size", one.local_size, own))
+        if options.gram.weight:
+            name = f"{of_set}gram_size" if of_set else "gram.size"
+            sizes.append((name, one.gram_size or 0, gram))
+    for name, size, patch in sizes:
+        if size % patch:
+            below = size // patch * patch
+            near = ", ".join(str(n) for n in (below, below + patch) if n)
             raise UserError(
-                f"views.{name} {size} is not a multiple of the patch size {patch_size}; nearest:"
-                f" {near}"
+                f"{name} {size} is not a multiple of the patch size {patch}; nearest: {near}"
             )
 
 
@@ -219,10 +233,15 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
         "rate": f"{peak_lr(options):.3g} = {optim.lr:g} x sqrt({train.effective_batch} /"
         f" {optim.lr_batch}), after {optim.warmup} steps of warmup",
     }
+    if backbone.accounting is not None:
+        heads = "the run's" if options.model.heads_from == "run" else "new"
+        lines["weights"] = f"{backbone.accounting.line()}; heads: {heads}"
     if trainer.done:
         lines["resumed"] = f"after step {trainer.done:,}"
     for name, line in lines.items():
-        style = "yellow" if name == "centering" and prepared.policy.warning else None
+        partial = backbone.accounting is not None and not backbone.accounting.whole
+        warn = {"centering": prepared.policy.warning, "weights": partial}
+        style = "yellow" if warn.get(name) else None
         console.print(f"{name:<10}{line}", style=style, highlight=False, soft_wrap=True)
     if len(index) < train.effective_batch:
         console.print(

@@ -59,7 +59,7 @@ class TrainingReport:
 
     def summary(self, values: dict[str, Any]) -> str:
         """Loss terms beside log K, speed, memory."""
-        terms = [f"{n} {values[n]:.3f}" for n in ("dino", "ibot", "koleo") if n in values]
+        terms = [f"{n} {values[n]:.3f}" for n in ("dino", "ibot", "koleo", "gram") if n in values]
         return (
             f"loss {values['loss']:.3f} ({', '.join(terms)}; log K {self.log_prototypes:.2f})"
             f"  {values['images_per_second']:.1f} img/s  {values['memory_gib']:.1f} GiB"

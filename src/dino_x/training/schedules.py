@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from dino_x.config import Options
+from dino_x.config import GramOptions, Options
 
 
 def cosine(start: float, end: float, step: int, steps: int) -> float:
@@ -33,6 +33,8 @@ class StepValues:
     momentum: float
     teacher_temperature: float
     last_layer_frozen: bool
+    backbone_frozen: bool = False
+    gram_weight: float = 0.0
 
 
 def peak_lr(options: Options) -> float:
@@ -55,4 +57,13 @@ def values_at(step: int, options: Options) -> StepValues:
             teacher.temperature_start, teacher.temperature, step, teacher.temperature_warmup
         ),
         last_layer_frozen=step < optim.freeze_last_layer,
+        backbone_frozen=step < (optim.freeze_backbone or 0),
+        gram_weight=gram_weight(step, options.gram),
     )
+
+
+def gram_weight(step: int, gram: GramOptions) -> float:
+    """0 before ``gram.start``, then from ``weight_start`` to ``weight`` in ``warmup`` steps."""
+    if step < gram.start:
+        return 0.0
+    return warmup_linear(gram.weight_start, gram.weight, step - gram.start, gram.warmup)

@@ -10,19 +10,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from dino_x.config import Options
+from dino_x.config import CropSizes, Options
 from dino_x.errors import UserError
 from dino_x.losses.checks import NotFiniteError
-from dino_x.model.backbone import save_vit
+from dino_x.model.backbone import Backbone, save_vit
 from dino_x.model.teacher import Network, build_student, build_teacher, update_teacher
 from dino_x.training import checkpoint
 from dino_x.training.device import autocast, dtype_of, peak_memory_gib
 from dino_x.training.effective_batch import Centers, EffectiveBatch, WindowResult
+from dino_x.training.gram import (
+    GramTeacher,
+    GramTerm,
+    first_gram_teacher,
+    next_gram_teacher,
+)
 from dino_x.training.optimizer import build_optimizer, set_values
 from dino_x.training.queue import Queues
 from dino_x.training.report import TrainingReport
 from dino_x.training.run import RunFolder
 from dino_x.training.schedules import StepValues, values_at
+from dino_x.training.start import take_heads
 from dino_x.training.window import (
     GLOBAL_VIEWS,
     Cutter,
@@ -32,6 +39,7 @@ from dino_x.training.window import (
     draw_window,
     micro_batches,
 )
+from dino_x.views.sizes import crop_sizes
 
 FILLING = 2**40  # steps that only fill the queue are counted from here
 
@@ -47,6 +55,7 @@ class Trainer:
         images: how many there are.
         images_hash: tells a resumed run whether they are still the same.
         cutter: canvases to crops.
+        backbone: the student's, if it is loaded already.
     """
 
     options: Options
@@ -55,13 +64,17 @@ class Trainer:
     images: int
     images_hash: str
     cutter: Cutter
+    backbone: Backbone | None = None
     done: int = 0
     student: Network = field(init=False)
     teacher: Network = field(init=False)
 
     def __post_init__(self) -> None:
         options, device = self.options, self.cutter.device
-        student = build_student(options).to(device, dtype_of(options.train.precision))
+        student = build_student(options, self.backbone)
+        if options.model.heads_from == "run":
+            take_heads(student, options.model.name)
+        student = student.to(device, dtype_of(options.train.precision))
         self.student, self.teacher = student, build_teacher(student)
         self.optimizer = build_optimizer(student, options.optim)
         zeros = torch.zeros(options.head.prototypes, device=device, dtype=self.cutter.dtype)
@@ -74,6 +87,7 @@ class Trainer:
             options.loss,
             autocast(options.train.precision, device),
         )
+        self.gram = first_gram_teacher(options, self.teacher.backbone)
 
     def train(self, report: TrainingReport) -> None:
         """From the step after the last finished one to the end."""
@@ -106,6 +120,7 @@ class Trainer:
                 self.centers,
                 self.queues,
                 values.teacher_temperature,
+                self.gram_term(values.gram_weight),
             )
         except NotFiniteError as error:
             raise self.not_finite(step, str(error)) from error
@@ -115,7 +130,10 @@ class Trainer:
         return result
 
     def update(self, step: int, result: WindowResult, values: StepValues) -> float:
-        """Clip, optimizer, teacher, centers: everything that changes, once. The gradient norm."""
+        """Clip, optimizer, teacher, centers, Gram teacher: everything that changes, once.
+
+        Returns: the gradient's norm.
+        """
         clip = self.options.optim.clip or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), clip))
         if not math.isfinite(norm):
@@ -123,12 +141,20 @@ class Trainer:
         self.optimizer.step()
         update_teacher(self.teacher, self.student, values.momentum)
         self.centers, self.queues = result.next_centers, result.next_queues
+        self.gram = next_gram_teacher(self.gram, self.teacher.backbone, step + 1, self.options.gram)
         return norm
 
-    def window(self, step: int) -> Window:
-        """The draws of a step."""
+    def gram_term(self, weight: float) -> GramTerm | None:
+        """Gram anchoring with a step's weight, if there is any."""
+        if self.gram is None or not weight:
+            return None
+        return GramTerm(self.gram.backbone, weight, self.options.gram.resize)
+
+    def window(self, step: int, sizes: CropSizes | None = None) -> Window:
+        """The draws of a step; crops of other sizes than those drawn if they are given."""
         backbone = self.student.backbone
-        return draw_window(self.options, step, self.images, backbone.depth, backbone.patch_size)
+        depth, patch_size = backbone.depth, backbone.patch_size
+        return draw_window(self.options, step, self.images, depth, patch_size, sizes)
 
     def fill_queues(self) -> None:
         """Before the first step: the teacher's outputs for images drawn as for steps of their own.
@@ -169,6 +195,7 @@ class Trainer:
             "teacher_temperature": values.teacher_temperature,
             "gradient_norm": norm,
             **self.queue_age(),
+            **({"gram_weight": values.gram_weight} if "gram" in result.terms else {}),
             "images_per_second": batch / seconds,
             "memory_gib": peak_memory_gib(self.cutter.device),
         }
@@ -190,6 +217,9 @@ class Trainer:
             "queues": {"dino": self.queues.dino_QD, "ibot": self.queues.ibot_QD},
             "images_hash": self.images_hash,
         }
+        if self.gram is not None:
+            state["gram"] = self.gram.backbone.state_dict()
+            state["gram_refreshes"] = self.gram.refreshes
         checkpoint.save(self.run.checkpoints, self.done, state, self.options.checkpoint.keep)
         backbone = self.teacher.backbone
         save_vit(
@@ -220,16 +250,32 @@ class Trainer:
         self.centers = Centers(state["centers"]["dino"], state["centers"]["ibot"])
         queues = state["queues"]
         self.queues = Queues(self.options.loss.queue, queues["dino"], queues["ibot"])
+        self.gram = self.resumed_gram(state)
         self.done = state["step"]
         self.run.truncate_metrics(self.done)
 
+    def resumed_gram(self, state: dict[str, Any]) -> GramTeacher | None:
+        """The Gram teacher of a checkpoint."""
+        if "gram" not in state:
+            return None
+        refreshes = state["gram_refreshes"]
+        if self.gram is None or refreshes:  # then it was the EMA teacher once
+            gram = GramTeacher.copy_of(self.teacher.backbone, refreshes)
+        else:
+            gram = self.gram
+        gram.backbone.load_state_dict(state["gram"])
+        return gram
+
     def try_micro_batch(self, size: int) -> None:
         """One forward and backward of ``size`` images; for finding what fits."""
+        largest = max(crop_sizes(self.options), key=lambda sizes: sizes.global_size)
 
         def one() -> Iterator[MicroBatch]:
-            yield next(micro_batches(self.window(0), size, self.source, self.cutter))
+            window = self.window(0, largest)
+            yield next(micro_batches(window, size, self.source, self.cutter))
 
+        gram = self.gram_term(self.options.gram.weight)
         self.effective_batch.backward(
-            one, size, size, self.centers, self.queues, self.options.teacher.temperature
+            one, size, size, self.centers, self.queues, self.options.teacher.temperature, gram
         )
         self.optimizer.zero_grad(set_to_none=True)

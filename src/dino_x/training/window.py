@@ -7,20 +7,21 @@ view-major: row ``view * b + image``.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dino_x.config import Options
+from dino_x.config import CropSizes, Options
 from dino_x.data.loader import Canvases
 from dino_x.data.sampler import sample_indices
-from dino_x.model.backbone import ForwardRandomness
+from dino_x.model.backbone import Backbone, ForwardRandomness
 from dino_x.randomness import generator
 from dino_x.views.crops import apply_views, draw_views, view_parameters
 from dino_x.views.masks import block_masks, mask_counts
+from dino_x.views.sizes import draw_sizes
 
 GLOBAL_VIEWS = 2
 
@@ -38,6 +39,7 @@ class Window:
     local_keep_LBV: np.ndarray  # [L, 2, B, local crops]
     global_rescale: float
     local_rescale: float
+    sizes: CropSizes
 
     @property
     def images(self) -> int:
@@ -55,7 +57,14 @@ class Window:
         return int(self.masks_BVN.any(axis=2).sum())
 
 
-def draw_window(options: Options, step: int, images: int, depth: int, patch_size: int) -> Window:
+def draw_window(
+    options: Options,
+    step: int,
+    images: int,
+    depth: int,
+    patch_size: int,
+    sizes: CropSizes | None = None,
+) -> Window:
     """Everything random in one step, from (seed, step) alone.
 
     Args:
@@ -64,14 +73,16 @@ def draw_window(options: Options, step: int, images: int, depth: int, patch_size
         images: images in the data set.
         depth: layers of the backbone.
         patch_size: side of a patch in pixels.
+        sizes: of the crops, if not those that are drawn.
     """
+    sizes = sizes or draw_sizes(options, step)
     seed, batch, locals_ = (
         options.train.seed,
         options.train.effective_batch,
         options.views.local_crops,
     )
     rng = generator(seed, step, "masks")
-    grid = (options.views.global_size // patch_size,) * 2
+    grid = (sizes.global_size // patch_size,) * 2
     counts = mask_counts(
         rng, batch * GLOBAL_VIEWS, grid[0] * grid[1], options.masks.probability, options.masks.ratio
     )
@@ -95,6 +106,7 @@ def draw_window(options: Options, step: int, images: int, depth: int, patch_size
         local_keep_LBV=keep(locals_, "local depth"),
         global_rescale=rescale("global rope"),
         local_rescale=rescale("local rope"),
+        sizes=sizes,
     )
 
 
@@ -139,6 +151,11 @@ class MicroBatch:
     canvases: Canvases
     cutter: Cutter
 
+    def seen_by(self, backbone: Backbone) -> "MicroBatch":
+        """The same, with crops normalised as another network wants them."""
+        cutter = replace(self.cutter, mean=backbone.mean, std=backbone.std)
+        return replace(self, cutter=cutter)
+
     @property
     def images(self) -> int:
         """Images of the micro-batch."""
@@ -146,15 +163,25 @@ class MicroBatch:
 
     def global_crops(self) -> Tensor:
         """[2 * b, 3, O, O]."""
-        views = self.cutter.options.views
+        return self._global_crops(self.window.sizes.global_size)
+
+    def gram_crops(self) -> Tensor:
+        """The same cuts for the Gram teacher, at its size: [2 * b, 3, G, G]."""
+        size = self.window.sizes.gram_size
+        assert size is not None
+        return self._global_crops(size)
+
+    def _global_crops(self, size: int) -> Tensor:
         draws = self.window.global_draws_BVU[self.span]
-        return self.cutter.crops(self.canvases, draws, views.global_size, views.global_scale)
+        scale = self.cutter.options.views.global_scale
+        return self.cutter.crops(self.canvases, draws, size, scale)
 
     def local_crops(self) -> Tensor:
         """[local crops * b, 3, O, O]."""
         views = self.cutter.options.views
         draws = self.window.local_draws_BVU[self.span]
-        return self.cutter.crops(self.canvases, draws, views.local_size, views.local_scale)
+        size = self.window.sizes.local_size
+        return self.cutter.crops(self.canvases, draws, size, views.local_scale)
 
     def masks(self) -> Tensor:
         """Masked patches of the global crops, bool [2 * b, N]."""

@@ -1,0 +1,271 @@
+"""DINOv2 and DINOv3 backbones in the format of their first release: one ``.pth`` state dict.
+
+What the tensors are called and shaped says which architecture they are of; a table gives each its
+name in transformers. Queries, keys and values lie in one matrix there and in three here.
+D features, R registers, H hidden, P side of a patch.
+"""
+
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig
+
+from dino_x.errors import UserError
+from dino_x.model.families import LAYERS, PATCH_KERNELS, POSITIONS
+
+SUFFIXES = (".pth", ".pt")
+WRAPPERS = ("teacher", "student", "model", "state_dict")  # keys that hold the state dict
+PREFIXES = ("module.", "backbone.")  # before every name of a training checkpoint
+HEAD_WIDTH = 64  # of every released DINOv2, whose file does not say it
+
+TOKENS = {  # outside the blocks, both versions
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "register_tokens": "embeddings.register_tokens",  # DINOv2's name for them
+    "storage_tokens": "embeddings.register_tokens",  # DINOv3's
+    "pos_embed": POSITIONS,
+}
+BLOCK = {  # of a block, both versions, where one tensor becomes one
+    "norm1.weight": "norm1.weight",
+    "norm1.bias": "norm1.bias",
+    "norm2.weight": "norm2.weight",
+    "norm2.bias": "norm2.bias",
+    "attn.proj.weight": "attention.o_proj.weight",
+    "attn.proj.bias": "attention.o_proj.bias",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+    "mlp.w1.weight": "mlp.gate_proj.weight",  # SwiGLU of DINOv3: gate, up, down
+    "mlp.w1.bias": "mlp.gate_proj.bias",
+    "mlp.w2.weight": "mlp.up_proj.weight",
+    "mlp.w2.bias": "mlp.up_proj.bias",
+    "mlp.w3.weight": "mlp.down_proj.weight",  # of DINOv2 too, which has gate and up in w12
+    "mlp.w3.bias": "mlp.down_proj.bias",
+}
+MLP = {  # a plain MLP, whose layers the two have different names for in transformers
+    "dinov3_vit": {"mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.down_proj"},
+    "dinov2": {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"},
+}
+FINAL_NORM = {"dinov3_vit": "norm", "dinov2": "layernorm"}
+LOCAL_NORM = "local_cls_norm."  # DINOv3 7B: a norm of its own for local crops, in training only
+
+
+@dataclass
+class Converted:
+    """A released state dict under transformers' names, and the configuration it is of.
+
+    Attributes:
+        reshaped: names of tensors that were cut or reshaped on the way, and how.
+        unused: names in the file without a place, and why.
+    """
+
+    config: Any
+    state: dict[str, Tensor] = field(default_factory=dict)
+    reshaped: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The state dict of a ``.pth`` file, without wrapper and prefix; no pickled code is run.
+
+    Raises: UserError if it is no such file.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} is no file of plain tensors ({type(error).__name__}); save its state dict"
+            " alone, with torch.save(model.state_dict(), FILE)"
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    tensors = content.items() if isinstance(content, Mapping) else ()
+    state = {str(name): value for name, value in tensors if isinstance(value, Tensor)}
+    for prefix in PREFIXES:
+        if any(name == prefix + "cls_token" for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    needed = ("cls_token", "patch_embed.proj.weight")
+    lacking = [name for name in needed if name not in state]
+    if lacking:
+        raise UserError(
+            f"{path} is no DINOv2 or DINOv3 ViT as Meta released them: it has no '{lacking[0]}'"
+        )
+    return state
+
+
+def convert(path: Path, heads: int | None) -> Converted:
+    """A released backbone, tensor by tensor.
+
+    Args:
+        path: the ``.pth`` file.
+        heads: attention heads, where the file does not say and they are not 64 wide.
+
+    Raises: UserError for what is no such backbone.
+    """
+    state = read_file(path)
+    config = configuration(state, path, heads)
+    kind = config.model_type
+    converted = Converted(config)
+    key_bias = kind != "dinov3_vit" or config.key_bias
+    blocks: dict[tuple[str, str], Tensor] = {}
+    for name, tensor in state.items():
+        block = re.fullmatch(r"blocks\.(?:\d+\.)?(\d+)\.(.+)", name)
+        if block:  # blocks may lie in chunks, "blocks.0.11."; the second number counts through
+            blocks[block.group(1), block.group(2)] = tensor.float()
+        else:
+            _convert_outside(name, tensor.float(), kind, converted)
+    for number in dict.fromkeys(number for number, _ in blocks):
+        inside = {name: value for (of, name), value in blocks.items() if of == number}
+        _convert_block(number, inside, kind, key_bias, converted)
+    return converted
+
+
+def _convert_outside(name: str, tensor: Tensor, kind: str, converted: Converted) -> None:
+    """Tokens, positions, patch embedding, final norm; the rest is not used."""
+    version = "dinov3_vit" if kind == "dinov3_vit" else "dinov2"
+    final = re.fullmatch(r"norm\.(weight|bias)", name)
+    patch = re.fullmatch(r"patch_embed\.proj\.(weight|bias)", name)
+    if name in TOKENS:
+        target = TOKENS[name]
+        if name == "mask_token" and version == "dinov3_vit" and tensor.ndim == 2:
+            tensor = tensor[:, None]
+            converted.reshaped[target] = "[1, D] to [1, 1, D]"
+        converted.state[target] = tensor
+    elif final:
+        converted.state[f"{FINAL_NORM[version]}.{final.group(1)}"] = tensor
+    elif patch:
+        converted.state[f"{PATCH_KERNELS[kind]}.{patch.group(1)}"] = tensor
+    elif name == "rope_embed.periods":
+        converted.unused[name] = "computed from rope_theta"
+    elif name.startswith(LOCAL_NORM):
+        converted.unused[name] = "for local crops in training only"
+    else:
+        converted.unused[name] = ""
+
+
+def _convert_block(
+    number: str, block: dict[str, Tensor], kind: str, key_bias: bool, converted: Converted
+) -> None:
+    """One block: most tensors by name, queries with keys and values cut in three."""
+    prefix = f"{LAYERS[kind]}.{number}."
+    mlp = MLP["dinov3_vit" if kind == "dinov3_vit" else "dinov2"]
+    for name, tensor in block.items():
+        layer, _, leaf = name.rpartition(".")
+        if name in BLOCK:
+            converted.state[prefix + BLOCK[name]] = tensor
+        elif layer in mlp:
+            converted.state[f"{prefix}{mlp[layer]}.{leaf}"] = tensor
+        elif layer == "mlp.w12":
+            _cut(prefix, ("mlp.gate_proj", "mlp.up_proj"), leaf, tensor, converted)
+        elif name == "attn.qkv.weight":
+            _cut(prefix, QKV, leaf, tensor, converted)
+        elif name == "attn.qkv.bias":
+            _cut(prefix, QKV, leaf, masked(tensor, block.get(BIAS_MASK)), converted)
+            if not key_bias:
+                del converted.state[f"{prefix}{QKV[1]}.bias"]
+                del converted.reshaped[f"{prefix}{QKV[1]}.bias"]
+        elif name == BIAS_MASK:
+            converted.unused[f"blocks.{number}.{name}"] = "0 for keys: they have no bias"
+        else:
+            converted.unused[f"blocks.{number}.{name}"] = ""
+
+
+QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+BIAS_MASK = "attn.qkv.bias_mask"
+
+
+def _cut(
+    prefix: str, layers: tuple[str, ...], leaf: str, tensor: Tensor, converted: Converted
+) -> None:
+    """Equal parts of a tensor, along its rows, for several layers."""
+    for position, part in enumerate(tensor.tensor_split(len(layers))):
+        name = f"{prefix}{layers[position]}.{leaf}"
+        converted.state[name] = part.clone()
+        converted.reshaped[name] = f"rows {position + 1} of {len(layers)} of one matrix"
+
+
+def masked(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """A bias where its mask is not 0; what lies under the mask may be anything, NaN too."""
+    return bias if mask is None else torch.where(mask.float() == 0, 0.0, bias)
+
+
+def key_biases(state: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """The part of each block's bias that is for keys, [D]."""
+    for name, tensor in state.items():
+        if name.endswith("attn.qkv.bias"):
+            yield masked(tensor.float(), state.get(name + "_mask")).tensor_split(3)[1]
+
+
+def configuration(state: Mapping[str, Tensor], path: Path, heads: int | None) -> Any:
+    """transformers' configuration of a released state dict, from its names and shapes.
+
+    Raises: UserError for shapes that no such ViT has.
+    """
+    kernels = state["patch_embed.proj.weight"]
+    width, channels, patch = kernels.shape[0], kernels.shape[1], kernels.shape[-1]
+    numbers = [re.match(r"blocks\.(?:\d+\.)?(\d+)\.", name) for name in state]
+    depth = 1 + max((int(found.group(1)) for found in numbers if found), default=-1)
+    if not depth:
+        raise UserError(f"{path} has no blocks: is it a backbone?")
+    gated = any(".mlp.w3." in name for name in state)
+    periods = state.get("rope_embed.periods")
+    found = 4 * len(periods) if periods is not None else HEAD_WIDTH
+    heads = heads or (width // found if width % found == 0 else None)
+    if not heads or width % heads:
+        raise UserError(f"{path} does not say how many attention heads it has; set model.heads")
+    common: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "patch_size": patch,
+        "num_channels": channels,
+    }
+    tokens = state.get("storage_tokens", state.get("register_tokens"))
+    registers = 0 if tokens is None else tokens.shape[1]
+    if "pos_embed" in state:
+        side = (state["pos_embed"].shape[1] - 1) ** 0.5
+        if side != int(side):
+            raise UserError(f"{path}: its grid of positions is not square")
+        common |= {"image_size": int(side) * patch, "use_swiglu_ffn": gated}
+        if not gated:
+            common["mlp_ratio"] = hidden(state, "mlp.fc1.weight", 4 * width) // width
+        if registers:
+            return Dinov2WithRegistersConfig(**common, num_register_tokens=registers)
+        return Dinov2Config(**common)
+    return DINOv3ViTConfig(
+        **common,
+        num_register_tokens=registers,
+        intermediate_size=hidden(state, "mlp.w1.weight" if gated else "mlp.fc1.weight", 4 * width),
+        use_gated_mlp=gated,
+        key_bias=any(bool(bias.any()) for bias in key_biases(state)),
+        rope_theta=rope_theta(periods, width // heads, path),
+    )
+
+
+def hidden(state: Mapping[str, Tensor], layer: str, otherwise: int) -> int:
+    """Rows of a layer of the MLP, in the first block that has it."""
+    return next((len(v) for name, v in state.items() if name.endswith("." + layer)), otherwise)
+
+
+def rope_theta(periods: Tensor | None, head_width: int, path: Path) -> float:
+    """The base of RoPE's geometric row of periods: ``theta ** (4 * i / head width)``.
+
+    Raises: UserError for periods that are no such row (to 2%: they are stored in bfloat16).
+    """
+    theta = 100.0
+    if periods is None:
+        return theta
+    given = periods.double().flatten()
+    exponents = torch.arange(len(given), dtype=torch.float64) * 4 / head_width
+    if len(given) > 1 and not torch.allclose(theta**exponents, given, rtol=0.02):
+        theta = float(given[-1] ** (1 / exponents[-1]))
+        if not torch.allclose(theta**exponents, given, rtol=0.02):
+            raise UserError(f"{path}: its RoPE periods are not a geometric row; it is no DINOv3")
+    return theta

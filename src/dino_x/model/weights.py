@@ -1,0 +1,192 @@
+"""Start from weights: a run, a folder or hub name of transformers, or a released ``.pth`` file."""
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from dino_x.config import ModelOptions
+from dino_x.errors import UserError
+from dino_x.model.accounting import Accounting
+from dino_x.model.families import CLASSES, PATCH_KERNELS, square
+from dino_x.model.meta_format import SUFFIXES, convert
+from dino_x.model.patch_kernels import grey_kernels, repeated_kernels, resized_kernels
+from dino_x.model.pretrained import (
+    GREY,
+    IMAGENET,
+    Preparation,
+    find_model,
+    first_line,
+    quiet_transformers,
+    read_preparation,
+)
+
+FIXED = ("width", "depth", "registers", "layerscale")  # come with weights and stay
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network with its weights, how it wants its images, and what became of each tensor."""
+
+    vit: Any
+    preparation: Preparation
+    accounting: Accounting
+
+
+def is_file_of_weights(name: str | Path) -> bool:
+    """Whether a model's name is that of a ``.pth`` file rather than of a folder or on the hub."""
+    return Path(name).suffix in SUFFIXES
+
+
+def load_start(options: ModelOptions, seed: int = 0) -> Start:
+    """The network that a run starts from, with channels and patches as the options ask.
+
+    Args:
+        options: ``name`` is no built-in size. ``channels`` and ``patch_size`` change the patch
+            embedding by the rules in patch_kernels.py; ``heads`` counts where a ``.pth`` file does
+            not say how many there are.
+        seed: of the tensors that are not in the file.
+
+    Raises: UserError if it is no model, of another architecture, or less than 99% could be loaded
+        and ``allow_partial`` is off; and for options that cannot be changed.
+    """
+    name = options.name
+    for field in FIXED + (() if is_file_of_weights(name) else ("heads",)):
+        if getattr(options, field) is not None:
+            raise UserError(
+                f"model.{field} cannot be changed: model '{name}' is loaded with its"
+                " weights; leave it out"
+            )
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        start = _from_file(options) if is_file_of_weights(name) else _from_folder(name)
+        start.accounting.check(name, options.allow_partial)
+        return with_patch_size(with_channels(start, options.channels), options.patch_size)
+
+
+def _from_folder(name: str) -> Start:
+    folder = find_model(name)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model '{name}' cannot be loaded: {first_line(error)}") from error
+    if config.model_type not in CLASSES:
+        raise UserError(
+            f"model '{name}' is a '{config.model_type}'; known are {', '.join(CLASSES)}"
+        )
+    if getattr(config, "use_mask_token", True) is False:
+        config.use_mask_token = True  # iBOT needs one; it is counted as missing
+    preparation = read_preparation(folder, config)
+    try:
+        loaded: Any = CLASSES[config.model_type].from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model '{name}' cannot be loaded: {first_line(error)}") from error
+    vit, info = loaded
+    accounting = Accounting(
+        total=len(vit.state_dict()),
+        missing=tuple(sorted(info["missing_keys"])),
+        wrong={
+            key: shapes(found, expected) for key, found, expected in sorted(info["mismatched_keys"])
+        },
+        unused=dict.fromkeys(sorted(info["unexpected_keys"]), ""),
+    )
+    return Start(vit, preparation, accounting)
+
+
+def _from_file(options: ModelOptions) -> Start:
+    path = Path(options.name)
+    if not path.is_file():
+        raise UserError(f"no such file of weights: {path}")
+    converted = convert(path, options.heads)
+    vit = CLASSES[converted.config.model_type](converted.config)
+    expected = vit.state_dict()
+    wrong = {
+        name: shapes(converted.state[name].shape, tensor.shape)
+        for name, tensor in expected.items()
+        if name in converted.state and converted.state[name].shape != tensor.shape
+    }
+    fits = {n: v for n, v in converted.state.items() if n in expected and n not in wrong}
+    vit.load_state_dict(fits, strict=False)
+    extra = {name: "" for name in converted.state if name not in expected}
+    accounting = Accounting(
+        total=len(expected),
+        reshaped={n: how for n, how in converted.reshaped.items() if n in fits},
+        missing=tuple(name for name in expected if name not in converted.state),
+        wrong=wrong,
+        unused=extra | {name: why for name, why in converted.unused.items() if not why},
+    )
+    mean, std = GREY if converted.config.num_channels == 1 else IMAGENET
+    size = square(converted.config.image_size)
+    return Start(vit, Preparation(size, mean, std, stated=False), accounting)
+
+
+def shapes(found: Any, expected: Any) -> str:
+    """``[7], not [24]``."""
+    return f"{list(found)}, not {list(expected)}"
+
+
+def with_channels(start: Start, channels: int | None) -> Start:
+    """The network with 1 or 3 input channels, under which grey images keep their features."""
+    old = start.preparation.channels
+    if channels in (None, old):
+        return start
+    kernels, bias = _kernels(start.vit)
+    mean, std = start.preparation.mean, start.preparation.std
+    if channels == 1:
+        kernels, bias, one_mean, one_std = grey_kernels(kernels, bias, mean, std)
+        mean, std = (one_mean,), (one_std,)
+        how = f"summed over {old} channels, with their mean and std taken in"
+    else:
+        assert channels is not None
+        kernels, mean, std = repeated_kernels(kernels, channels), mean * channels, std * channels
+        how = f"repeated for {channels} channels, divided by {channels}"
+    config = copy.deepcopy(start.vit.config)
+    config.num_channels = channels
+    preparation = replace(start.preparation, mean=mean, std=std)
+    return _rebuilt(start, config, preparation, kernels, bias, how)
+
+
+def with_patch_size(start: Start, size: int | None) -> Start:
+    """The network for patches of another size; its grid of positions keeps its patches."""
+    old = square(start.vit.config.patch_size)
+    if size in (None, old):
+        return start
+    assert size is not None
+    kernels, bias = _kernels(start.vit)
+    config = copy.deepcopy(start.vit.config)
+    config.patch_size = size
+    config.image_size = square(config.image_size) // old * size
+    preparation = replace(start.preparation, image_size=config.image_size)
+    how = f"patches of {old} px resized to {size} px"
+    return _rebuilt(start, config, preparation, resized_kernels(kernels, size), bias, how)
+
+
+def _kernels(vit: Any) -> tuple[Tensor, Tensor]:
+    convolution = vit.get_submodule(PATCH_KERNELS[vit.config.model_type])
+    return convolution.weight.detach(), convolution.bias.detach()
+
+
+def _rebuilt(
+    start: Start, config: Any, preparation: Preparation, kernels: Tensor, bias: Tensor, how: str
+) -> Start:
+    """The same network with another patch embedding, accounted for."""
+    layer = PATCH_KERNELS[config.model_type]
+    vit: nn.Module = type(start.vit)(config)
+    state = start.vit.state_dict() | {f"{layer}.weight": kernels, f"{layer}.bias": bias}
+    vit.load_state_dict(state)
+    before = start.accounting.reshaped.get(f"{layer}.weight")
+    reshaped = {f"{layer}.weight": f"{before}, {how}" if before else how}
+    accounting = replace(start.accounting, reshaped={**start.accounting.reshaped, **reshaped})
+    return Start(vit.eval(), preparation, accounting)
