@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dino_x import __version__
-from dino_x.errors import UserError, nearest
+from dino_x.errors import SaidElsewhereError, UserError, nearest
 
 FLAGS = {  # flag: (option, what it shows as its value)
     "--model": ("model.name", "NAME"),
@@ -217,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         parsed.run(parsed)
+    except SaidElsewhereError:
+        return 2
     except UserError as error:
         print(f"dino-x: {error}", file=sys.stderr)
         return 2

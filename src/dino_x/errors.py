@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class SaidElsewhereError(UserError):
+    """The same for a process of several whose first one says it."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'sinkhorn'?"`` for a near miss, or the empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -18,12 +18,16 @@ class Ranks:
         """Number of processes."""
         return 1 if self.group is None else dist.get_world_size(self.group)
 
+    @property
+    def own(self) -> int:
+        """Number of this process, from 0."""
+        return 0 if self.group is None else dist.get_rank(self.group)
+
     def share(self, total: int) -> slice:
         """The share of ``total`` things that this process does, sizes differing by one at most."""
         if self.group is None:
             return slice(0, total)
-        rank = dist.get_rank(self.group)
-        return slice(total * rank // self.count, total * (rank + 1) // self.count)
+        return slice(total * self.own // self.count, total * (self.own + 1) // self.count)
 
     def sum_(self, values: Tensor) -> Tensor:
         """Sum over processes, in place."""
@@ -56,3 +60,6 @@ class Ranks:
         parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded, group=self.group)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+ALONE = Ranks(None)

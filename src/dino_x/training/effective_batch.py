@@ -5,6 +5,9 @@
                    gradient, KoLeo over the group, its gradient with respect to each CLS feature
     3. gradients   student forward and backward, micro-batch by micro-batch
 
+With several processes each has a share of the images. What phases 1 and 2 look at is gathered from
+all of them, and gradients are summed once, after 3: a process more is like more micro-batches.
+
 The student's randomness is replayed in 3 as it was in 2. Nothing here changes the teacher, the
 centers or a weight: gradients are left in ``.grad``, and what the update needs is returned.
 
@@ -22,11 +25,16 @@ from torch import Tensor
 from dino_x.config import LossOptions
 from dino_x.losses import koleo, prototype_cross_entropy, sinkhorn_bias, view_pairs
 from dino_x.losses.centering import center_bias, next_center
+from dino_x.losses.checks import NotFiniteError, check_finite
+from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.head import Head
 from dino_x.model.teacher import Network
 from dino_x.training.gram import GramTerm
 from dino_x.training.queue import Queues
 from dino_x.training.window import GLOBAL_VIEWS, MicroBatch
+
+TERMS = ("dino", "ibot", "koleo", "gram", "loss")
+PIECE = 2**24  # gradients summed over processes in one message: 64 MiB in float32
 
 
 @dataclass
@@ -69,12 +77,14 @@ class EffectiveBatch:
         student, teacher: networks; only the student's ``.grad`` is ever written.
         loss: resolved options (centering is not ``auto``).
         precision: opens the autocast context of a forward.
+        ranks: the processes that share the effective batch.
     """
 
     student: Network
     teacher: Network
     loss: LossOptions
     precision: Callable[[], AbstractContextManager]
+    ranks: Ranks = ALONE
 
     def backward(
         self,
@@ -89,7 +99,8 @@ class EffectiveBatch:
         """Add the gradient of the effective batch's loss to ``.grad`` of the student.
 
         Args:
-            micro_batches: starts a pass over the window; called once for each phase.
+            micro_batches: starts a pass over this process's share of the window; called once for
+                each phase.
             images: B.
             micro_size: b.
             centers: as they are before this step.
@@ -100,19 +111,27 @@ class EffectiveBatch:
         targets = self.targets(micro_batches(), centers, queues, teacher_temperature)
         group = images if self.loss.koleo_group == "effective" else self.loss.koleo_group
         totals: dict[str, Tensor] = {}
+        of_group: dict[str, Tensor] = {}
         pulls_VbF: Sequence[Tensor] | None = None
         if self.loss.koleo_weight and micro_size % group:
-            totals["koleo"], pulls_VbF = self.neighbours(micro_batches(), group)
-        for position, micro in enumerate(micro_batches()):
-            pull_VbF = None if pulls_VbF is None else pulls_VbF[position]
-            terms = self.forward(
-                micro, targets, position, group, pull_VbF, teacher_temperature, gram
-            )
-            if terms["loss"].requires_grad:  # not if all that is trained has no loss
-                terms["loss"].backward()
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0) + value.detach()
-        if pulls_VbF is not None:  # what was backpropagated stands for KoLeo, but is not its value
+            of_group["koleo"], pulls_VbF = self.neighbours(micro_batches(), group)
+        refusal: NotFiniteError | None = None
+        try:
+            for position, micro in enumerate(micro_batches()):
+                pull_VbF = None if pulls_VbF is None else pulls_VbF[position]
+                terms = self.forward(
+                    micro, targets, position, group, pull_VbF, teacher_temperature, gram
+                )
+                if terms["loss"].requires_grad:  # not if all that is trained has no loss
+                    terms["loss"].backward()
+                for name, value in terms.items():
+                    totals[name] = totals.get(name, 0) + value.detach()
+        except NotFiniteError as error:  # raised by all processes: the others would wait for it
+            refusal = error
+        raise_together(refusal, self.ranks)
+        sum_gradients(self.student, self.ranks)
+        totals = sum_terms(totals, self.ranks) | of_group
+        if of_group:  # what was backpropagated stands for KoLeo, but is not its value
             totals["loss"] = self.weighted(totals, gram)
         values = {name: float(value) for name, value in totals.items()}
         return WindowResult(values, targets.next_centers, targets.next_queues)
@@ -123,8 +142,8 @@ class EffectiveBatch:
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """The teacher's CLS [V, b, D] and masked-patch [m, D] bottlenecks of each micro-batch.
 
-        And all of them, [V * B, D] and [M, D], by view, image and patch: an order that does not
-        depend on the micro-batch.
+        And those of all processes, [V * B, D] and [M, D], by view, image and patch: an order that
+        depends on neither micro-batches nor processes.
         """
         cls, patches, places = [], [], []
         for micro in micro_batches:
@@ -133,8 +152,14 @@ class EffectiveBatch:
                 cls.append(self.teacher.dino_head(cls_BF).unflatten(0, (GLOBAL_VIEWS, -1)))
                 patches.append(self.teacher.ibot_head(masked_rows(patches_BNF, micro)))
             places.append(micro.masked_places())
-        order_M = torch.cat(places).argsort()
-        return cls, patches, torch.cat(cls, dim=1).flatten(0, 1), torch.cat(patches)[order_M]
+        all_cls_VBD = self.of_all_ranks(torch.cat(cls, dim=1))
+        order_M = self.ranks.concatenate(torch.cat(places)).argsort()
+        all_patches_MD = self.ranks.concatenate(torch.cat(patches))[order_M]
+        return cls, patches, all_cls_VBD.flatten(0, 1), all_patches_MD
+
+    def of_all_ranks(self, features_VbF: Tensor) -> Tensor:
+        """The features of the images of all processes, [V, B, F], from those of this one."""
+        return self.ranks.concatenate(features_VbF.transpose(0, 1)).transpose(0, 1)
 
     @torch.no_grad()
     def targets(
@@ -172,15 +197,19 @@ class EffectiveBatch:
         """The bias f [K] that centers the targets of all R rows, and the next center."""
         if len(bottlenecks_RD) == 0:
             return torch.zeros_like(center_K), center_K
+        check_finite("the teacher's bottlenecks", bottlenecks_RD)
         prototypes = head.prototypes()
         if self.loss.centering == "sinkhorn":
+            # Every process has all rows; each brings a share, so that products are shared too.
+            share, queued = (self.ranks.share(len(rows)) for rows in (bottlenecks_RD, queue_QD))
             bias = sinkhorn_bias(
-                bottlenecks_RD,
+                bottlenecks_RD[share],
                 prototypes,
                 temperature,
                 self.loss.sinkhorn_iterations,
                 relaxation=self.loss.sinkhorn_relaxation,
-                extra_bottlenecks_QD=queue_QD if len(queue_QD) else None,
+                extra_bottlenecks_QD=queue_QD[queued] if len(queue_QD) else None,
+                group=self.ranks.group,
                 implementation="streaming" if self.loss.implementation == "fused" else "reference",
             )
             return bias, center_K
@@ -203,10 +232,11 @@ class EffectiveBatch:
                     micro.global_crops(), micro.masks(), micro.global_randomness()
                 )
             cls.append(cls_BF.unflatten(0, (GLOBAL_VIEWS, -1)))
-        cls_VBF = torch.cat(cls, dim=1).requires_grad_()
+        cls_VBF = self.of_all_ranks(torch.cat(cls, dim=1)).requires_grad_()
         value = sum_over_views(cls_VBF, group)
         (gradient,) = torch.autograd.grad(value, cls_VBF)
-        return value.detach(), gradient.split([part.shape[1] for part in cls], dim=1)
+        own = gradient[:, self.ranks.share(cls_VBF.shape[1])]
+        return value.detach(), own.split([part.shape[1] for part in cls], dim=1)
 
     def forward(
         self,
@@ -285,6 +315,47 @@ class EffectiveBatch:
 def sum_over_views(cls_VBF: Tensor, group: int) -> Tensor:
     """KoLeo of each global view among its own images, summed over views as in DINOv2/v3."""
     return torch.stack([koleo(cls_BF, group) for cls_BF in cls_VBF]).sum()
+
+
+def raise_together(refusal: NotFiniteError | None, ranks: Ranks) -> None:
+    """Raise in every process if one has to."""
+    if ranks.max_(torch.tensor(float(refusal is not None))) > 0:
+        raise refusal or NotFiniteError("not finite in another process")
+
+
+def sum_terms(totals: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """Loss terms summed over processes; a process may lack a term that others have."""
+    if ranks.count == 1:
+        return totals
+    values = ranks.sum_(torch.stack([totals.get(name, torch.tensor(0.0)) for name in TERMS]))
+    present = ranks.max_(torch.tensor([float(name in totals) for name in TERMS]))
+    return {name: values[i] for i, name in enumerate(TERMS) if present[i]}
+
+
+def sum_gradients(student: Network, ranks: Ranks) -> None:
+    """The gradients of all processes, summed, in each of them; communicated in few pieces.
+
+    A weight that has a gradient in no process keeps none, as with one process.
+    """
+    if ranks.count == 1:
+        return
+    weights = [weight for weight in student.parameters() if weight.requires_grad]
+    present = torch.tensor([float(w.grad is not None) for w in weights], device=weights[0].device)
+    used = [w for w, any_has in zip(weights, ranks.max_(present).tolist(), strict=True) if any_has]
+    for weight in used:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+    while used:
+        piece: list[Tensor] = []
+        size = 0
+        while used and (not piece or size + used[0].numel() <= PIECE):
+            piece.append(used.pop(0))
+            size += piece[-1].numel()
+        gradients = [weight.grad for weight in piece if weight.grad is not None]
+        summed = ranks.sum_(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = summed.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def masked_rows(patches_BNF: Tensor, micro: MicroBatch) -> Tensor:

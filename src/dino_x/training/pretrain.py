@@ -1,13 +1,16 @@
 """From what the user said to a finished run."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from dino_x import __version__
 from dino_x.config import Options
 from dino_x.data.cache import canvas_side
 from dino_x.data.index import Index, build_index, is_grey, write_skipped
@@ -15,18 +18,28 @@ from dino_x.data.loader import Loader
 from dino_x.errors import UserError
 from dino_x.evaluation.labels import load_labels
 from dino_x.evaluation.suite import evaluate, print_table, write_json
+from dino_x.losses.ranks import Ranks
 from dino_x.model.backbone import build_backbone, is_size
 from dino_x.presets import check, differing, resolve
 from dino_x.progress import progress_bar
 from dino_x.training.device import choose_device, describe_device, dtype_of
 from dino_x.training.micro_batch import check_divides, largest_that_fits
 from dino_x.training.policy import Policy, centering_policy
-from dino_x.training.report import TrainingReport
+from dino_x.training.report import NoReport, TrainingReport
 from dino_x.training.run import RunFolder
 from dino_x.training.schedules import peak_lr
 from dino_x.training.start import inherited
 from dino_x.training.trainer import Trainer
 from dino_x.training.window import Cutter
+from dino_x.training.world import (
+    check_same,
+    device_of,
+    from_all,
+    from_first,
+    joined,
+    place,
+    together,
+)
 from dino_x.views.sizes import crop_sizes
 
 
@@ -51,31 +64,76 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
 
     Raises: UserError for everything the user can put right; what existed is kept.
     """
+    where = place(os.environ)
+    device = device_of(choose_device(str(said.get("train.device") or "auto")), where)
     run = RunFolder(out)
-    said = settings(said, run, resume)
-    early = check(said)
-    if isinstance(early.train.micro_batch, int):
-        check_divides(early.train.effective_batch, early.train.micro_batch)
-    device = choose_device(early.train.device)
-    if not is_size(early.model.name):
-        build_backbone(early.model, early.views.global_size, 0)  # fail before reading images
-    index = read_index(early, console)
-    held_out = hold_out(early, index)
+    with joined(where, device) as ranks:
+        if ranks.own > 0:
+            console = Console(quiet=True)
+        options = train_together(said, run, resume, device, ranks, console)
+    if where.rank == 0:
+        say_where(run, console)
+        if options.data.labels:
+            evaluate_run(options, run, console)
+    return run
+
+
+def train_together(
+    said: Mapping[str, Any],
+    run: RunFolder,
+    resume: bool,
+    device: torch.device,
+    ranks: Ranks,
+    console: Console,
+) -> Options:
+    """What all processes of a run do, each with its share of the images; the resolved options."""
+    resumed = resume and run.exists
+    said = together(ranks, lambda: settings(said, run, resume))
+    early = together(ranks, lambda: early_checks(said, ranks))
+    index, held_out = from_first(ranks, lambda: images_of(early, console))
     options, preset_line = resolve(said, len(index), inherited(said))
-    prepared = prepare(options, run, index)
-    if resume and run.exists:
-        prepared.trainer.resume()
-    else:
-        if resume:
-            console.print(f"nothing to resume in {out}: starting anew", highlight=False)
-        run.create(options, {"images": f"{len(index):,}", "device": describe_device(device)})
-    write_skipped(index.skipped, run.skipped)
+    prepared = together(ranks, lambda: prepare(options, run, index, device, ranks))
+    check_same(ranks, "images", files_hash(index) if ranks.count > 1 else "")
+    check_same(ranks, "settings", f"{__version__} {options.model_dump_json()}")
+    together(ranks, lambda: begin(prepared, resumed, resume, console))
     announce(prepared, preset_line, held_out, console)
     train(prepared, run, console)
-    say_where(run, console)
-    if options.data.labels:
-        evaluate_run(options, run, console)
-    return run
+    return options
+
+
+def early_checks(said: Mapping[str, Any], ranks: Ranks) -> Options:
+    """What can be refused before images are read."""
+    early = check(said)
+    train = early.train
+    if isinstance(train.micro_batch, int):
+        check_divides(train.effective_batch, train.micro_batch, ranks.count)
+    elif train.effective_batch % ranks.count:
+        check_divides(train.effective_batch, 1, ranks.count)
+    if not is_size(early.model.name):
+        build_backbone(early.model, early.views.global_size, 0)
+    return early
+
+
+def images_of(options: Options, console: Console) -> tuple[Index, int]:
+    """The images to train on, and how many are held out."""
+    index = read_index(options, console)
+    return index, hold_out(options, index)
+
+
+def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> None:
+    """Take up the run's newest checkpoint, or make its folder."""
+    trainer, index = prepared.trainer, prepared.index
+    if resumed:
+        trainer.resume()
+    elif trainer.ranks.own == 0:
+        if resume:
+            console.print(
+                f"nothing to resume in {trainer.run.path}: starting anew", highlight=False
+            )
+        device = describe_device(trainer.cutter.device)
+        trainer.run.create(trainer.options, {"images": f"{len(index):,}", "device": device})
+    if trainer.ranks.own == 0:
+        write_skipped(index.skipped, trainer.run.skipped)
 
 
 def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str, Any]:
@@ -126,7 +184,9 @@ def hold_out(options: Options, index: Index) -> int:
     return len(tested)
 
 
-def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
+def prepare(
+    options: Options, run: RunFolder, index: Index, device: torch.device, ranks: Ranks
+) -> Prepared:
     """Policy, model, loader and micro-batch of a run; ``options`` get their last values."""
     policy = centering_policy(options.loss, options.train.effective_batch)
     options.loss.centering = policy.centering
@@ -147,16 +207,17 @@ def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
         cache_bytes=options.data.cache_mb * 2**20,
         workers=options.data.workers,
     )
-    device = choose_device(options.train.device)
     dtype = dtype_of(options.train.precision)
     cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
-    trainer = Trainer(options, run, loader, len(index), hash_of(index), cutter, backbone)
+    trainer = Trainer(options, run, loader, len(index), hash_of(index), cutter, backbone, ranks)
     check_patches(options, trainer)
     if options.train.micro_batch == "auto":
-        options.train.micro_batch = largest_that_fits(
-            options.train.effective_batch, device, trainer.try_micro_batch
-        )
-    check_divides(options.train.effective_batch, options.train.micro_batch)
+        share = options.train.effective_batch // ranks.count
+        fits = largest_that_fits(share, device, trainer.try_micro_batch)
+        options.train.micro_batch = min(size for (size,) in ranks.numbers([fits], device))
+    micro_batch = options.train.micro_batch
+    assert isinstance(micro_batch, int)
+    check_divides(options.train.effective_batch, micro_batch, ranks.count)
     return Prepared(trainer, loader, index, policy)
 
 
@@ -210,6 +271,17 @@ def hash_of(index: Index) -> str:
     return digest.hexdigest()
 
 
+def files_hash(index: Index) -> str:
+    """Of the names and sizes of the files as this machine sees them."""
+    digest = hashlib.sha256()
+    for path in dict.fromkeys(row.path for row in index.rows):
+        try:
+            digest.update(f"{path}|{path.stat().st_size}\n".encode(errors="replace"))
+        except OSError:
+            digest.update(b"missing\n")
+    return digest.hexdigest()
+
+
 def announce(prepared: Prepared, preset_line: str, held_out: int, console: Console) -> None:
     """What is about to happen, in a few aligned lines."""
     trainer, index = prepared.trainer, prepared.index
@@ -220,6 +292,7 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
     parameters = sum(weight.numel() for weight in backbone.parameters()) / 1e6
     skipped = f", {len(index.skipped)} files skipped (see skipped.csv)" if index.skipped else ""
     held = f", {held_out:,} more held out to be tested on" if held_out else ""
+    processes = f" on each of {trainer.ranks.count} processes" if trainer.ranks.count > 1 else ""
     steps_per_pass = len(index) / train.effective_batch
     lines = {
         "images": f"{len(index):,}{held}{skipped}",
@@ -227,7 +300,8 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
         f" {parameters:.1f} M parameters; {options.head.prototypes:,} prototypes a head",
         "settings": preset_line,
         "device": f"{describe_device(trainer.cutter.device)}, {train.precision}",
-        "batch": f"{train.effective_batch} images a step, in micro-batches of {train.micro_batch}",
+        "batch": f"{train.effective_batch} images a step, in micro-batches of {train.micro_batch}"
+        + processes,
         "centering": prepared.policy.message,
         "steps": f"{train.steps:,} = {train.steps / steps_per_pass:.1f} passes over the images",
         "rate": f"{peak_lr(options):.3g} = {optim.lr:g} x sqrt({train.effective_batch} /"
@@ -255,14 +329,21 @@ def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
     """The loop, with its report; what turned out unreadable is added to skipped.csv."""
     trainer, options = prepared.trainer, prepared.trainer.options
     assert options.train.steps is not None
+    if trainer.ranks.own > 0:
+        with prepared.loader:
+            trainer.train(NoReport())
+        from_all(trainer.ranks, prepared.loader.skipped)
+        return
     report = TrainingReport(
         run, console, options.train.steps, trainer.done, options.head.prototypes
     )
+    skipped = prepared.loader.skipped
     try:
         with report, prepared.loader:
             trainer.train(report)
+        skipped = [skip for part in from_all(trainer.ranks, skipped) for skip in part]
     finally:
-        write_skipped(prepared.index.skipped + prepared.loader.skipped, run.skipped)
+        write_skipped(prepared.index.skipped + skipped, run.skipped)
 
 
 def say_where(run: RunFolder, console: Console) -> None:

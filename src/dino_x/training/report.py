@@ -78,6 +78,13 @@ class TrainingReport:
         self.board.close()
 
 
+class NoReport:
+    """For the processes that do not report, of several that share a run."""
+
+    def step(self, values: dict[str, Any]) -> None:
+        """Say nothing."""
+
+
 def duration(seconds: float) -> str:
     """``2 h 05 min``, ``3 min 10 s`` or ``12 s``."""
     seconds = round(seconds)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from dino_x.config import CropSizes, Options
-from dino_x.errors import UserError
+from dino_x.errors import SaidElsewhereError, UserError
 from dino_x.losses.checks import NotFiniteError
+from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone, save_vit
 from dino_x.model.teacher import Network, build_student, build_teacher, update_teacher
 from dino_x.training import checkpoint
@@ -26,7 +27,7 @@ from dino_x.training.gram import (
 )
 from dino_x.training.optimizer import build_optimizer, set_values
 from dino_x.training.queue import Queues
-from dino_x.training.report import TrainingReport
+from dino_x.training.report import NoReport, TrainingReport
 from dino_x.training.run import RunFolder
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.start import take_heads
@@ -39,6 +40,7 @@ from dino_x.training.window import (
     draw_window,
     micro_batches,
 )
+from dino_x.training.world import check_alike
 from dino_x.views.sizes import crop_sizes
 
 FILLING = 2**40  # steps that only fill the queue are counted from here
@@ -56,6 +58,7 @@ class Trainer:
         images_hash: tells a resumed run whether they are still the same.
         cutter: canvases to crops.
         backbone: the student's, if it is loaded already.
+        ranks: the processes that share the run; all have the same state, the first writes it.
     """
 
     options: Options
@@ -65,6 +68,7 @@ class Trainer:
     images_hash: str
     cutter: Cutter
     backbone: Backbone | None = None
+    ranks: Ranks = ALONE
     done: int = 0
     student: Network = field(init=False)
     teacher: Network = field(init=False)
@@ -86,10 +90,11 @@ class Trainer:
             self.teacher,
             options.loss,
             autocast(options.train.precision, device),
+            self.ranks,
         )
         self.gram = first_gram_teacher(options, self.teacher.backbone)
 
-    def train(self, report: TrainingReport) -> None:
+    def train(self, report: TrainingReport | NoReport) -> None:
         """From the step after the last finished one to the end."""
         steps, every = self.options.train.steps, self.options.checkpoint.every
         assert steps is not None
@@ -108,15 +113,15 @@ class Trainer:
 
     def gradients(self, step: int, values: StepValues) -> WindowResult:
         """Of the whole effective batch of a step, left in ``.grad``; see effective_batch.py."""
-        train = self.options.train
-        assert isinstance(train.micro_batch, int)
+        micro_batch = self.options.train.micro_batch
+        assert isinstance(micro_batch, int)
         window = self.window(step)
         self.optimizer.zero_grad(set_to_none=True)
         try:
             result = self.effective_batch.backward(
-                partial(micro_batches, window, train.micro_batch, self.source, self.cutter),
+                partial(self.micro_batches, window),
                 window.images,
-                train.micro_batch,
+                micro_batch,
                 self.centers,
                 self.queues,
                 values.teacher_temperature,
@@ -156,17 +161,22 @@ class Trainer:
         depth, patch_size = backbone.depth, backbone.patch_size
         return draw_window(self.options, step, self.images, depth, patch_size, sizes)
 
+    def micro_batches(self, window: Window) -> Iterator[MicroBatch]:
+        """The share of a window that is this process's, a micro-batch at a time."""
+        size = self.options.train.micro_batch
+        assert isinstance(size, int)
+        share = self.ranks.share(window.images)
+        return micro_batches(window, size, self.source, self.cutter, share)
+
     def fill_queues(self) -> None:
         """Before the first step: the teacher's outputs for images drawn as for steps of their own.
 
         A queue is full from the first step on. Steps to fill it are counted from ``FILLING``,
         where no run gets to.
         """
-        micro_batch, step = self.options.train.micro_batch, FILLING
-        assert isinstance(micro_batch, int)
+        step = FILLING
         while len(self.queues.dino_QD) < self.queues.length:
-            window = self.window(step)
-            parts = micro_batches(window, micro_batch, self.source, self.cutter)
+            parts = self.micro_batches(self.window(step))
             _, _, cls_RD, patches_MD = self.effective_batch.bottlenecks(parts)
             self.queues = self.queues.next(cls_RD, patches_MD)
             step += 1
@@ -175,7 +185,8 @@ class Trainer:
         """The error for a loss that is no number: where the last good state is."""
         saved = checkpoint.checkpoints(self.run.checkpoints)
         good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was made yet"
-        return UserError(
+        kind = UserError if self.ranks.own == 0 else SaidElsewhereError
+        return kind(
             f"stopped at step {step + 1}: {what}; {good}; try a lower optim.lr, a longer"
             " optim.warmup or --precision fp32"
         )
@@ -208,8 +219,11 @@ class Trainer:
         return {"queue_age": math.ceil(self.queues.length / rows)}
 
     def save(self) -> None:
-        """A checkpoint, and the teacher's backbone as transformers saves it."""
-        state = {
+        """A checkpoint, and the teacher's backbone as transformers saves it; by one process."""
+        check_alike(self.student, self.ranks)
+        if self.ranks.own > 0:
+            return
+        state: dict[str, Any] = {
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -252,7 +266,8 @@ class Trainer:
         self.queues = Queues(self.options.loss.queue, queues["dino"], queues["ibot"])
         self.gram = self.resumed_gram(state)
         self.done = state["step"]
-        self.run.truncate_metrics(self.done)
+        if self.ranks.own == 0:
+            self.run.truncate_metrics(self.done)
 
     def resumed_gram(self, state: dict[str, Any]) -> GramTeacher | None:
         """The Gram teacher of a checkpoint."""
@@ -275,7 +290,8 @@ class Trainer:
             yield next(micro_batches(window, size, self.source, self.cutter))
 
         gram = self.gram_term(self.options.gram.weight)
-        self.effective_batch.backward(
+        alone = replace(self.effective_batch, ranks=ALONE)  # others may not have room for it
+        alone.backward(
             one, size, size, self.centers, self.queues, self.options.teacher.temperature, gram
         )
         self.optimizer.zero_grad(set_to_none=True)

@@ -222,10 +222,14 @@ class MicroBatch:
 
 
 def micro_batches(
-    window: Window, size: int, source: ImageSource, cutter: Cutter
+    window: Window, size: int, source: ImageSource, cutter: Cutter, share: slice | None = None
 ) -> Iterator[MicroBatch]:
-    """The window in order, ``size`` images at a time, reading ahead by one."""
-    spans = [slice(start, start + size) for start in range(0, window.images, size)]
+    """The window in order, or a process's share of it, ``size`` images at a time.
+
+    Reads ahead by one.
+    """
+    share = share or slice(0, window.images)
+    spans = [slice(start, start + size) for start in range(share.start, share.stop, size)]
     canvases = source.prefetch([window.indices_B[span] for span in spans])
     for span, loaded in zip(spans, canvases, strict=True):
         yield MicroBatch(window, span, loaded, cutter)
