@@ -64,9 +64,12 @@ def run(rank: int, count: int, port: int, cases: list[dict], results: Path) -> N
         }  # fmt: skip
         arguments = case["arguments"] + (case.get("of the second", []) if rank == 1 else [])
         said = io.StringIO()
-        with spoil(case.get("spoil", ""), rank), contextlib.redirect_stderr(said):
-            with contextlib.redirect_stdout(said):
-                status = main(arguments)
+        with (
+            spoil(case.get("spoil", ""), rank),
+            contextlib.redirect_stderr(said),
+            contextlib.redirect_stdout(said),
+        ):
+            status = main(arguments)
         found = {"status": status, "said": said.getvalue()}
         (results / f"{number}-{rank}.json").write_text(json.dumps(found))
 
