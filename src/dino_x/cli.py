@@ -14,7 +14,7 @@ from dino_x.errors import SaidElsewhereError, UserError, nearest
 
 FLAGS = {  # flag: (option, what it shows as its value)
     "--model": ("model.name", "NAME"),
-    "--preset": ("preset", "auto|small|dinov3"),
+    "--preset": ("preset", "auto|small|dinov3|continue|highres"),
     "--effective-batch": ("train.effective_batch", "N"),
     "--micro-batch": ("train.micro_batch", "N|auto"),
     "--steps": ("train.steps", "N"),

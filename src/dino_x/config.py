@@ -267,7 +267,9 @@ class CheckpointOptions(Section):
 class Options(Section):
     """All options of a run."""
 
-    preset: Literal["auto", "small", "dinov3"] = option("auto", "where the defaults come from")
+    preset: Literal["auto", "small", "dinov3", "continue", "highres"] = option(
+        "auto", "where the defaults come from"
+    )
     data: DataOptions = DataOptions()
     model: ModelOptions = ModelOptions()
     head: HeadOptions = HeadOptions()

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from dino_x.config import FREE_ON_RESUME, Options
+from dino_x.config import FREE_ON_RESUME, Options, ViewOptions
 from dino_x.errors import UserError, nearest
 from dino_x.model.backbone import is_size
 
@@ -48,6 +48,25 @@ SMALL: dict[str, Any] = {
     "optim.patch_embed_lr": 1.0,
     "optim.freeze_last_layer": 0,
 }
+# Goes on from good weights, on top of what is for the number of images and of what a RUN hands on.
+# Set by measurement; see docs/stages.md.
+CONTINUE: dict[str, Any] = {
+    "optim.lr": 0.001,
+    "optim.lr_batch": 256,
+    "optim.lr_end": 1e-6,
+    "optim.layer_decay": 0.8,
+    "optim.patch_embed_lr": 0.2,
+    "optim.freeze_last_layer": 0,
+    "teacher.momentum": 0.99,
+}
+FROZEN = 0.25  # share of the steps in which new heads alone are trained
+# Gram anchoring at DINOv3's weight holds dense features while crops grow (section 5.1).
+HIGHRES: dict[str, Any] = CONTINUE | {"gram.weight": 2.0}
+# (global, local, Gram crops against those before, share of the steps): DINOv3's sets, in whole
+# multiples, so that crops stay a whole number of patches.
+LARGER = ((2, 1, 3, 0.3), (3, 1, 4, 0.3), (3, 2, 4, 0.3), (3, 3, 4, 0.1))
+GOING_ON = {"continue": CONTINUE, "highres": HIGHRES}
+PASSES_OF = {"continue": 30, "highres": 10}  # instead of PASSES
 LOADED = ("model.init", "model.layerscale", "model.registers")  # come with a model's weights
 
 
@@ -120,10 +139,11 @@ def said_by(
 
 
 def options_text() -> str:
-    """Every option, its default, what the small preset sets instead, and its meaning."""
+    """Every option, its default, what presets set instead, and its meaning."""
     lines = []
     for name, value in dotted(Options().model_dump()).items():
         small = f"  (small: {as_yaml(SMALL[name])})" if name in SMALL else ""
+        small += f"  (continue: {as_yaml(CONTINUE[name])})" if name in CONTINUE else ""
         lines += [f"{name}: {as_yaml(value)}{small}", f"    {field_of(name).description}"]
     return "\n".join(lines)
 
@@ -204,6 +224,8 @@ def choose_preset(options: Options, images: int) -> tuple[str, str]:
     """The preset and why, for ``auto`` by model and number of images."""
     if options.preset != "auto":
         return options.preset, "as chosen"
+    if not is_size(options.model.name):
+        return "continue", "for a model that is loaded"
     if options.model.name == "vit-tiny":
         return "small", "for vit-tiny"
     if images < SMALL_IMAGES:
@@ -222,22 +244,48 @@ def resolve(
         inherited: what a RUN that is gone on from hands on; it wins over the preset.
     """
     preset, why = choose_preset(check(said), images)
-    base = dict(SMALL) if preset == "small" else {}
+    going_on = preset in GOING_ON
+    small = preset == "small" or (going_on and images < SMALL_IMAGES)
+    base = dict(SMALL) if small else {}
     if not is_size(str(said.get("model.name", Options().model.name))):
         base = {name: value for name, value in base.items() if name not in LOADED}
-    options = check({**base, **(inherited or {}), **said, "preset": preset})
+    base |= inherited or {}
+    base |= GOING_ON.get(preset, {})
+    if preset == "highres":
+        base |= larger_crops(check({**base, **said}).views)
+    options = check({**base, **said, "preset": preset})
     if options.model.heads_from == "auto":
         options.model.heads_from = (inherited or {}).get("model.heads_from", "new")
     train, optim, teacher = options.train, options.optim, options.teacher
     if train.steps is None:
-        train.steps = max(1, math.ceil(PASSES * images / train.effective_batch))
+        passes = PASSES_OF.get(preset, PASSES)
+        train.steps = max(1, math.ceil(passes * images / train.effective_batch))
     if optim.warmup is None:
         optim.warmup = round(0.1 * train.steps)
+    if optim.freeze_backbone is None:
+        new_heads = going_on and options.model.heads_from != "run"
+        optim.freeze_backbone = round(FROZEN * train.steps) if new_heads else 0
     if optim.freeze_last_layer is None:
         optim.freeze_last_layer = round(0.01 * train.steps)
     if teacher.temperature_warmup is None:
         teacher.temperature_warmup = round(0.3 * train.steps)
     return options, f"preset {preset}, {why}"
+
+
+def larger_crops(views: ViewOptions) -> dict[str, Any]:
+    """Crop sizes of the high-resolution stage, from those of the stage before."""
+    sets: dict[tuple[int, ...], float] = {}
+    for global_, local, gram, share in LARGER:
+        local = local if views.local_crops else 1  # where there are none, sets become one
+        key = (views.global_size * global_, views.local_size * local, views.global_size * gram)
+        sets[key] = sets.get(key, 0) + share
+    names = ("global_size", "local_size", "gram_size", "weight")
+    return {
+        "views.global_size": 2 * views.global_size,
+        "views.sizes": [
+            dict(zip(names, (*key, round(share, 3)), strict=True)) for key, share in sets.items()
+        ],
+    }
 
 
 def differing(saved: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
