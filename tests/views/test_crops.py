@@ -159,7 +159,9 @@ def resampling_matrix(start, length, flip, side, size):
     return weights / weights.sum(dim=2, keepdim=True)
 
 
-@pytest.mark.parametrize(("side", "size"), [(33, 12), (12, 33), (1, 1), (7, 1), (50, 49), (431, 96)])
+@pytest.mark.parametrize(
+    ("side", "size"), [(33, 12), (12, 33), (1, 1), (7, 1), (50, 49), (431, 96)]
+)
 def test_taps_are_the_weights_of_the_whole_line_that_are_not_0(side, size):
     rng = np.random.default_rng(5)
     length = torch.from_numpy(rng.uniform(0.02, 1, 20))
@@ -209,3 +211,13 @@ def test_a_blur_of_zero_is_the_identity():
     torch.testing.assert_close(matrix[0], torch.eye(9, dtype=torch.float64))
     torch.testing.assert_close(matrix.sum(2), torch.ones(2, 9, dtype=torch.float64))
     assert matrix[1].diagonal().max() < 0.6
+
+
+def test_views_are_not_rounded_by_autocast():
+    rng = np.random.default_rng(3)
+    canvas, draws = torch.from_numpy(rng.random((2, 1, 40, 40))).float(), draw_views(rng, 2, 4)
+    p = view_parameters(torch.from_numpy(draws).float(), torch.ones(2), (0.3, 1), 16, ViewOptions())
+    assert (p.sigma > 0).any()
+    plain_crops = apply_views(canvas, p, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(apply_views(canvas, p, 16), plain_crops, rtol=0, atol=0)

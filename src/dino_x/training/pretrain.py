@@ -9,9 +9,12 @@ from typing import Any
 from rich.console import Console
 
 from dino_x.config import Options
-from dino_x.data.cache import canvas_side
+from dino_x.data.cache import CanvasForm, Crop, canvas_side
 from dino_x.data.index import Index, build_index, is_grey, write_skipped
 from dino_x.data.loader import Loader
+from dino_x.data.sampler import strata_of
+from dino_x.data.store import CanvasStore, keys_of
+from dino_x.data.volumes import neighbours, refuse_uneven
 from dino_x.errors import UserError
 from dino_x.evaluation.labels import load_labels
 from dino_x.evaluation.suite import evaluate, print_table, write_json
@@ -59,8 +62,10 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
         load_vit(early.model.name)  # fail before reading images
     index = read_index(early, console)
     held_out = hold_out(early, index)
+    if early.data.slices == 3:
+        refuse_uneven(index)
     options, preset_line = resolve(said, len(index))
-    prepared = prepare(options, run, index)
+    prepared = prepare(options, run, index, console)
     if resume and run.exists:
         prepared.trainer.resume()
     else:
@@ -124,27 +129,25 @@ def hold_out(options: Options, index: Index) -> int:
     return len(tested)
 
 
-def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
+def prepare(options: Options, run: RunFolder, index: Index, console: Console) -> Prepared:
     """Policy, model, loader and micro-batch of a run; ``options`` get their last values."""
     policy = centering_policy(options.loss, options.train.effective_batch)
     options.loss.centering = policy.centering
     options.loss.koleo_weight = policy.koleo_weight
     check_koleo_group(options)
-    views = options.views
-    crops = [(views.global_size, views.global_scale[0])]
-    if views.local_crops:
-        crops.append((views.local_size, views.local_scale[0]))
+    form = canvas_form(options, index)
     loader = Loader(
         index,
-        canvas_side(index, crops),
-        1 if is_grey(index.rows) else 3,
+        form,
         cache_bytes=options.data.cache_mb * 2**20,
         workers=options.data.workers,
+        store=open_store(options, index, form, console),
     )
     mean, std = normalisation(options.model.name)
     device = choose_device(options.train.device)
     cutter = Cutter(options, mean, std, device, dtype_of(options.train.precision))
-    trainer = Trainer(options, run, loader, len(index), hash_of(index), cutter)
+    strata = strata_of(index.rows, options.data.source_weights)
+    trainer = Trainer(options, run, loader, len(index), hash_of(index), cutter, strata)
     check_patches(options, trainer.student.backbone.patch_size)
     if options.train.micro_batch == "auto":
         options.train.micro_batch = largest_that_fits(
@@ -152,6 +155,41 @@ def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
         )
     check_divides(options.train.effective_batch, options.train.micro_batch)
     return Prepared(trainer, loader, index, policy)
+
+
+def canvas_form(options: Options, index: Index) -> CanvasForm:
+    """How the canvases of a run are made."""
+    views, data = options.views, options.data
+
+    def crop(kind: str) -> Crop:
+        size, scale, scale_mm = (getattr(views, kind + x) for x in ("_size", "_scale", "_scale_mm"))
+        return Crop(size, scale[0], scale_mm[0] if scale_mm else None)
+
+    crops = [crop("global"), *([crop("local")] if views.local_crops else [])]
+    return CanvasForm(
+        side=canvas_side(index, crops, data.spacing_mm),
+        channels=1 if data.slices == 1 and is_grey(index.rows) else 3,
+        slices=data.slices,
+        spacing_mm=data.spacing_mm,
+        windows=options.windows,
+    )
+
+
+def open_store(
+    options: Options, index: Index, form: CanvasForm, console: Console
+) -> CanvasStore | None:
+    """The cache on disk, if there is to be one."""
+    data = options.data
+    if data.cache is None:
+        return None
+    triples = neighbours(index.rows).triples if form.slices == 3 else None
+    return CanvasStore(
+        Path(data.cache),
+        keys_of(index.rows, form, triples),
+        form,
+        limit_bytes=int(data.cache_gb * 1e9),
+        say=lambda line: console.print(line, style="yellow", highlight=False, soft_wrap=True),
+    )
 
 
 def check_koleo_group(options: Options) -> None:
@@ -219,6 +257,9 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
         "rate": f"{peak_lr(options):.3g} = {optim.lr:g} x sqrt({train.effective_batch} /"
         f" {optim.lr_batch}), after {optim.warmup} steps of warmup",
     }
+    if prepared.loader.store is not None:
+        cached = len(prepared.loader.store)
+        lines["cache"] = f"{options.data.cache}, {cached:,} of {len(index):,} images are in it"
     if trainer.done:
         lines["resumed"] = f"after step {trainer.done:,}"
     for name, line in lines.items():

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dino_x.config import Options
+from dino_x.data.sampler import Strata
 from dino_x.errors import UserError
 from dino_x.losses.checks import NotFiniteError
 from dino_x.model.backbone import save_vit
@@ -47,6 +48,7 @@ class Trainer:
         images: how many there are.
         images_hash: tells a resumed run whether they are still the same.
         cutter: canvases to crops.
+        strata: which images should not come together, if that is known.
     """
 
     options: Options
@@ -55,6 +57,7 @@ class Trainer:
     images: int
     images_hash: str
     cutter: Cutter
+    strata: Strata | None = None
     done: int = 0
     student: Network = field(init=False)
     teacher: Network = field(init=False)
@@ -128,7 +131,9 @@ class Trainer:
     def window(self, step: int) -> Window:
         """The draws of a step."""
         backbone = self.student.backbone
-        return draw_window(self.options, step, self.images, backbone.depth, backbone.patch_size)
+        return draw_window(
+            self.options, step, self.images, backbone.depth, backbone.patch_size, self.strata
+        )
 
     def fill_queues(self) -> None:
         """Before the first step: the teacher's outputs for images drawn as for steps of their own.
@@ -199,6 +204,10 @@ class Trainer:
             self.options.views.global_size,
             self.cutter.mean,
             self.cutter.std,
+            {
+                "dino_x_slices": self.options.data.slices,
+                "dino_x_windows": self.options.windows.model_dump(mode="json"),
+            },
         )
 
     def resume(self) -> None:

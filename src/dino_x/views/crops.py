@@ -165,7 +165,8 @@ def apply_views(
     blurred = sigma.nonzero().flatten()
     if len(blurred):
         blur = blur_matrix(sigma[blurred], size)[:, None]
-        crops[blurred] = blur @ crops[blurred] @ blur.transpose(2, 3)
+        with torch.autocast(crops.device.type, enabled=False):  # bf16 has 8 bits, as few as a PNG
+            crops[blurred] = blur @ crops[blurred] @ blur.transpose(2, 3)
     if windows is not None:
         crops = apply_windows(crops, windows)
 

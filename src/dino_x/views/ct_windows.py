@@ -78,7 +78,5 @@ def window_parameters(draws_BVU: Tensor, hounsfield_B: Tensor) -> WindowParamete
 
 def apply_windows(crops_NCOO: Tensor, windows: WindowParameters) -> Tensor:
     """Black to 0, white to 1, and clip; view-major crops [V * b, C, O, O]."""
-    black, white = (
-        value.t().reshape(-1, 1, 1, 1) for value in (windows.black, windows.white)
-    )
+    black, white = (value.t().reshape(-1, 1, 1, 1) for value in (windows.black, windows.white))
     return (crops_NCOO - black).div_(white - black).clamp_(0, 1)
