@@ -1,6 +1,7 @@
 """Which images come together in a step, where patients, series or sources are known."""
 
 from collections import Counter
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_a_step_holds_as_few_of_a_patient_and_a_series_as_there_can_be(patients,
     strata = strata_of(rows)
     steps, firsts = stream(rows, strata, batch, 4)
     for kind in ("patient", "series"):
-        for first, after in zip(firsts, firsts[1:], strict=False):
+        for first, after in pairwise(firsts):
             epoch = [[getattr(rows[i], kind) for i in step] for step in steps[first:after]]
             total = Counter(key for step in epoch for key in step if key is not None)
             for step in epoch:
