@@ -26,6 +26,7 @@ FLAGS = {  # flag: (option, what it shows as its value)
     "--device": ("train.device", "auto|cpu|cuda"),
     "--precision": ("train.precision", "fp32|bf16|fp64"),
     "--labels": ("data.labels", "folder|FILE.csv"),
+    "--cache": ("data.cache", "DIR"),
 }
 
 

@@ -41,6 +41,32 @@ class DataOptions(Section):
     )
     workers: int = option(2, "threads that read images", ge=1)
     cache_mb: int = option(2048, "decoded images kept in memory, MB; 0 keeps none", ge=0)
+    cache: str | None = option(
+        None, "folder that keeps decoded images on disk, for this and other runs"
+    )
+    cache_gb: float = option(50.0, "most that the cache folder may hold, GB", gt=0)
+    slices: Literal[1, 3] = option(
+        1, "1: each slice by itself; 3 (2.5D): the slice before, itself and the next as channels"
+    )
+    spacing_mm: float | None = option(
+        None, "pixels finer than this are resampled to it where the file says their size", gt=0
+    )
+    source_weights: Literal["size", "equal"] | list[float] = option(
+        "size", "share of each path: its number of images, equal, or numbers in the paths' order"
+    )
+
+    @model_validator(mode="after")
+    def _weights(self) -> "DataOptions":
+        weights = self.source_weights
+        if isinstance(weights, str):
+            return self
+        if not weights or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+            raise ValueError(f"source_weights are numbers from 0, not all of them 0; got {weights}")
+        if self.paths and len(weights) != len(self.paths):
+            raise ValueError(
+                f"source_weights has {len(weights)} numbers for {len(self.paths)} paths of data"
+            )
+        return self
 
 
 class ModelOptions(Section):
@@ -110,6 +136,10 @@ class ViewOptions(Section):
     local_crops: int = option(8, "local crops an image", ge=0)
     global_scale: Range = option((0.32, 1.0), "share of the image a global crop shows")
     local_scale: Range = option((0.05, 0.32), "share of the image a local crop shows")
+    global_scale_mm: Range | None = option(
+        None, "instead, side in mm of a global crop, where the file says the size of a pixel"
+    )
+    local_scale_mm: Range | None = option(None, "likewise of a local crop")
     aspect: Range = option((0.75, 4 / 3), "width / height of a crop, in the image's own geometry")
     flip: Share = option(0.5, "probability of a horizontal flip")
     vertical_flip: Share = option(0.0, "probability of a vertical flip")
@@ -126,10 +156,30 @@ class ViewOptions(Section):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise ValueError(f"{name} must satisfy 0 < low <= high <= 1, got {low}, {high}")
-        for name in ("aspect", "blur_sigma"):
-            low, high = getattr(self, name)
+        for name in ("aspect", "blur_sigma", "global_scale_mm", "local_scale_mm"):
+            low, high = getattr(self, name) or (1.0, 1.0)
             if not 0 < low <= high:
                 raise ValueError(f"{name} must satisfy 0 < low <= high, got {low}, {high}")
+        return self
+
+
+class WindowOptions(Section):
+    """Which values of an image become 0 and 1, where its modality leaves a choice."""
+
+    ct: Literal["random", "fixed"] = option(
+        "random", "CT: lung, soft tissue, bone or brain and around them, drawn for each view; or"
+        " -1000 to 1000 HU, as in evaluation",
+    )  # fmt: skip
+    xray: Literal["file", "percentiles"] = option(
+        "file", "X-ray: the file's window if it has a usable one; or the 0.5th to 99.5th percentile"
+    )
+    mr: Range = option((0.5, 99.5), "MR: percentiles of the image")
+
+    @model_validator(mode="after")
+    def _range(self) -> "WindowOptions":
+        low, high = self.mr
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"mr must satisfy 0 <= low < high <= 100, got {low}, {high}")
         return self
 
 
@@ -274,6 +324,7 @@ class Options(Section):
     model: ModelOptions = ModelOptions()
     head: HeadOptions = HeadOptions()
     views: ViewOptions = ViewOptions()
+    windows: WindowOptions = WindowOptions()
     masks: MaskOptions = MaskOptions()
     loss: LossOptions = LossOptions()
     gram: GramOptions = GramOptions()
@@ -286,5 +337,6 @@ class Options(Section):
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
     "train.micro_batch", "train.device", "data.workers", "data.cache_mb", "data.verify",
+    "data.cache", "data.cache_gb",
     "checkpoint.every", "checkpoint.keep",
 )  # fmt: skip

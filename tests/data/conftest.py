@@ -60,6 +60,11 @@ def write_png(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+def make_dicom_file(path: Path, pixels: np.ndarray, **elements: Any) -> None:
+    """Write pixels as DICOM, with `PATIENT` in its header."""
+    _make_dicom(pixels, **elements).save_as(path, enforce_file_format=True)
+
+
 def _make_dicom(pixels: np.ndarray, **elements: Any) -> Dataset:
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dino_x.data.cache import Canvas, CanvasCache, canvas_side, make_canvas
+from dino_x.data.cache import Canvas, CanvasCache, CanvasForm, Crop, canvas_side, make_canvas
 from dino_x.data.image import Image, ImageRef
 from dino_x.data.index import Index
 
@@ -19,18 +19,18 @@ def canvas_of(side: int, value: int = 0) -> Canvas:
 
 def test_every_8_bit_value_comes_back_exactly():
     values = np.arange(256, dtype=np.float32).reshape(1, 16, 16)
-    canvas = make_canvas(image_of(values), 16, 1)
+    canvas = make_canvas(image_of(values), CanvasForm(16, 1))
     assert canvas.pixels.dtype == np.uint16
     np.testing.assert_array_equal(canvas.pixels, values * 257)
 
 
 def test_window_goes_from_black_to_white_and_clips():
-    canvas = make_canvas(image_of([[[-2000, -1000], [0, 3000]]], (-1000, 1000)), 2, 1)
+    canvas = make_canvas(image_of([[[-2000, -1000], [0, 3000]]], (-1000, 1000)), CanvasForm(2, 1))
     assert canvas.pixels.tolist() == [[[0, 0], [32768, 65535]]]
 
 
 def test_image_becomes_a_square_and_its_proportions_are_kept():
-    canvas = make_canvas(image_of(np.zeros((1, 30, 20))), 16, 1)
+    canvas = make_canvas(image_of(np.zeros((1, 30, 20))), CanvasForm(16, 1))
     assert canvas.pixels.shape == (1, 16, 16)
     assert canvas.aspect == 1.5
 
@@ -38,24 +38,24 @@ def test_image_becomes_a_square_and_its_proportions_are_kept():
 def test_colour_becomes_luma_and_grey_is_repeated():
     colour = np.broadcast_to(np.array([255, 100, 0], dtype=np.float32)[:, None, None], (3, 4, 4))
     luma = (0.299 * 255 + 0.587 * 100) / 255 * 65535
-    grey = make_canvas(image_of(colour), 4, 1).pixels
+    grey = make_canvas(image_of(colour), CanvasForm(4, 1)).pixels
     assert grey.shape == (1, 4, 4)
     assert np.abs(grey - luma).max() < 1
-    three = make_canvas(image_of(colour[1:2]), 4, 3).pixels
+    three = make_canvas(image_of(colour[1:2]), CanvasForm(4, 3)).pixels
     assert three.shape == (3, 4, 4)
     assert (three == 100 * 257).all()
 
 
 def test_grey_in_three_equal_channels_loses_nothing_as_luma(rng):
     values = rng.integers(0, 256, (1, 8, 8))
-    canvas = make_canvas(image_of(np.repeat(values, 3, axis=0)), 8, 1)
+    canvas = make_canvas(image_of(np.repeat(values, 3, axis=0)), CanvasForm(8, 1))
     np.testing.assert_array_equal(canvas.pixels, values * 257)
 
 
 def test_channels_are_resized_apart():
     pixels = np.zeros((3, 20, 20))
     pixels[1] = 255
-    canvas = make_canvas(image_of(pixels), 8, 3)
+    canvas = make_canvas(image_of(pixels), CanvasForm(8, 3))
     assert (canvas.pixels == np.array([0, 65535, 0])[:, None, None]).all()
 
 
@@ -64,32 +64,32 @@ def test_reducing_is_antialiased(height, width, side):
     """A grating finer than the canvas becomes its mean, and not a coarser grating."""
     stripes = np.tile([0.0, 255.0], width)[:width] * np.ones((height, 1))
     for grating in (stripes[None], stripes.T[None]):
-        canvas = make_canvas(image_of(grating), side, 1).pixels[0, 2:-2, 2:-2] / 65535
+        canvas = make_canvas(image_of(grating), CanvasForm(side, 1)).pixels[0, 2:-2, 2:-2] / 65535
         assert np.abs(canvas - 0.5).max() < 0.08
 
 
 def test_mean_brightness_is_kept(rng):
     values = rng.integers(0, 256, (1, 96, 64))
-    canvas = make_canvas(image_of(values), 32, 1)
+    canvas = make_canvas(image_of(values), CanvasForm(32, 1))
     assert canvas.pixels.mean() / 257 == pytest.approx(values.mean(), rel=0.01)
 
 
 def test_enlarging_is_linear_between_pixels():
-    canvas = make_canvas(image_of([[[0, 255], [0, 255]]]), 8, 1).pixels[0, 0] / 65535
+    canvas = make_canvas(image_of([[[0, 255], [0, 255]]]), CanvasForm(8, 1)).pixels[0, 0] / 65535
     np.testing.assert_allclose(canvas, [0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1], atol=1e-4)
 
 
 def test_values_that_are_no_numbers_do_not_spread():
     pixels = np.full((1, 32, 32), 255.0)
     pixels[0, 3, 3] = np.nan
-    canvas = make_canvas(image_of(pixels), 16, 1).pixels
+    canvas = make_canvas(image_of(pixels), CanvasForm(16, 1)).pixels
     assert (canvas[0, 8:, 8:] == 65535).all()
     assert canvas[0, 0:3, 0:3].min() < 65535
 
 
 def test_number_of_channels_is_checked():
     with pytest.raises(ValueError, match="channels is 2"):
-        make_canvas(image_of(np.zeros((1, 4, 4))), 4, 2)
+        make_canvas(image_of(np.zeros((1, 4, 4))), CanvasForm(4, 2))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_number_of_channels_is_checked():
 )
 def test_canvas_is_as_large_as_the_crops_need(largest, views, side):
     row = ImageRef(path=Path("a"), height=20, width=largest)
-    assert canvas_side(Index([row]), views) == side
+    assert canvas_side(Index([row]), [Crop(*view) for view in views]) == side
 
 
 def test_cache_fills_up_to_its_limit_and_stays():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dino_x.data import loader as loader_module
-from dino_x.data.cache import make_canvas
+from dino_x.data.cache import CanvasForm, make_canvas
 from dino_x.data.index import Index, build_index
 from dino_x.data.loader import Canvases, Loader
 from dino_x.data.readers import read
@@ -23,7 +23,7 @@ def index(write_png, tmp_path) -> Index:
 
 
 def loader_of(index: Index, *, workers: int = 2, cache_bytes: int = ALL_IN_CACHE) -> Loader:
-    return Loader(index, 16, 1, cache_bytes=cache_bytes, workers=workers)
+    return Loader(index, CanvasForm(16, 1), cache_bytes=cache_bytes, workers=workers)
 
 
 def assert_same(a: Canvases, b: Canvases) -> None:
@@ -38,7 +38,7 @@ def test_batch_is_float_in_0_1_in_the_order_asked_for(index):
     assert batch.pixels.dtype == batch.aspect.dtype == torch.float32
     assert batch.pixels.shape == (4, 1, 16, 16)
     for place, row in enumerate(rows):
-        canvas = make_canvas(read(index.rows[row]), 16, 1)
+        canvas = make_canvas(read(index.rows[row]), CanvasForm(16, 1))
         wanted = canvas.pixels.astype(np.float32) / np.float32(65535)
         np.testing.assert_array_equal(batch.pixels[place].numpy(), wanted)
         assert batch.aspect[place].item() == pytest.approx((10 + row) / 14)
@@ -169,6 +169,6 @@ def test_nothing_readable_is_an_error_and_no_endless_search(write_png, tmp_path,
 def test_colour_has_three_channels(write_png, tmp_path):
     write_png("1.png", shape=(8, 8, 3))
     index = build_index([tmp_path])
-    with Loader(index, 8, 3, cache_bytes=0, workers=1) as loader:
+    with Loader(index, CanvasForm(8, 3), cache_bytes=0, workers=1) as loader:
         wanted = read(index.rows[0]).pixels / np.float32(255)
         np.testing.assert_allclose(loader.batch(np.array([0])).pixels[0], wanted, atol=1e-6)

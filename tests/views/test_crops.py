@@ -10,7 +10,7 @@ from dino_x.views.crops import (
     apply_views,
     blur_matrix,
     draw_views,
-    resampling_matrix,
+    resampling_taps,
     view_parameters,
 )
 
@@ -48,13 +48,19 @@ def test_a_crop_equals_pillows(picture, box, size):
     np.testing.assert_allclose(crop, pillow_crop(picture, box, size), atol=2e-6)
 
 
-def test_a_fine_grating_does_not_alias(picture):
-    """Lines one pixel wide, reduced five times: grey, as Pillow has it, not a pattern."""
-    lines = np.tile(np.arange(50) % 2, (50, 1)).astype(float)
-    canvas = torch.from_numpy(lines)[None, None]
-    crop = apply_views(canvas, plain((0, 0, 1, 1)), 10)[0, 0].numpy()
-    np.testing.assert_allclose(crop, pillow_crop(lines, (0, 0, 1, 1), 10), atol=0.02)
-    assert np.ptp(crop) < 0.2
+@pytest.mark.parametrize("period", [2, 3, 5.3])
+@pytest.mark.parametrize("box", [(0, 0, 1, 1), (0.03, 0.11, 0.8, 0.71), (0.2, 0.4, 0.5, 0.5)])
+def test_a_fine_grating_does_not_alias(period, box):
+    """Lines finer than the crop's pixels: within 2% of Pillow, almost grey and not a pattern."""
+    y, x = np.mgrid[0:200, 0:200]
+    for angle in (0, np.pi / 2, 0.5):
+        phase = 2 * np.pi * (np.cos(angle) * x + np.sin(angle) * y) / period
+        lines = (np.sin(phase + 0.1) > 0).astype(float)
+        crop = apply_views(torch.from_numpy(lines)[None, None], plain(box), 16)[0, 0].numpy()
+        np.testing.assert_allclose(crop, pillow_crop(lines, box, 16), atol=0.02)
+        without = lines[(np.floor((np.arange(16) + 0.5) * 200 / 16)).astype(int)]
+        assert np.ptp(without) == 1, "taking every n-th line would give a pattern"
+        assert np.abs(crop[1:-1, 1:-1] - lines.mean()).max() < 0.25
 
 
 def test_flips(picture):
@@ -142,12 +148,62 @@ def test_options_turn_changes_off():
     assert (p.gamma == 1).all()
 
 
-def test_rows_of_the_resampling_matrix_sum_to_one():
+def resampling_matrix(start, length, flip, side, size):
+    """The plain reference: a triangle over every pixel of the line, [N, O, S]."""
+    out = torch.arange(size, dtype=start.dtype) + 0.5
+    out = torch.where(flip[:, None], size - out, out)
+    step = (length * side / size)[:, None]
+    centre = (start[:, None] * side + out * step)[:, :, None]
+    distance = (torch.arange(side, dtype=start.dtype) + 0.5 - centre).abs()
+    weights = (1 - distance / step.clamp(min=1)[:, :, None]).clamp(min=0)
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("side", "size"), [(33, 12), (12, 33), (1, 1), (7, 1), (50, 49), (431, 96)]
+)
+def test_taps_are_the_weights_of_the_whole_line_that_are_not_0(side, size):
     rng = np.random.default_rng(5)
-    start, length = torch.from_numpy(rng.random((2, 20)) / 2 + 1e-3)
-    matrix = resampling_matrix(start, length, torch.arange(20) % 2 == 0, 33, 12)
-    assert matrix.shape == (20, 12, 33)
-    torch.testing.assert_close(matrix.sum(2), torch.ones(20, 12, dtype=torch.float64))
+    length = torch.from_numpy(rng.uniform(0.02, 1, 20))
+    start = torch.from_numpy(rng.random(20)) * (1 - length)
+    flip = torch.arange(20) % 2 == 0
+    pixel, weight = resampling_taps(start, length, flip, side, size)
+    matrix = torch.zeros(20, size, side, dtype=torch.float64)
+    matrix.scatter_add_(2, pixel.long(), weight)
+    reference = resampling_matrix(start, length, flip, side, size)
+    torch.testing.assert_close(matrix, reference, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(matrix.sum(2), torch.ones(20, size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_views_equal_the_plain_reference(channels, dtype, tolerance):
+    """All of it as full matrices in float64: crops, flips, blurs, intensities, view-major."""
+    rng = np.random.default_rng(8)
+    canvas = torch.from_numpy(rng.random((3, channels, 45, 45)))
+    aspect = torch.from_numpy(rng.uniform(0.5, 2, 3))
+    draws = torch.from_numpy(draw_views(rng, 3, 5))
+    options = ViewOptions(vertical_flip=0.5)
+    p = view_parameters(draws, aspect, (0.05, 0.9), 17, options)
+    assert (p.sigma == 0).any()
+    assert (p.sigma > 0).any()
+    wanted = []
+    for view in range(5):
+        for image in range(3):
+
+            def of(value, place=(image, view)):
+                return value[place].reshape(1)
+
+            across = resampling_matrix(of(p.left), of(p.width), of(p.flip_x), 45, 17)[0]
+            down = resampling_matrix(of(p.top), of(p.height), of(p.flip_y), 45, 17)[0]
+            far = (torch.arange(17.0)[:, None] - torch.arange(17.0)[None]).double().square()
+            blur = torch.softmax(-far / (2 * of(p.sigma).clamp(min=1e-3) ** 2), dim=1)
+            crop = blur @ (down @ canvas[image] @ across.T) @ blur.T
+            crop = (crop - crop.mean()) * of(p.contrast) + crop.mean() + of(p.brightness)
+            wanted.append(crop.clamp(0, 1) ** of(p.gamma))
+    cast = view_parameters(draws.to(dtype), aspect.to(dtype), (0.05, 0.9), 17, options)
+    found = apply_views(canvas.to(dtype), cast, 17)
+    torch.testing.assert_close(found.double(), torch.stack(wanted), rtol=0, atol=tolerance * 20)
 
 
 def test_a_blur_of_zero_is_the_identity():
@@ -155,3 +211,13 @@ def test_a_blur_of_zero_is_the_identity():
     torch.testing.assert_close(matrix[0], torch.eye(9, dtype=torch.float64))
     torch.testing.assert_close(matrix.sum(2), torch.ones(2, 9, dtype=torch.float64))
     assert matrix[1].diagonal().max() < 0.6
+
+
+def test_views_are_not_rounded_by_autocast():
+    rng = np.random.default_rng(3)
+    canvas, draws = torch.from_numpy(rng.random((2, 1, 40, 40))).float(), draw_views(rng, 2, 4)
+    p = view_parameters(torch.from_numpy(draws).float(), torch.ones(2), (0.3, 1), 16, ViewOptions())
+    assert (p.sigma > 0).any()
+    plain_crops = apply_views(canvas, p, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(apply_views(canvas, p, 16), plain_crops, rtol=0, atol=0)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dino_x.config import Options, ViewOptions
-from dino_x.data.cache import canvas_side
+from dino_x.data.cache import CanvasForm, Crop, canvas_side
 from dino_x.data.index import Index, is_grey
 from dino_x.data.loader import Loader
 from dino_x.errors import UserError
@@ -144,14 +144,16 @@ def make_rows(model: Model, index: Index, passes: int, seed: int, progress: Prog
         UserError: if the features are not finite.
     """
     views = model.cutter.options.views
-    side = canvas_side(index, [(views.global_size, views.global_scale[0])])
-    channels = 1 if len(model.cutter.mean) == 1 or is_grey(index.rows) else 3
+    side = canvas_side(index, [Crop(views.global_size, views.global_scale[0])])
+    slices = model.cutter.options.data.slices
+    grey = len(model.cutter.mean) == 1 or (slices == 1 and is_grey(index.rows))
+    form = CanvasForm(side, 1 if grey else 3, slices)
     spans = [
         np.arange(start, min(start + MICRO_BATCH, len(index)))
         for start in range(0, len(index), MICRO_BATCH)
     ]
     features, bottlenecks = [], []
-    loader = Loader(index, side, channels, cache_bytes=CACHE_BYTES, workers=2)
+    loader = Loader(index, form, cache_bytes=CACHE_BYTES, workers=2)
     with loader, torch.no_grad():
         for number in range(passes):
             draws = draw_views(generator(seed, number, "global crops"), len(index), GLOBAL_VIEWS)

@@ -1,20 +1,26 @@
-"""Batches of canvases, decoded in threads, in order, with unreadable images replaced."""
+"""Batches of canvases, decoded in threads, in order, with unreadable images replaced.
+
+Images that the cache on disk holds are copied from it straight into the batch, a share of it a
+thread. All others are a task each: decoded, kept in the cache if it takes them, in memory if not.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
 import torch
 
 from dino_x.data import readers
-from dino_x.data.cache import Canvas, CanvasCache, make_canvas
-from dino_x.data.image import Unreadable
+from dino_x.data.cache import Canvas, CanvasCache, CanvasForm, make_canvas
+from dino_x.data.image import Image, Unreadable
 from dino_x.data.index import UNREADABLE_SHARE, Index, Skipped
+from dino_x.data.store import CanvasStore
+from dino_x.data.volumes import neighbours, read_slices
 from dino_x.errors import UserError
 
 # A share says little about few images: fewer unreadable ones than this are never an error.
@@ -31,10 +37,15 @@ class Canvases:
     Attributes:
         pixels: float32 [n, C, S, S] in [0, 1].
         aspect: float32 [n], height / width of each image before it became a square.
+        size_mm: float32 [n, 2], its height and width in mm, not-a-number if unknown; None if all
+            are.
+        hounsfield: bool [n], whether 0 to 1 is `CT_RANGE` (views/ct_windows.py); None if none is.
     """
 
     pixels: torch.Tensor
     aspect: torch.Tensor
+    size_mm: torch.Tensor | None = None
+    hounsfield: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,17 @@ class _Loaded:
     unreadable: tuple[tuple[int, str], ...] = ()
 
 
+@dataclass(frozen=True)
+class _Started:
+    """A batch on its way: what it will be, and the tasks that make it."""
+
+    rows: np.ndarray
+    pixels: np.ndarray
+    copied: np.ndarray  # bool, which places are copied from the cache on disk
+    copies: list[Future[None]]
+    loads: dict[int, Future[_Loaded]]  # by row
+
+
 class Loader:
     """Reads images of an index as canvases. The result never depends on the number of workers.
 
@@ -53,29 +75,31 @@ class Loader:
 
     Args:
         index: the images.
-        side: S, see `cache.canvas_side`.
-        channels: 1 or 3.
+        form: of their canvases.
         cache_bytes: canvases up to this many bytes are kept in memory.
         workers: threads that decode, at least 1.
+        store: the cache on disk, of the same images and form; closed with the loader.
     """
 
     def __init__(
         self,
         index: Index,
-        side: int,
-        channels: int,
+        form: CanvasForm,
         *,
         cache_bytes: int,
         workers: int,
+        store: CanvasStore | None = None,
     ) -> None:
         self.index = index
-        self.side = side
-        self.channels = channels
+        self.form = form
         self.skipped: list[Skipped] = []
         self.cache = CanvasCache(cache_bytes)
+        self.store = store
+        self.workers = max(1, workers)
+        self._slices = neighbours(index.rows).triples if form.slices == 3 else None
         self._seen: set[int] = set()
         self._unreadable: dict[int, str] = {}
-        self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="dino-x-read")
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="dino-x-read")
 
     def batch(self, indices: np.ndarray) -> Canvases:
         """The canvases of some rows, in their order.
@@ -86,26 +110,30 @@ class Loader:
         Raises: UserError if more than 1 in 10 of the images seen so far (and at least 10) were
             unreadable.
         """
-        return self._finish(indices, self._start(indices))
+        return self._finish(self._start(indices))
 
     def prefetch(self, batches: Iterable[np.ndarray]) -> Iterator[Canvases]:
         """`batch` for each of `batches`, in order, with the next one read meanwhile."""
-        started: deque[tuple[np.ndarray, dict[int, Future[_Loaded]]]] = deque()
+        started: deque[_Started] = deque()
         try:
             for indices in batches:
-                started.append((indices, self._start(indices)))
+                started.append(self._start(indices))
                 if len(started) > 1:
-                    yield self._finish(*started.popleft())
+                    yield self._finish(started.popleft())
             while started:
-                yield self._finish(*started.popleft())
+                yield self._finish(started.popleft())
         finally:
-            for _, futures in started:
-                for future in futures.values():
-                    future.cancel()
+            for batch in started:
+                for copy in batch.copies:
+                    copy.cancel()
+                for load in batch.loads.values():
+                    load.cancel()
 
     def close(self) -> None:
         """Stop the threads; what was started and not finished is dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self.store is not None:
+            self.store.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -118,18 +146,53 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _start(self, indices: np.ndarray) -> dict[int, Future[_Loaded]]:
-        rows = dict.fromkeys(int(row) for row in indices)  # in order; a row that repeats once
-        return {row: self._pool.submit(self._load, row) for row in rows}
+    def _start(self, indices: np.ndarray) -> _Started:
+        rows = np.asarray(indices)
+        form = self.form
+        pixels = np.empty((len(rows), form.channels, form.side, form.side), dtype=np.float32)
+        copied = np.zeros(len(rows), dtype=bool) if self.store is None else self.store.ready(rows)
+        places = np.flatnonzero(copied)
+        copies = [
+            self._pool.submit(self._copy, rows, share, pixels)
+            for share in np.array_split(places, min(self.workers, len(places)) or 1)
+            if len(share)
+        ]
+        left = dict.fromkeys(int(row) for row in rows[~copied])  # in order; repeated rows once
+        loads = {row: self._pool.submit(self._load, row) for row in left}
+        return _Started(rows, pixels, copied, copies, loads)
 
-    def _finish(self, indices: np.ndarray, futures: dict[int, Future[_Loaded]]) -> Canvases:
-        loaded = {row: future.result() for row, future in futures.items()}
+    def _copy(self, rows: np.ndarray, places: np.ndarray, pixels: np.ndarray) -> None:
+        """Some places of a batch from the cache on disk. Runs in a thread."""
+        assert self.store is not None
+        for place in places:
+            self.store.copy_to(rows[place], pixels[place])
+
+    def _finish(self, batch: _Started) -> Canvases:
+        for copy in batch.copies:
+            copy.result()
+        loaded = {row: future.result() for row, future in batch.loads.items()}
+        self._seen.update(batch.rows[batch.copied].tolist())
         self._account(loaded)
-        canvases = [loaded[int(row)].canvas for row in indices]
-        pixels = np.stack([canvas.pixels for canvas in canvases]).astype(np.float32)
-        pixels /= np.float32(65535)
-        aspect = torch.tensor([canvas.aspect for canvas in canvases], dtype=torch.float32)
-        return Canvases(torch.from_numpy(pixels), aspect)
+        n = len(batch.rows)
+        aspect, size_mm = np.empty(n, np.float32), np.full((n, 2), np.nan, np.float32)
+        hounsfield = np.zeros(n, dtype=bool)
+        if self.store is not None:
+            rows = batch.rows[batch.copied]
+            aspect[batch.copied] = self.store.aspect[rows]
+            size_mm[batch.copied] = self.store.size_mm[rows]
+            hounsfield[batch.copied] = self.store.hounsfield[rows]
+        for place in np.flatnonzero(~batch.copied):
+            canvas = loaded[int(batch.rows[place])].canvas
+            np.divide(canvas.pixels, np.float32(65535), out=batch.pixels[place])
+            aspect[place], hounsfield[place] = canvas.aspect, canvas.hounsfield
+            if canvas.size_mm is not None:
+                size_mm[place] = canvas.size_mm
+        return Canvases(
+            torch.from_numpy(batch.pixels),
+            torch.from_numpy(aspect),
+            None if np.isnan(size_mm).all() else torch.from_numpy(size_mm),
+            torch.from_numpy(hounsfield) if hounsfield.any() else None,
+        )
 
     def _load(self, row: int) -> _Loaded:
         """The canvas of a row or of the next one that can be read. Runs in a thread."""
@@ -141,18 +204,35 @@ class Loader:
             reason = self._unreadable.get(candidate)
             if reason is None:
                 try:
-                    image = readers.read(self.index.rows[candidate])
+                    canvas = self._canvas(candidate, row)
                 except Unreadable as error:
                     reason = str(error)
                 else:
-                    canvas = make_canvas(image, self.side, self.channels)
-                    self.cache.put(row, canvas)
                     return _Loaded(canvas, tuple(unreadable))
             unreadable.append((candidate, reason))
         raise UserError(
             f"{tries} images in a row cannot be read any more, from "
             f"{self.index.rows[row].path}: {unreadable[0][1]}; is their disk still there?"
         )
+
+    def _canvas(self, row: int, asked_for: int) -> Canvas:
+        """From the cache on disk, or decoded, and then kept. Raises Unreadable."""
+        if self.store is not None and (kept := self.store.get(row)) is not None:
+            return kept
+        canvas = make_canvas(self._read(row), self.form)
+        if self.store is None or not self.store.put(row, canvas):
+            self.cache.put(asked_for, canvas)
+        return canvas
+
+    def _read(self, row: int) -> Image:
+        """Decode an image, with its neighbours in 2.5D."""
+        if self._slices is not None:
+            return read_slices([self.index.rows[i] for i in self._slices[row]])
+        ref = self.index.rows[row]
+        image = readers.read(ref)
+        if image.spacing_mm is None and ref.spacing_mm is not None:
+            return replace(image, spacing_mm=ref.spacing_mm)
+        return image
 
     def _account(self, loaded: dict[int, _Loaded]) -> None:
         """List what was unreadable in this batch, once each; stop if it is too much."""

@@ -1,26 +1,132 @@
-"""Which images make up a batch: a pure function of the seed and the step."""
+"""Which images make up a batch: a pure function of the seed and the step.
+
+Slices next to each other are near duplicates, and so, less, are images of one patient. In one batch
+they are what KoLeo pushes apart and what Sinkhorn-Knopp spreads over different prototypes. Where
+patients or series are known, a step therefore holds as few images of each as there can be.
+
+n images, B in an effective batch, T steps in an epoch.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from dino_x.data.image import ImageRef
 from dino_x.randomness import generator
 
 
-def sample_indices(seed: int, step: int, effective_batch: int, images: int) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Strata:
+    """What is known of n images that decides which of them come together.
+
+    Attributes:
+        rows: int64 [n], all images, those of a series beside each other in the order of their
+            positions, and the series of a patient beside each other.
+        start: int64 [G], where each series begins in `rows`.
+        size: int64 [G], how many images it has.
+        patient: int64 [G], the number of its patient.
+        draws: int64 [sources], images drawn of each source in n; None: all, once.
+        members: the images of each source, if there are `draws`.
+    """
+
+    rows: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+    patient: np.ndarray
+    draws: np.ndarray | None = None
+    members: tuple[np.ndarray, ...] = ()
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """All images with those of a patient, and of a series, beside each other; int64 [n].
+
+        Patients and their series come in random order. A series keeps its order and begins
+        anywhere, so that what is far apart in this order is far apart in the patient.
+        """
+        patients = rng.permutation(int(self.patient.max()) + 1)
+        series = rng.random(len(self.start))
+        shift = (rng.random(len(self.start)) * self.size).astype(np.int64)
+        blocks = np.lexsort((series, patients[self.patient]))
+        size = self.size[blocks]
+        within = np.arange(len(self.rows)) - np.repeat(np.cumsum(size) - size, size)
+        within = (within + np.repeat(shift[blocks], size)) % np.repeat(size, size)
+        return self.rows[np.repeat(self.start[blocks], size) + within]
+
+
+def strata_of(rows: Sequence[ImageRef], weights: str | Sequence[float] = "size") -> Strata | None:
+    """Patients, series and sources of the images, or None if nothing is known that matters.
+
+    Args:
+        rows: n images.
+        weights: of the sources: "size" (as many as they have), "equal", or a number for each.
+            A source without images has no say.
+
+    Raises: ValueError if no source with images has a weight above 0.
+    """
+    draws, members = _draws(np.array([ref.source for ref in rows]), weights)
+    if draws is None and all(ref.patient is None and ref.series is None for ref in rows):
+        return None
+    # Numbers by first appearance: the keys themselves are salted hashes, whose order is arbitrary.
+    patients: dict[object, int] = {}
+    series: dict[object, int] = {}
+    patient_of, series_of, position = [], [], []
+    for row, ref in enumerate(rows):
+        whose = ("patient", ref.patient) if ref.patient else ("series", ref.series or row)
+        patient = patients.setdefault(whose, len(patients))
+        patient_of.append(patient)
+        which = (patient, ref.series) if ref.series else row
+        series_of.append(series.setdefault(which, len(series)))
+        position.append(ref.position_mm or 0.0)
+    order = np.lexsort((position, series_of, patient_of))
+    sorted_series = np.array(series_of)[order]
+    start = np.flatnonzero(np.diff(sorted_series, prepend=-1))
+    size = np.diff(start, append=len(rows))
+    return Strata(order, start, size, np.array(patient_of)[order[start]], draws, members)
+
+
+def _draws(
+    source: np.ndarray, weights: str | Sequence[float]
+) -> tuple[np.ndarray | None, tuple[np.ndarray, ...]]:
+    """Images drawn of each source in n, and which it has; None where that is all of them once."""
+    present, counts = np.unique(source, return_counts=True)
+    if weights == "size" or len(present) == 1:
+        return None, ()
+    share = np.ones(len(present)) if isinstance(weights, str) else np.array(weights)[present]
+    if share.sum() <= 0:
+        raise ValueError("no source with images has a weight above 0")
+    exact = share / share.sum() * len(source)
+    draws = np.maximum(np.floor(exact).astype(np.int64), share > 0)
+    for place in np.argsort(draws - exact, kind="stable"):  # largest remainders first
+        draws[place] += (draws.sum() < len(source)) & (share[place] > 0)
+    draws[np.argmax(draws)] -= draws.sum() - len(source)  # what sources of next to no weight took
+    members = tuple(np.flatnonzero(source == number) for number in present)
+    return (None, ()) if (draws == counts).all() else (draws, members)
+
+
+def sample_indices(
+    seed: int, step: int, effective_batch: int, images: int, strata: Strata | None = None
+) -> np.ndarray:
     """The images of one optimizer step, by counted randomness.
 
-    A run's images are one endless sequence: a permutation of all images for epoch 0, another for
-    epoch 1, and so on. Batch `step` is positions [step * B, (step + 1) * B) of it, so every image
-    comes once an epoch whatever B is; B may be larger than the number of images.
+    Without `strata`, a run's images are one endless sequence: a permutation of all images for
+    epoch 0, another for epoch 1, and so on. Batch `step` is positions [step * B, (step + 1) * B)
+    of it, so every image comes once an epoch whatever B is; B may be larger than n.
+
+    With `strata`, an epoch is the T steps that begin in it, and each of them holds at most
+    ceil(m / T) of the m images that a patient, or a series, has in the epoch. Every image still
+    comes once an epoch, except that the epoch takes fewer than B images from the one after it,
+    to fill its last step. See `_steps`.
 
     Args:
         seed: the run's seed, not negative.
         step: the optimizer step, from 0.
         effective_batch: B, images a step.
-        images: images in the data set.
+        images: n, images in the data set.
+        strata: what is known of them.
 
     Returns: row numbers, int64 [B]. The same arguments always give the same numbers.
 
@@ -30,17 +136,85 @@ def sample_indices(seed: int, step: int, effective_batch: int, images: int) -> n
         raise ValueError(f"cannot draw a batch of {effective_batch} from {images} images")
     if seed < 0 or step < 0:
         raise ValueError(f"seed {seed} and step {step} must not be negative")
-    start, stop = step * effective_batch, (step + 1) * effective_batch
-    parts = []
+    if strata is not None:
+        passes = math.ceil(effective_batch / images)
+        epoch = step * effective_batch // (images * passes)
+        first = _first_step(epoch, effective_batch, images * passes)
+        return _steps(strata, seed, epoch, effective_batch)[step - first].copy()
+    return _stream(seed, "order of images", step * effective_batch, effective_batch, images)
+
+
+def _stream(seed: int, purpose: str, start: int, count: int, images: int) -> np.ndarray:
+    """A piece of an endless sequence of permutations, int64 [count]."""
+    stop, parts = start + count, []
     for epoch in range(start // images, (stop - 1) // images + 1):
         first = epoch * images
-        parts.append(_epoch(seed, epoch, images)[max(start - first, 0) : stop - first])
+        parts.append(_epoch(seed, epoch, images, purpose)[max(start - first, 0) : stop - first])
     return np.concatenate(parts)
 
 
 @lru_cache(maxsize=2)  # a batch that crosses the end of an epoch needs two
-def _epoch(seed: int, epoch: int, images: int) -> np.ndarray:
+def _epoch(seed: int, epoch: int, images: int, purpose: str) -> np.ndarray:
     """The order of all images in one epoch, int64 [images], read-only."""
-    order = generator(seed, epoch, "order of images").permutation(images)
+    order = generator(seed, epoch, purpose).permutation(images)
     order.flags.writeable = False
     return order
+
+
+def _first_step(epoch: int, effective_batch: int, images: int) -> int:
+    """The first step that begins in an epoch (or after it, if none does)."""
+    return -(-epoch * images // effective_batch)
+
+
+@lru_cache(maxsize=2)
+def _steps(strata: Strata, seed: int, epoch: int, effective_batch: int) -> np.ndarray:
+    """The images of all steps that begin in an epoch, int64 [T, B].
+
+    The epoch's images are laid in a row with those of a patient, and of a series, beside each
+    other, and dealt out to the T steps in turn, as cards are: m neighbours in the row go to steps
+    that differ as long as m <= T, and otherwise to each step floor(m / T) or ceil(m / T) of them.
+
+    T * B images are needed. Those that the step before the epoch took ahead are left out, and the
+    last step's share of the next epoch is added: both spread evenly over the patients.
+    """
+    images = len(strata.rows)
+    length = images * math.ceil(effective_batch / images)
+    first, after = (_first_step(e, effective_batch, length) for e in (epoch, epoch + 1))
+    counts = _counts(strata, seed, epoch, length)
+    counts -= _ahead(strata, seed, epoch, effective_batch, length)
+    counts += _ahead(strata, seed, epoch + 1, effective_batch, length)
+    rng = generator(seed, epoch, "order of strata")
+    order = strata.order(rng)
+    laid = np.repeat(order, counts[order])
+    steps = laid.reshape(effective_batch, after - first).T
+    steps = rng.permuted(steps[rng.permutation(len(steps))], axis=1)
+    steps.flags.writeable = False
+    return steps
+
+
+def _counts(strata: Strata, seed: int, epoch: int, length: int) -> np.ndarray:
+    """How often each image comes in an epoch of `length`, n or a multiple of it: int64 [n]."""
+    images = len(strata.rows)
+    if strata.draws is None:
+        return np.full(images, length // images)
+    counts = np.zeros(images, dtype=np.int64)
+    for number, (draws, members) in enumerate(zip(strata.draws, strata.members, strict=True)):
+        if draws:
+            draws = int(draws) * (length // images)
+            purpose = f"order of source {number}"
+            drawn = _stream(seed, purpose, epoch * draws, draws, len(members))
+            np.add.at(counts, members[drawn], 1)
+    return counts
+
+
+def _ahead(strata: Strata, seed: int, epoch: int, effective_batch: int, length: int) -> np.ndarray:
+    """How often each image of an epoch is taken ahead, by the last step before it: int64 [n]."""
+    taken = _first_step(epoch, effective_batch, length) * effective_batch - epoch * length
+    counts = np.zeros(len(strata.rows), dtype=np.int64)
+    if taken:
+        rng = generator(seed, epoch, "images taken ahead")
+        order = strata.order(rng)
+        laid = np.repeat(order, _counts(strata, seed, epoch, length)[order])
+        places = ((np.arange(taken) + rng.random()) * len(laid) / taken).astype(np.int64)
+        np.add.at(counts, laid[places], 1)
+    return counts

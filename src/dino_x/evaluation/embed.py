@@ -14,9 +14,11 @@ import torch
 from PIL import Image as Pillow
 from torch import nn
 
+from dino_x.config import WindowOptions
 from dino_x.data.readers import ImageRef, Unreadable, read
+from dino_x.data.volumes import neighbours, read_slices
 from dino_x.training.device import autocast
-from dino_x.views.windowing import apply_window
+from dino_x.views.windowing import apply_window, window_of
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 Progress = Callable[[int, int], None]  # (images done, images in all)
@@ -30,11 +32,13 @@ class Encoder:
         image_size: S, the side in pixels of the squares it takes.
         channels: C, 1 or 3.
         features: from float32 [B, C, S, S] in [0, 1] to [B, D].
+        slices: 3 if the channels are a slice and its neighbours (2.5D), else 1.
     """
 
     image_size: int
     channels: int
     features: Callable[[torch.Tensor], torch.Tensor]
+    slices: int = 1
 
 
 def embed(
@@ -83,6 +87,7 @@ def backbone_encoder(
     std: Sequence[float],
     device: torch.device | str,
     precision: str,
+    slices: int = 1,
 ) -> Encoder:
     """A backbone with its preparation of images, see ``embed``."""
     device = torch.device(device)
@@ -100,7 +105,7 @@ def backbone_encoder(
         finally:
             backbone.train(training)
 
-    return Encoder(image_size, len(mean), features)
+    return Encoder(image_size, len(mean), features, slices)
 
 
 def encode(
@@ -109,6 +114,8 @@ def encode(
     *,
     batch_size: int = 64,
     progress: Progress | None = None,
+    windows: WindowOptions | None = None,
+    rows: Sequence[ImageRef] | None = None,
 ) -> tuple[dict[str, np.ndarray], list[int]]:
     """The features of the same images by several encoders.
 
@@ -117,22 +124,35 @@ def encode(
         refs: N images.
         batch_size: images that go through an encoder together.
         progress: told after each batch.
+        windows: how values become [0, 1], by modality.
+        rows: the images among which those of 2.5D find their neighbours; ``refs`` if None.
 
     Returns:
         For each encoder float32 [M, D], the M <= N images that can be decoded, in their order; and
         the positions in ``refs`` of the N - M that cannot.
     """
-    forms = {(encoder.channels, encoder.image_size) for encoder in encoders.values()}
+    forms = {(e.channels, e.image_size, e.slices) for e in encoders.values()}
+    windows = windows or WindowOptions()
+    beside: dict[ImageRef, list[ImageRef]] = {}
+    if any(slices == 3 for _, _, slices in forms):
+        rows = refs if rows is None else rows
+        triples = neighbours(rows).triples
+        beside = {rows[i]: [rows[j] for j in triple] for i, triple in enumerate(triples)}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     unreadable: list[int] = []
 
-    def prepare(ref: ImageRef) -> dict[tuple[int, int], np.ndarray] | None:
+    def prepare(ref: ImageRef) -> dict[tuple[int, int, int], np.ndarray] | None:
         try:
-            image = read(ref)
+            image = read_slices(beside[ref]) if ref in beside else read(ref)
         except Unreadable:
             return None
-        pixels_CHW = apply_window(image.pixels, image.window)
-        return {(channels, size): squash(pixels_CHW, channels, size) for channels, size in forms}
+        pixels_CHW = apply_window(image.pixels, window_of(image, windows))
+        # Of a slice with its neighbours, what takes no neighbours sees the slice.
+        own_CHW = pixels_CHW[1:2] if ref in beside else pixels_CHW
+        return {
+            (channels, size, slices): squash(pixels_CHW if slices == 3 else own_CHW, channels, size)
+            for channels, size, slices in forms
+        }
 
     # Decoding and resizing release the interpreter lock, so threads are enough.
     with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool, torch.no_grad():
@@ -141,7 +161,7 @@ def encode(
             unreadable += [start + i for i, image in enumerate(prepared) if image is None]
             images = [image for image in prepared if image is not None]
             for name, encoder in encoders.items() if images else ():
-                form = (encoder.channels, encoder.image_size)
+                form = (encoder.channels, encoder.image_size, encoder.slices)
                 batch_BCSS = torch.from_numpy(np.stack([image[form] for image in images]))
                 parts[name].append(encoder.features(batch_BCSS).float().cpu().numpy())
             if progress is not None:

@@ -14,6 +14,7 @@ from rich.text import Text
 from torch import nn
 
 from dino_x.data.index import build_index
+from dino_x.data.volumes import neighbours
 from dino_x.errors import UserError
 from dino_x.evaluation.backbone import Preparation, load_backbone
 from dino_x.evaluation.baselines import pixel_encoder, principal_components, random_weights
@@ -71,6 +72,11 @@ def evaluate(
     untrained = random_weights(backbone.config, seed).to(where, dtype_of(precision))
 
     preparation = backbone.preparation
+    if preparation.slices == 3:
+        refused = {index.rows[row] for row in neighbours(index.rows).refused}
+        usable = np.array([ref not in refused for ref in labelled.refs])
+        if not usable.all():
+            labelled = labelled.keep(usable, "slices of volumes that 2.5D cannot use")
 
     def encoder_of(network: nn.Module) -> Encoder:
         return backbone_encoder(
@@ -80,6 +86,7 @@ def evaluate(
             std=preparation.std,
             device=where,
             precision=precision,
+            slices=preparation.slices,
         )
 
     encoders = {
@@ -87,7 +94,10 @@ def evaluate(
         "random": encoder_of(untrained),
         "pixels": pixel_encoder(),
     }
-    features, unreadable = encode(encoders, labelled.refs, batch_size=batch_size, progress=progress)
+    features, unreadable = encode(
+        encoders, labelled.refs, batch_size=batch_size, progress=progress,
+        windows=preparation.windows, rows=index.rows,
+    )  # fmt: skip
     if unreadable:
         readable = np.ones(len(labelled.refs), dtype=bool)
         readable[unreadable] = False

@@ -6,6 +6,7 @@ B: rows of a forward (crops), L: layers.
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,8 @@ def build_backbone(options: ModelOptions, image_size: int, seed: int) -> Backbon
 
 
 def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, size: int,
-             mean: list[float], std: list[float]) -> None:  # fmt: skip
+             mean: list[float], std: list[float],
+             more: Mapping[str, Any] | None = None) -> None:  # fmt: skip
     """Write weights as transformers saves them, with the configuration of its image processor.
 
     Args:
@@ -220,6 +222,7 @@ def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, siz
         folder: made if missing; files are replaced one by one, each whole.
         size: side in pixels to which the processor resizes images.
         mean, std: of images in [0, 1].
+        more: added to the configuration of the image processor.
     """
     staging = folder.with_name(folder.name + ".partial")
     fresh = type(backbone.vit)(backbone.vit.config)
@@ -237,6 +240,7 @@ def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, siz
         "image_mean": mean,
         "image_std": std,
         "do_convert_rgb": len(mean) == 3,
+        **(more or {}),
     }
     (staging / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
     folder.mkdir(parents=True, exist_ok=True)

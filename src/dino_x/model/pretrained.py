@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers.utils import logging as transformers_logging
 
+from dino_x.config import WindowOptions
 from dino_x.errors import UserError
 
 HUB_TIMEOUT = 5.0  # seconds to learn that there is no network, not the 23 s of the hub's retries
@@ -30,12 +31,16 @@ class Preparation:
         mean: of each channel, on the scale where the window is [0, 1].
         std: of each channel, on the same scale.
         stated: whether the model's files say so; False where it is assumed.
+        slices: 3 for a model trained on slices with their neighbours (2.5D), else 1.
+        windows: how values become [0, 1], by modality; CT always by its fixed window.
     """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     stated: bool = True
+    slices: int = 1
+    windows: WindowOptions = field(default_factory=WindowOptions)
 
     @property
     def channels(self) -> int:
@@ -134,9 +139,17 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
         normalise = stated.get("do_normalize", True)
         mean = _channels(stated.get("image_mean", 0.0) if normalise else 0.0, channels, file)
         std = _channels(stated.get("image_std", 1.0) if normalise else 1.0, channels, file)
+        slices = int(stated.get("dino_x_slices", 1))
+        windows = WindowOptions.model_validate(stated.get("dino_x_windows", {}))
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
-    return Preparation(image_size, tuple(m / scale for m in mean), tuple(s / scale for s in std))
+    return Preparation(
+        image_size,
+        tuple(m / scale for m in mean),
+        tuple(s / scale for s in std),
+        slices=slices,
+        windows=windows,
+    )
 
 
 def _square(size: Any, source: Path) -> int:

@@ -12,9 +12,12 @@ from rich.console import Console
 
 from dino_x import __version__
 from dino_x.config import Options
-from dino_x.data.cache import canvas_side
+from dino_x.data.cache import CanvasForm, Crop, canvas_side
 from dino_x.data.index import Index, build_index, is_grey, write_skipped
 from dino_x.data.loader import Loader
+from dino_x.data.sampler import strata_of
+from dino_x.data.store import CanvasStore, keys_of
+from dino_x.data.volumes import neighbours, refuse_uneven
 from dino_x.errors import UserError
 from dino_x.evaluation.labels import load_labels
 from dino_x.evaluation.suite import evaluate, print_table, write_json
@@ -92,7 +95,7 @@ def train_together(
     early = together(ranks, lambda: early_checks(said, ranks))
     index, held_out = from_first(ranks, lambda: images_of(early, console))
     options, preset_line = resolve(said, len(index), inherited(said))
-    prepared = together(ranks, lambda: prepare(options, run, index, device, ranks))
+    prepared = together(ranks, lambda: prepare(options, run, index, device, ranks, console))
     check_same(ranks, "images", files_hash(index) if ranks.count > 1 else "")
     check_same(ranks, "settings", f"{__version__} {options.model_dump_json()}")
     together(ranks, lambda: begin(prepared, resumed, resume, console))
@@ -117,7 +120,10 @@ def early_checks(said: Mapping[str, Any], ranks: Ranks) -> Options:
 def images_of(options: Options, console: Console) -> tuple[Index, int]:
     """The images to train on, and how many are held out."""
     index = read_index(options, console)
-    return index, hold_out(options, index)
+    held_out = hold_out(options, index)
+    if options.data.slices == 3:
+        refuse_uneven(index)
+    return index, held_out
 
 
 def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> None:
@@ -185,31 +191,38 @@ def hold_out(options: Options, index: Index) -> int:
 
 
 def prepare(
-    options: Options, run: RunFolder, index: Index, device: torch.device, ranks: Ranks
+    options: Options,
+    run: RunFolder,
+    index: Index,
+    device: torch.device,
+    ranks: Ranks,
+    console: Console,
 ) -> Prepared:
     """Policy, model, loader and micro-batch of a run; ``options`` get their last values."""
     policy = centering_policy(options.loss, options.train.effective_batch)
     options.loss.centering = policy.centering
     options.loss.koleo_weight = policy.koleo_weight
     check_koleo_group(options)
-    views = options.views
-    sets = crop_sizes(options)
-    crops = [(sizes.global_size, views.global_scale[0]) for sizes in sets]
-    if options.gram.weight:
-        crops += [(sizes.gram_size or 0, views.global_scale[0]) for sizes in sets]
-    if views.local_crops:
-        crops += [(sizes.local_size, views.local_scale[0]) for sizes in sets]
-    backbone = build_backbone(options.model, views.global_size, options.train.seed)
+    backbone = build_backbone(options.model, options.views.global_size, options.train.seed)
+    if options.data.slices > backbone.channels:
+        raise UserError(
+            f"data.slices {options.data.slices} needs a model of as many channels, and this one has"
+            f" {backbone.channels}; set model.channels={options.data.slices}, or data.slices=1"
+        )
+    form = canvas_form(options, index, backbone.channels)
     loader = Loader(
         index,
-        canvas_side(index, crops),
-        1 if backbone.channels == 1 or is_grey(index.rows) else 3,
+        form,
         cache_bytes=options.data.cache_mb * 2**20,
         workers=options.data.workers,
+        store=open_store(options, index, form, console),
     )
     dtype = dtype_of(options.train.precision)
     cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
-    trainer = Trainer(options, run, loader, len(index), hash_of(index), cutter, backbone, ranks)
+    strata = strata_of(index.rows, options.data.source_weights)
+    trainer = Trainer(
+        options, run, loader, len(index), hash_of(index), cutter, backbone, strata, ranks
+    )
     check_patches(options, trainer)
     if options.train.micro_batch == "auto":
         share = options.train.effective_batch // ranks.count
@@ -219,6 +232,45 @@ def prepare(
     assert isinstance(micro_batch, int)
     check_divides(options.train.effective_batch, micro_batch, ranks.count)
     return Prepared(trainer, loader, index, policy)
+
+
+def canvas_form(options: Options, index: Index, channels: int) -> CanvasForm:
+    """How the canvases of a run are made, for a network of so many input channels."""
+    views, data = options.views, options.data
+    globals_mm, locals_mm = views.global_scale_mm, views.local_scale_mm
+    crops = []
+    for sizes in crop_sizes(options):
+        seen = [sizes.global_size, *([sizes.gram_size or 0] if options.gram.weight else [])]
+        side_mm = globals_mm[0] if globals_mm else None
+        crops += [Crop(size, views.global_scale[0], side_mm) for size in seen]
+        if views.local_crops:
+            side_mm = locals_mm[0] if locals_mm else None
+            crops.append(Crop(sizes.local_size, views.local_scale[0], side_mm))
+    grey = channels == 1 or (data.slices == 1 and is_grey(index.rows))
+    return CanvasForm(
+        side=canvas_side(index, crops, data.spacing_mm),
+        channels=1 if grey else 3,
+        slices=data.slices,
+        spacing_mm=data.spacing_mm,
+        windows=options.windows,
+    )
+
+
+def open_store(
+    options: Options, index: Index, form: CanvasForm, console: Console
+) -> CanvasStore | None:
+    """The cache on disk, if there is to be one."""
+    data = options.data
+    if data.cache is None:
+        return None
+    triples = neighbours(index.rows).triples if form.slices == 3 else None
+    return CanvasStore(
+        Path(data.cache),
+        keys_of(index.rows, form, triples),
+        form,
+        limit_bytes=int(data.cache_gb * 1e9),
+        say=lambda line: console.print(line, style="yellow", highlight=False, soft_wrap=True),
+    )
 
 
 def check_koleo_group(options: Options) -> None:
@@ -310,6 +362,9 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
     if backbone.accounting is not None:
         heads = "the run's" if options.model.heads_from == "run" else "new"
         lines["weights"] = f"{backbone.accounting.line()}; heads: {heads}"
+    if prepared.loader.store is not None:
+        cached = len(prepared.loader.store)
+        lines["cache"] = f"{options.data.cache}, {cached:,} of {len(index):,} images are in it"
     if trainer.done:
         lines["resumed"] = f"after step {trainer.done:,}"
     for name, line in lines.items():

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dino_x.config import CropSizes, Options
+from dino_x.data.sampler import Strata
 from dino_x.errors import SaidElsewhereError, UserError
 from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
@@ -58,6 +59,7 @@ class Trainer:
         images_hash: tells a resumed run whether they are still the same.
         cutter: canvases to crops.
         backbone: the student's, if it is loaded already.
+        strata: which images should not come together, if that is known.
         ranks: the processes that share the run; all have the same state, the first writes it.
     """
 
@@ -68,6 +70,7 @@ class Trainer:
     images_hash: str
     cutter: Cutter
     backbone: Backbone | None = None
+    strata: Strata | None = None
     ranks: Ranks = ALONE
     done: int = 0
     student: Network = field(init=False)
@@ -159,7 +162,7 @@ class Trainer:
         """The draws of a step; crops of other sizes than those drawn if they are given."""
         backbone = self.student.backbone
         depth, patch_size = backbone.depth, backbone.patch_size
-        return draw_window(self.options, step, self.images, depth, patch_size, sizes)
+        return draw_window(self.options, step, self.images, depth, patch_size, sizes, self.strata)
 
     def micro_batches(self, window: Window) -> Iterator[MicroBatch]:
         """The share of a window that is this process's, a micro-batch at a time."""
@@ -243,6 +246,10 @@ class Trainer:
             self.options.views.global_size,
             self.cutter.mean,
             self.cutter.std,
+            {
+                "dino_x_slices": self.options.data.slices,
+                "dino_x_windows": self.options.windows.model_dump(mode="json"),
+            },
         )
 
     def resume(self) -> None:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from dino_x.config import CropSizes, Options
 from dino_x.data.loader import Canvases
-from dino_x.data.sampler import sample_indices
+from dino_x.data.sampler import Strata, sample_indices
 from dino_x.model.backbone import Backbone, ForwardRandomness
 from dino_x.randomness import generator
 from dino_x.views.crops import apply_views, draw_views, view_parameters
+from dino_x.views.ct_windows import draw_windows, window_parameters
 from dino_x.views.masks import block_masks, mask_counts
 from dino_x.views.sizes import draw_sizes
 
@@ -40,6 +41,8 @@ class Window:
     global_rescale: float
     local_rescale: float
     sizes: CropSizes
+    global_windows_BVU: np.ndarray  # of CT; other images have no use for them
+    local_windows_BVU: np.ndarray
 
     @property
     def images(self) -> int:
@@ -64,6 +67,7 @@ def draw_window(
     depth: int,
     patch_size: int,
     sizes: CropSizes | None = None,
+    strata: Strata | None = None,
 ) -> Window:
     """Everything random in one step, from (seed, step) alone.
 
@@ -74,6 +78,7 @@ def draw_window(
         depth: layers of the backbone.
         patch_size: side of a patch in pixels.
         sizes: of the crops, if not those that are drawn.
+        strata: what is known of the images that decides which come together.
     """
     sizes = sizes or draw_sizes(options, step)
     seed, batch, locals_ = (
@@ -98,7 +103,7 @@ def draw_window(
 
     return Window(
         step=step,
-        indices_B=sample_indices(seed, step, batch, images),
+        indices_B=sample_indices(seed, step, batch, images, strata),
         global_draws_BVU=draw_views(generator(seed, step, "global crops"), batch, GLOBAL_VIEWS),
         local_draws_BVU=draw_views(generator(seed, step, "local crops"), batch, locals_),
         masks_BVN=masks,
@@ -107,6 +112,10 @@ def draw_window(
         global_rescale=rescale("global rope"),
         local_rescale=rescale("local rope"),
         sizes=sizes,
+        global_windows_BVU=draw_windows(
+            generator(seed, step, "global windows"), batch, GLOBAL_VIEWS
+        ),
+        local_windows_BVU=draw_windows(generator(seed, step, "local windows"), batch, locals_),
     )
 
 
@@ -127,19 +136,46 @@ class Cutter:
     device: torch.device
     dtype: torch.dtype
 
-    def crops(self, canvases: Canvases, draws_bVU: np.ndarray, size: int,
-              scale: tuple[float, float]) -> Tensor:  # fmt: skip
-        """Normalised crops, view-major [V * b, 3, O, O]."""
-        pixels = canvases.pixels.to(self.device, self.dtype)
-        aspect = canvases.aspect.to(self.device, self.dtype)
-        draws = torch.as_tensor(draws_bVU).to(self.device, self.dtype)
-        parameters = view_parameters(draws, aspect, scale, size, self.options.views)
-        crops = apply_views(pixels, parameters, size)
+    def crops(
+        self,
+        canvases: Canvases,
+        draws_bVU: np.ndarray,
+        size: int,
+        scale: tuple[float, float],
+        *,
+        scale_mm: tuple[float, float] | None = None,
+        windows_bVU: np.ndarray | None = None,
+    ) -> Tensor:
+        """Normalised crops, view-major [V * b, 3, O, O].
+
+        Args:
+            canvases: b images.
+            draws_bVU: see ``draw_views``.
+            size: O.
+            scale: share of the image's area.
+            scale_mm: instead, side in mm, for images whose size in mm is known.
+            windows_bVU: see ``draw_windows``; needed if any image is in Hounsfield units.
+        """
+        pixels, aspect = self._here(canvases.pixels), self._here(canvases.aspect)
+        size_mm = None if canvases.size_mm is None else self._here(canvases.size_mm)
+        parameters = view_parameters(
+            self._here(draws_bVU), aspect, scale, size, self.options.views,
+            scale_mm=scale_mm, size_mm_B2=size_mm,
+        )  # fmt: skip
+        windows = None
+        if canvases.hounsfield is not None:
+            assert windows_bVU is not None
+            is_ct = canvases.hounsfield.to(self.device)
+            windows = window_parameters(self._here(windows_bVU), is_ct)
+        crops = apply_views(pixels, parameters, size, windows)
         mean, std = (
             torch.tensor(value, device=self.device, dtype=self.dtype)[:, None, None]
             for value in (self.mean, self.std)
         )
         return (crops - mean) / std  # a grey crop becomes three channels here
+
+    def _here(self, values: np.ndarray | Tensor) -> Tensor:
+        return torch.as_tensor(values).to(self.device, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -173,15 +209,22 @@ class MicroBatch:
 
     def _global_crops(self, size: int) -> Tensor:
         draws = self.window.global_draws_BVU[self.span]
-        scale = self.cutter.options.views.global_scale
-        return self.cutter.crops(self.canvases, draws, size, scale)
+        views = self.cutter.options.views
+        return self.cutter.crops(
+            self.canvases, draws, size, views.global_scale,
+            scale_mm=views.global_scale_mm,
+            windows_bVU=self.window.global_windows_BVU[self.span],
+        )  # fmt: skip
 
     def local_crops(self) -> Tensor:
         """[local crops * b, 3, O, O]."""
         views = self.cutter.options.views
         draws = self.window.local_draws_BVU[self.span]
-        size = self.window.sizes.local_size
-        return self.cutter.crops(self.canvases, draws, size, views.local_scale)
+        return self.cutter.crops(
+            self.canvases, draws, self.window.sizes.local_size, views.local_scale,
+            scale_mm=views.local_scale_mm,
+            windows_bVU=self.window.local_windows_BVU[self.span],
+        )  # fmt: skip
 
     def masks(self) -> Tensor:
         """Masked patches of the global crops, bool [2 * b, N]."""

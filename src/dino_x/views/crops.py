@@ -3,19 +3,23 @@
 Shapes: B images of the effective batch, b of a micro-batch, V views, C channels, S side of the
 canvas (the square an image is kept in, see data/loader.py), O side of a crop.
 
-A crop, its antialiased resize, flip and blur are one linear map along each axis. We build these
-two matrices for every view and apply them to the micro-batch as two batched matrix products:
-``crop = R_y @ canvas @ R_x^T``. That is what Pillow computes (tested against it), for all views of
-all images at once, on any device, and flips and blurs cost nothing extra.
+A crop with its antialiased resize and flip is one linear map along each axis, and a row of it has
+few weights that are not 0: the pixels under a triangle filter. We write down these pixels and their
+weights for every row of every view, and gather: all views of all images at once, on any device.
+That is what Pillow computes (tested against it); flips cost nothing extra. Blurs are two batched
+matrix products. Measured on two CPU threads, against both maps as full matrices: 2.5 times faster.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dino_x.config import ViewOptions
+from dino_x.views.ct_windows import WindowParameters, apply_windows
 
 DRAWS = 12  # uniform numbers a view needs; see the columns in view_parameters
 BLUR_REFERENCE = 224  # blur_sigma is in pixels of a crop of this side
@@ -43,17 +47,30 @@ def draw_views(rng: np.random.Generator, images: int, views: int) -> np.ndarray:
 
 
 def view_parameters(
-    draws_BVU: Tensor, aspect_B: Tensor, scale: tuple[float, float], size: int, options: ViewOptions
+    draws_BVU: Tensor,
+    aspect_B: Tensor,
+    scale: tuple[float, float],
+    size: int,
+    options: ViewOptions,
+    *,
+    scale_mm: tuple[float, float] | None = None,
+    size_mm_B2: Tensor | None = None,
 ) -> ViewParameters:
     """Turn uniform draws into parameters, given each image's true height / width.
 
     A crop's area share s and width / height r are uniform and log-uniform in their ranges, with r
     limited to what fits in the image at that s (instead of drawing again until it fits, which
-    would consume an unknown number of draws).
+    would consume an unknown number of draws). With ``scale_mm``, a crop's side (the square root of
+    its area) is uniform between two lengths in mm where the image's height and width in mm are
+    known (``size_mm_B2``, not-a-number where they are not), and at most the whole image.
     """
     u = draws_BVU.unbind(dim=-1)
     tall = aspect_B[:, None]
     area = scale[0] + (scale[1] - scale[0]) * u[0]
+    if scale_mm is not None and size_mm_B2 is not None:
+        side_mm = scale_mm[0] + (scale_mm[1] - scale_mm[0]) * u[0]
+        share = side_mm.square() / size_mm_B2.prod(dim=1)[:, None]
+        area = torch.where(share.isfinite(), share.clamp(max=1), area)
     fits = (area / tall, 1 / (area * tall))  # between these it is inside the image
     lowest = torch.full_like(area, options.aspect[0]).clamp(*fits).log()
     highest = torch.full_like(area, options.aspect[1]).clamp(*fits).log()
@@ -76,10 +93,10 @@ def view_parameters(
     )
 
 
-def resampling_matrix(
+def resampling_taps(
     start_N: Tensor, length_N: Tensor, flip_N: Tensor, side: int, size: int
-) -> Tensor:
-    """Antialiased resampling of an interval of a line of pixels, as a matrix.
+) -> tuple[Tensor, Tensor]:
+    """Antialiased resampling of an interval of a line of pixels, as the pixels and their weights.
 
     Args:
         start_N: where the interval starts, in shares of the line.
@@ -88,54 +105,92 @@ def resampling_matrix(
         side: pixels of the line, S.
         size: pixels of the result, O.
 
-    Returns: [N, O, S]; each row sums to 1. A triangle filter as wide as one output pixel, as
-        Pillow's BILINEAR with ``box``: pixels just outside the interval count too.
+    Returns: which pixels make up each pixel of the result, int32 [N, O, K], and their weights,
+        [N, O, K], which sum to 1. A triangle filter as wide as one output pixel, as Pillow's
+        BILINEAR with ``box``: pixels just outside the interval count too.
     """
     dtype, device = start_N.dtype, start_N.device
     out_O = torch.arange(size, dtype=dtype, device=device) + 0.5
-    pixels_S = torch.arange(side, dtype=dtype, device=device) + 0.5
     out_NO = torch.where(flip_N[:, None], size - out_O, out_O)
     step_N1 = (length_N * side / size)[:, None]
     centre_NO = start_N[:, None] * side + out_NO * step_N1
-    weights_NOS = (pixels_S - centre_NO[:, :, None]).abs_()
-    weights_NOS = weights_NOS.div_(-step_N1.clamp(min=1)[:, :, None]).add_(1).clamp_(min=0)
-    return weights_NOS.div_(weights_NOS.sum(dim=2, keepdim=True))
+    radius_N1 = step_N1.clamp(min=1)
+    taps = math.ceil(2 * float(radius_N1.max()))  # whole numbers in an open interval of 2 radii
+    first_NO = (centre_NO - radius_N1 - 0.5).floor() + 1
+    pixel_NOK = first_NO[:, :, None] + torch.arange(taps, dtype=dtype, device=device)
+    weight_NOK = (pixel_NOK + 0.5 - centre_NO[:, :, None]).abs_()
+    weight_NOK = weight_NOK.div_(-radius_N1[:, :, None]).add_(1).clamp_(min=0)
+    weight_NOK.masked_fill_((pixel_NOK < 0) | (pixel_NOK > side - 1), 0)
+    weight_NOK.div_(weight_NOK.sum(dim=2, keepdim=True))
+    return pixel_NOK.clamp_(0, side - 1).to(torch.int32), weight_NOK
 
 
 def blur_matrix(sigma_N: Tensor, size: int) -> Tensor:
     """A Gaussian blur of a line of O pixels as a matrix, [N, O, O]; sigma 0 is the identity."""
-    pixels_O = torch.arange(size, dtype=sigma_N.dtype, device=sigma_N.device)
-    distance_OO = (pixels_O[:, None] - pixels_O[None, :]).square()
-    precision_N = 0.5 / sigma_N.clamp(min=1e-3).square()
-    blur_NOO = (distance_OO * -precision_N[:, None, None]).exp_()
+    distance_L = torch.arange(1 - size, size, dtype=sigma_N.dtype, device=sigma_N.device)
+    precision_N1 = 0.5 / sigma_N.clamp(min=1e-3).square()[:, None]
+    line_NL = (distance_L.square() * -precision_N1).exp_()
+    blur_NOO = line_NL.unfold(1, size, 1).flip(1)  # row i is the line from O - 1 - i on
     return blur_NOO.div_(blur_NOO.sum(dim=2, keepdim=True))
 
 
-def apply_views(canvas_bCSS: Tensor, parameters: ViewParameters, size: int) -> Tensor:
+def apply_views(
+    canvas_bCSS: Tensor,
+    parameters: ViewParameters,
+    size: int,
+    windows: WindowParameters | None = None,
+) -> Tensor:
     """Crops of a micro-batch, view-major: [V * b, C, O, O], values in [0, 1].
 
     Row ``view * b + image``. Pure: the same numbers give the same crops, whatever else is in the
-    micro-batch, to rounding.
+    micro-batch, to rounding. In this order: crop with resize and flip, blur, windows if there are
+    any, brightness and contrast, gamma.
     """
     p, (images, channels, side, _) = parameters, canvas_bCSS.shape
     views = p.left.shape[1]
-    blur = blur_matrix(p.sigma.flatten(), size) if bool((p.sigma > 0).any()) else None
 
-    def matrices(start: Tensor, length: Tensor, flip: Tensor) -> Tensor:
-        matrix = resampling_matrix(start.flatten(), length.flatten(), flip.flatten(), side, size)
-        matrix = matrix if blur is None else blur @ matrix
-        return matrix.view(images, views, size, side)
+    def by_view(value: Tensor) -> Tensor:
+        return value.t().flatten()
 
-    across = matrices(p.left, p.width, p.flip_x).flatten(1, 2)  # [b, V*O, S]
-    down = matrices(p.top, p.height, p.flip_y)  # [b, V, O, S]
-    rows = canvas_bCSS.flatten(1, 2) @ across.transpose(1, 2)  # [b, C*S, V*O]
-    rows = rows.view(images, channels, side, views, size).permute(3, 0, 1, 2, 4)
-    crops = down.transpose(0, 1)[:, :, None] @ rows  # [V, b, C, O, O]
+    down = resampling_taps(by_view(p.top), by_view(p.height), by_view(p.flip_y), side, size)
+    across = resampling_taps(by_view(p.left), by_view(p.width), by_view(p.flip_x), side, size)
+    planes = canvas_bCSS.flatten(0, 1)
+    which = torch.arange(len(planes), device=planes.device).repeat(views)
+    rows_PSO = _gather(planes, which, channels, *down).transpose(1, 2).contiguous()
+    which = torch.arange(len(rows_PSO), device=planes.device)
+    crops_POO = _gather(rows_PSO, which, channels, *across).transpose(1, 2)  # P = V * b * C
+    crops = crops_POO.contiguous().view(views * images, channels, size, size)
+
+    sigma = by_view(p.sigma)
+    blurred = sigma.nonzero().flatten()
+    if len(blurred):
+        blur = blur_matrix(sigma[blurred], size)[:, None]
+        with torch.autocast(crops.device.type, enabled=False):  # bf16 has 8 bits, as few as a PNG
+            crops[blurred] = blur @ crops[blurred] @ blur.transpose(2, 3)
+    if windows is not None:
+        crops = apply_windows(crops, windows)
 
     def of_view(value: Tensor) -> Tensor:
-        return value.transpose(0, 1)[:, :, None, None, None]
+        return by_view(value)[:, None, None, None]
 
-    mean = crops.mean(dim=(2, 3, 4), keepdim=True)
-    crops = (crops - mean) * of_view(p.contrast) + mean + of_view(p.brightness)
-    crops = crops.clamp(0, 1) ** of_view(p.gamma)
-    return crops.flatten(0, 1)
+    mean = crops.mean(dim=(1, 2, 3), keepdim=True)
+    crops.sub_(mean).mul_(of_view(p.contrast)).add_(mean).add_(of_view(p.brightness))
+    return crops.clamp_(0, 1).pow_(of_view(p.gamma))
+
+
+def _gather(
+    planes_MLW: Tensor, which_P: Tensor, channels: int, pixel_NOK: Tensor, weight_NOK: Tensor
+) -> Tensor:
+    """Weighted sums of lines: [P, O, W], P = N * channels, from plane ``which_P`` for each."""
+    _, lines, width = planes_MLW.shape
+    size, taps = pixel_NOK.shape[1:]
+    start_NC = (which_P * lines).view(-1, channels).to(torch.int32)
+    index = pixel_NOK[:, None] + start_NC[:, :, None, None]
+    weight = weight_NOK[:, None].expand(index.shape)
+    sums = functional.embedding_bag(
+        index.view(-1, taps),
+        planes_MLW.reshape(-1, width),
+        mode="sum",
+        per_sample_weights=weight.reshape(-1, taps),
+    )
+    return sums.view(-1, size, width)

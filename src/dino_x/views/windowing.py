@@ -16,6 +16,9 @@ import math
 
 import numpy as np
 
+from dino_x.config import WindowOptions
+from dino_x.data.image import Image
+
 CT_WINDOW = (-1000.0, 1000.0)
 BYTE_WINDOW = (0.0, 255.0)
 PERCENTILES = (0.5, 99.5)
@@ -56,7 +59,21 @@ def choose_window(
     return robust_window(pixels)
 
 
-def robust_window(pixels: np.ndarray) -> tuple[float, float]:
+def window_of(image: Image, options: WindowOptions) -> tuple[float, float]:
+    """An image's own window, unless its modality and the options ask for percentiles.
+
+    Returns: finite low < high, in the units of its pixels.
+    """
+    if image.modality in XRAY and options.xray == "percentiles":
+        return robust_window(image.pixels)
+    if image.modality == "MR" and options.mr != PERCENTILES:
+        return robust_window(image.pixels, options.mr)
+    return image.window
+
+
+def robust_window(
+    pixels: np.ndarray, percentiles: tuple[float, float] = PERCENTILES
+) -> tuple[float, float]:
     """The 0.5th and 99.5th percentile of the finite values; never of zero width.
 
     Where the percentiles coincide (a thin object on an even background) the extremes are taken,
@@ -71,7 +88,7 @@ def robust_window(pixels: np.ndarray) -> tuple[float, float]:
     values = grid[np.isfinite(grid)]
     if values.size == 0:
         return 0.0, 1.0
-    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
+    low, high = (float(value) for value in np.percentile(values, percentiles))
     if low < high:
         return low, high
     values = pixels[np.isfinite(pixels)]
