@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-from dino_x.data.image import Image, ImageRef, Unreadable, check_size
+from dino_x.data.image import DEFAULT, Image, ImageRef, Reading, Unreadable, check_size
 from dino_x.views.windowing import choose_window
 
 # `check_size` refuses bombs with its own limit and a reason; Pillow's refusal (at twice the
@@ -24,10 +24,12 @@ warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning)
 _FORMATS = ("PNG", "JPEG", "BMP")
 
 
-def refs(path: Path) -> list[ImageRef]:
+def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     """The one image of the file. Raises Unreadable."""
     with _open(path) as picture:
-        return [ImageRef(path=path, height=picture.height, width=picture.width)]
+        bits = 16 if picture.mode.startswith("I") else 8
+        height, width, name = picture.height, picture.width, picture.format
+        return [ImageRef(path=path, height=height, width=width, format=name, bits=bits)]
 
 
 def read(ref: ImageRef) -> Image:

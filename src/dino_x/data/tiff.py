@@ -8,7 +8,9 @@ dropped. Palettes become RGB.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +19,8 @@ import tifffile
 from PIL import Image as Pillow
 from tifffile import COMPRESSION, PHOTOMETRIC, RESUNIT
 
-from dino_x.data.image import Image, ImageRef, Unreadable, check_size
+from dino_x.data.identity import key
+from dino_x.data.image import DEFAULT, Image, ImageRef, Reading, Unreadable, check_count, check_size
 from dino_x.data.picture import to_array
 from dino_x.views.windowing import choose_window
 
@@ -34,22 +37,38 @@ _OWN = {
 }
 
 
-def refs(path: Path) -> list[ImageRef]:
+def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     """The pages of a file, thumbnails left out. Raises Unreadable."""
+    found = []
     try:
         with tifffile.TiffFile(path) as tiff:
-            shapes = [
-                (number, int(page.imagelength), int(page.imagewidth))
-                for number, page in enumerate(cast(Iterable[tifffile.TiffPage], tiff.pages))
-                if not page.is_reduced
-            ]
+            for number, page in enumerate(cast(Iterable[tifffile.TiffPage], tiff.pages)):
+                check_count(number + 1)
+                if not page.is_reduced:
+                    found.append(_ref(path, number, page))
+    except Unreadable:
+        raise
     except Exception:
         raise Unreadable("damaged TIFF header") from None
-    if not shapes:
-        raise Unreadable("no pixels")
-    for _, height, width in shapes:
-        check_size(height, width)
-    return [ImageRef(path=path, frame=n, height=height, width=width) for n, height, width in shapes]
+    check_count(len(found))
+    if len(found) > 1:  # pages of one file are likely slices of one volume, or frames of one film
+        series = key("series", os.path.realpath(path))
+        found = [replace(ref, series=series) for ref in found]
+    return found
+
+
+def _ref(path: Path, number: int, page: Any) -> ImageRef:
+    height, width = int(page.imagelength), int(page.imagewidth)
+    check_size(height, width)
+    return ImageRef(
+        path=path,
+        frame=number,
+        height=height,
+        width=width,
+        spacing_mm=_spacing(page),
+        format="TIFF",
+        bits=page.bitspersample if isinstance(page.bitspersample, int) else None,
+    )
 
 
 def read(ref: ImageRef) -> Image:
