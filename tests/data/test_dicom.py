@@ -364,7 +364,7 @@ def test_deflated_bomb_is_refused(write_dicom, monkeypatch):
     )
     assert path.stat().st_size < 10_000
     assert len(refs(path)) == 1
-    monkeypatch.setattr(dicom_header, "MAX_PIXELS", 100_000)
+    monkeypatch.setattr(dicom_header, "_MOST_INFLATED", 200_000)
     with pytest.raises(Unreadable, match="inflates"):
         refs(path)
 
@@ -376,13 +376,34 @@ def test_dicom_without_pixels(name):
 
 
 def test_damaged_compressed_pixels(write_dicom):
-    path = write_dicom(
-        np.zeros((4, 4), dtype=np.uint8),
-        PixelData=encapsulate([b"\xff\x4f\xff\x51" + b"\x01" * 60]),
-        TransferSyntaxUID=JPEG2000,
-    )
+    whole = transcode(write_dicom(np.zeros((48, 32), dtype=np.uint8)), "JPEG2000Lossless")
+    content = bytearray(whole.read_bytes())
+    at = content.index(b"\xff\x4f\xff\x51") + 60
+    content[at : at + 40] = b"\x01" * 40
+    whole.write_bytes(content)
     with pytest.raises(Unreadable, match="damaged pixel data"):
-        read(path)
+        read(whole)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "marker", "at", "size"),
+    [
+        ("JPEG2000Lossless", b"\xff\x4f\xff\x51", 8, b"\0\0\xea\x60\0\0\xea\x60"),
+        ("JPEGLSLossless", b"\xff\xf7", 5, b"\xea\x60\xea\x60"),
+        ("JPEGLosslessProcess14_1", b"\xff\xc3", 5, b"\xea\x60\xea\x60"),
+    ],
+)
+def test_an_image_that_is_not_of_the_headers_size_is_refused_unseen(
+    write_dicom, syntax, marker, at, size
+):
+    """A decoder would ask for the memory, or, of JPEG-LS, end the process."""
+    path = transcode(write_dicom(np.zeros((48, 32), dtype=np.uint16)), syntax)
+    content = bytearray(path.read_bytes())
+    at += content.index(marker, content.index(b"\xe0\x7f\x10\0"))
+    content[at : at + len(size)] = size
+    path.write_bytes(content)
+    with pytest.raises(Unreadable, match="not of the size that the header says|no valid header"):
+        refs(path)
 
 
 def test_no_patient_value_leaves_a_file(write_dicom, rng, patient, capfd, caplog):

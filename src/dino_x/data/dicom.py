@@ -21,7 +21,15 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from dino_x.data.dicom_header import Header, is_dicom, number, numbers, read_header
 from dino_x.data.dicom_terms import BODY_PARTS, MODALITIES, PHOTOMETRICS, term
-from dino_x.data.image import DEFAULT, Image, ImageRef, Reading, Unreadable, check_count
+from dino_x.data.image import (
+    DEFAULT,
+    Image,
+    ImageRef,
+    Reading,
+    Unreadable,
+    channels_first,
+    check_count,
+)
 from dino_x.views.windowing import choose_window, voi_window
 
 __all__ = ["is_dicom", "read", "refs"]
@@ -86,13 +94,13 @@ def _to_image(stored: np.ndarray, header: Header, frame: int) -> Image:
     spacing = _spacing(header, frame)
     if elements.get("PhotometricInterpretation") == "PALETTE COLOR":
         colours = apply_color_lut(stored, elements)
-        pixels = np.ascontiguousarray(colours.transpose(2, 0, 1), dtype=np.float32)
+        pixels = channels_first(colours)
         # Entries of 16 bits fill them, unless their writer used only 8.
         wide = colours.dtype != np.uint8 and colours.max() > 255
         return Image(pixels, (0.0, 65535.0 if wide else 255.0), spacing, modality)
     bits = int(elements.get("BitsStored") or elements.get("BitsAllocated") or 0)
     if stored.ndim == 3:
-        pixels = np.ascontiguousarray(stored.transpose(2, 0, 1), dtype=np.float32)
+        pixels = channels_first(stored)
         return Image(pixels, choose_window(pixels, bits=bits), spacing, modality)
 
     rescale = _rescale(header, frame)

@@ -32,8 +32,9 @@ from pydicom.uid import (
     JPEGExtended12Bit,
 )
 
+from dino_x.data.codestream import check_codestream
 from dino_x.data.identity import key
-from dino_x.data.image import MAX_PIXELS, Unreadable, check_size
+from dino_x.data.image import Unreadable, check_size
 
 # Odd values are common, harmless here, and quoted in pydicom's messages, which would put parts of
 # headers on the screen and in logs: nothing is validated, logged or warned of while reading.
@@ -88,7 +89,8 @@ _IDENTIFIERS: list[BaseTag | int] = [
     Tag(keyword) for keyword in ("PatientID", "IssuerOfPatientID", "SeriesInstanceUID")
 ]
 _PIXEL_DATA = {Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")}
-_UNDEFINED = 0xFFFFFFFF
+# What a deflated file may inflate to, in bytes; it is inflated as a whole for each frame.
+_MOST_INFLATED = 200_000_000
 _VRS = {b"AE", b"AS", b"CS", b"DA", b"DT", b"IS", b"LO", b"OB", b"PN", b"SH", b"TM", b"UI", b"UL"}
 
 
@@ -245,7 +247,7 @@ def _check_length(file: BinaryIO, header: Header, length: int) -> None:
     offset = file.tell() + (12 if header.explicit else 8)
     size = file.seek(0, io.SEEK_END)
     if header.syntax.is_compressed:
-        fragments = _count_fragments(file, offset, size)
+        fragments = _count_fragments(file, offset, size, header)
         if fragments < header.frames:
             raise Unreadable(f"truncated: {fragments} of {header.frames} frames are there")
         return
@@ -259,8 +261,10 @@ def _check_length(file: BinaryIO, header: Header, length: int) -> None:
         raise Unreadable(f"truncated: {there:,} of {bits // 8:,} bytes of pixel data are there")
 
 
-def _count_fragments(file: BinaryIO, offset: int, size: int) -> int:
+def _count_fragments(file: BinaryIO, offset: int, size: int, header: Header) -> int:
     """Walk over encapsulated pixel data; raise Unreadable where it runs over the file's end.
+
+    The first fragment of each codestream is held against the header.
 
     Source: DICOM PS3.5 A.4.
     """
@@ -273,6 +277,8 @@ def _count_fragments(file: BinaryIO, offset: int, size: int) -> int:
             return fragments
         if tag != b"\xfe\xff\x00\xe0" or offset + 8 + length > size:
             break
+        if fragments >= 0:
+            check_codestream(file, offset + 8, length, header.rows, header.columns)
         fragments += 1
         offset += 8 + length
     if offset == size:  # some writers leave out the delimiter at the end
@@ -288,7 +294,7 @@ def _refuse_inflation(file: BinaryIO) -> None:
         start = 144 + int.from_bytes(head[140:144], "little")
         file.seek(start)
         inflated = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflated.decompress(file.read(), 2 * MAX_PIXELS)
+        inflated.decompress(file.read(), _MOST_INFLATED)
         file.seek(0)
         if not inflated.eof:
             raise Unreadable("truncated, or inflates to more than any image")

@@ -21,6 +21,7 @@ from dino_x.data.image import (
     ImageRef,
     Reading,
     Unreadable,
+    channels_first,
     check_count,
     check_size,
 )
@@ -84,7 +85,7 @@ def read(ref: ImageRef) -> Image:
     values = stored.reshape(shape, order="A" if header.fortran else "C")[ref.frame]
     if header.dtype == bool:
         values = values.astype(np.uint8) * 255
-    pixels = np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
+    pixels = channels_first(values)
     byte = values.dtype == np.uint8
     window = choose_window(
         pixels,
