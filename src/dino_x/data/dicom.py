@@ -1,4 +1,4 @@
-"""DICOM through pydicom, compressed transfer syntaxes through GDCM.
+"""DICOM through pydicom, compressed transfer syntaxes through its plugins.
 
 - Values: stored values through the modality LUT or the rescale slope and intercept, of the frame
   if the file says it by frame. MONOCHROME1 is mirrored within the image's own range, so that
@@ -17,7 +17,14 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
 
 from dino_x.data.dicom_header import Header, is_dicom, number, numbers, read_header
 from dino_x.data.dicom_terms import BODY_PARTS, MODALITIES, PHOTOMETRICS, term
@@ -33,6 +40,14 @@ from dino_x.data.image import (
 from dino_x.views.windowing import choose_window, voi_window
 
 __all__ = ["is_dicom", "read", "refs"]
+
+# GDCM ends the process at some damaged JPEG 2000 and JPEG-LS images, where these raise.
+_PLUGINS: dict[str, str] = {
+    JPEG2000Lossless: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+}
 
 
 def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
@@ -196,10 +211,14 @@ def _decode(ref: ImageRef, header: Header) -> np.ndarray:
     that its transfer syntax names.
     """
     index = ref.frame if header.frames > 1 else 0
+    plugin = _PLUGINS.get(header.syntax, "")
     deflated = header.syntax == DeflatedExplicitVRLittleEndian
     if deflated or header.explicit == header.syntax.is_implicit_VR:
-        return pixel_array(pydicom.dcmread(ref.path, force=True), index=index)
-    return pixel_array(ref.path, index=index, transfer_syntax_uid=header.syntax)
+        dataset = pydicom.dcmread(ref.path, force=True)
+        return pixel_array(dataset, index=index, decoding_plugin=plugin)
+    return pixel_array(
+        ref.path, index=index, transfer_syntax_uid=header.syntax, decoding_plugin=plugin
+    )
 
 
 def _decoding_failed(error: Exception, syntax: UID) -> str:

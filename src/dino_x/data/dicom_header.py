@@ -171,6 +171,7 @@ def read_header(path: Path) -> Header:
             explicit = file.read(6)[4:] in (b"OB", b"OW", b"OF", b"OD", b"UN")
             header = _dimensions(elements, syntax, explicit)
             check_size(header.rows, header.columns)
+            _check_bits(elements)
             if syntax == JPEGExtended12Bit and elements.get("BitsStored") != 8:
                 raise Unreadable("lossy JPEG of 12 bits is not supported")
             if syntax != DeflatedExplicitVRLittleEndian:
@@ -210,6 +211,20 @@ def _dimensions(elements: Dataset, syntax: UID, explicit: bool) -> Header:
     frames = max(1, int(elements.get("NumberOfFrames") or 1))
     patient, series = _keys(elements)
     return Header(elements, syntax, rows, columns, frames, patient, series, explicit)
+
+
+def _check_bits(elements: Dataset) -> None:
+    """Raise Unreadable for stored values that cannot be: GDCM ends the process at some of them.
+
+    Source: DICOM PS3.3 C.7.6.3.1.
+    """
+    allocated = int(elements.get("BitsAllocated") or 0)
+    stored = int(elements.get("BitsStored") or allocated)
+    samples = int(elements.get("SamplesPerPixel") or 1)
+    signed = int(elements.get("PixelRepresentation") or 0)
+    possible = allocated == 1 or (allocated % 8 == 0 and 8 <= allocated <= 64)
+    if not possible or not 1 <= stored <= allocated or samples not in (1, 3, 4) or signed > 1:
+        raise Unreadable("damaged DICOM header: its values cannot have the bits that it says")
 
 
 def _keys(elements: Dataset) -> tuple[str | None, str | None]:

@@ -74,7 +74,7 @@ def parse(where: str) -> pc.Expression:
     try:
         tree = ast.parse(where.strip(), mode="eval").body
         return _condition(tree)
-    except (SyntaxError, ValueError, RecursionError, MemoryError, pa.ArrowException):
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         raise UserError(f"data.where '{where}' is not a condition such as '{_EXAMPLE}'") from None
 
 
