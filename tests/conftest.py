@@ -1,5 +1,6 @@
 """What tests share: images made on the spot, and a run small enough for a test."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,18 @@ def make_films(folder: Path) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw_film(rng)).save(place / f"{number:03d}.png")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def config_home(tmp_path_factory):
+    """Settings of the user who runs the tests stay as they are."""
+    before = os.environ.get("XDG_CONFIG_HOME")
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    yield
+    if before is None:
+        del os.environ["XDG_CONFIG_HOME"]
+    else:
+        os.environ["XDG_CONFIG_HOME"] = before
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from dino_x import __version__
 from dino_x.errors import SaidElsewhereError, UserError, nearest
@@ -27,6 +27,8 @@ FLAGS = {  # flag: (option, what it shows as its value)
     "--precision": ("train.precision", "fp32|bf16|fp64"),
     "--labels": ("data.labels", "folder|FILE.csv"),
     "--cache": ("data.cache", "DIR"),
+    "--index": ("data.index", "FILE.parquet"),
+    "--where": ("data.where", "CONDITION"),
 }
 
 
@@ -54,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """All commands and their flags."""
-    from dino_x.config import Options
+    from dino_x.config import DataOptions, Options
 
     parser = Parser(
         prog="dino-x",
@@ -86,6 +88,20 @@ def build_parser() -> Parser:
         pretrain.add_argument(
             flag, dest=name, metavar=metavar, help=owner.model_fields[key].description
         )
+
+    index = commands.add_parser("index", help="what images there are: a table and a summary")
+    index.set_defaults(run=run_index)
+    index.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folders or files")
+    index.add_argument("--out", required=True, type=Path, metavar="FILE.parquet",
+                       help="the table; continued where it is there")  # fmt: skip
+    index.add_argument("--labels", metavar="folder|FILE.csv", help="to have classes in the table")
+    index.add_argument("--label-column", default="label", metavar="NAME")
+    for flag in ("slice_axis", "modality"):
+        field = DataOptions.model_fields[flag]
+        words = get_args(field.annotation)
+        index.add_argument(f"--{flag.replace('_', '-')}", default=field.default, choices=words,
+                           help=field.description)  # fmt: skip
+    index.add_argument("--workers", type=int, metavar="N", help="default: the number of cores")
 
     evaluate = commands.add_parser("evaluate", help="kNN of a model's features, with baselines")
     evaluate.set_defaults(run=run_evaluate)
@@ -132,6 +148,25 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     flags = {name: getattr(arguments, name) for name in names}
     said = said_by(arguments.config, arguments.set, {"data.paths": arguments.data, **flags})
     pretrain(said, arguments.out, arguments.resume, Console())
+
+
+def run_index(arguments: argparse.Namespace) -> None:
+    """``dino-x index``."""
+    from rich.console import Console
+
+    from dino_x.config import DataOptions
+    from dino_x.data.indexing import make_index
+
+    options = DataOptions(slice_axis=arguments.slice_axis, modality=arguments.modality)
+    make_index(
+        arguments.paths,
+        arguments.out,
+        Console(),
+        reading=options.reading,
+        labels=arguments.labels,
+        label_column=arguments.label_column,
+        workers=arguments.workers,
+    )
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dino_x.data.image import Reading
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Range = tuple[float, float]
@@ -28,7 +30,19 @@ def option(default: Any, meaning: str, **checks: Any) -> Any:
 class DataOptions(Section):
     """What to train on."""
 
-    paths: list[str] = option([], "folders (read recursively) or files")
+    paths: list[str] = option([], "folders (read recursively), files, or indexes (.parquet)")
+    index: str | None = option(
+        None, "index (.parquet) to keep: of files that it knows no header is read again"
+    )
+    where: str | None = option(
+        None, """which images, by columns of the index: 'modality == "CT" and thickness_mm <= 3'"""
+    )
+    slice_axis: Literal["axial", "coronal", "sagittal"] = option(
+        "axial", "how volumes (NIfTI) are cut into slices"
+    )
+    modality: Literal["auto", "CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "OT"] = option(
+        "auto", "of NIfTI and NumPy files, which name none; with CT they are in Hounsfield units"
+    )
     labels: str | None = option(
         None, "'folder', or a CSV with columns path and label: evaluated at the end of the run"
     )
@@ -67,6 +81,11 @@ class DataOptions(Section):
                 f"source_weights has {len(weights)} numbers for {len(self.paths)} paths of data"
             )
         return self
+
+    @property
+    def reading(self) -> Reading:
+        """What the readers are told."""
+        return Reading(self.slice_axis, None if self.modality == "auto" else self.modality)
 
 
 class ModelOptions(Section):
@@ -337,6 +356,6 @@ class Options(Section):
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
     "train.micro_batch", "train.device", "data.workers", "data.cache_mb", "data.verify",
-    "data.cache", "data.cache_gb",
+    "data.cache", "data.cache_gb", "data.index",
     "checkpoint.every", "checkpoint.keep",
 )  # fmt: skip

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image as Pillow
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels import apply_modality_lut
+from pydicom.pixels import apply_color_lut, apply_modality_lut
 from pydicom.uid import JPEG2000, MPEG2MPML, JPEGBaseline8Bit
 
-from dino_x.data import dicom
+from dino_x.data import dicom_header
 from dino_x.data.readers import Unreadable, read, refs
 
 BUNDLED = Path(pydicom.__file__).parent / "data" / "test_files"  # never downloads
@@ -126,14 +126,37 @@ def test_file_encoded_otherwise_than_it_says_is_read_in_silence():
     assert (ran.stdout, ran.stderr) == ("(3, 256, 256)\n", "")
 
 
-def test_palette_colours_become_8_bit_rgb():
+def test_palette_colours_are_those_of_pydicom():
     dataset = pydicom.dcmread(BUNDLED / "examples_palette.dcm")
-    index = dataset.pixel_array
     image = read(BUNDLED / "examples_palette.dcm")
-    red = np.frombuffer(dataset.RedPaletteColorLookupTableData, np.uint16)
-    assert image.pixels.shape == (3, *index.shape)
-    np.testing.assert_array_equal(image.pixels[0], red[index] >> 8)
-    assert image.window == (0, 255)
+    wanted = apply_color_lut(dataset.pixel_array, dataset)
+    assert wanted.dtype == np.uint16
+    np.testing.assert_array_equal(image.pixels, wanted.transpose(2, 0, 1))
+    assert image.window == (0, 65535)
+
+
+@pytest.mark.parametrize(
+    ("bits", "white", "segmented"),  # the length of an 8-bit segment cannot say 256
+    [(8, 255, False), (16, 255, False), (16, 65535, False), (16, 65535, True)],
+)
+def test_palettes_of_8_and_16_bits_and_in_segments(write_dicom, bits, white, segmented):
+    """Some writers keep 8-bit colours in entries of 16 bits."""
+    dtype = np.uint8 if bits == 8 else np.uint16
+    ramp = np.linspace(0, white, 256).astype(dtype)
+    palette = {}
+    for colour, table in (("Red", ramp), ("Green", ramp[::-1]), ("Blue", ramp // 2)):
+        palette[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
+        if segmented:  # one discrete segment: opcode 0, length, entries
+            table = np.concatenate([np.array([0, 256], dtype=np.uint16), table])
+            palette[f"Segmented{colour}PaletteColorLookupTableData"] = table.tobytes()
+        else:
+            palette[f"{colour}PaletteColorLookupTableData"] = table.tobytes()
+    stored = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    path = write_dicom(stored, PhotometricInterpretation="PALETTE COLOR", **palette)
+    image = read(path)
+    wanted = np.stack([ramp[stored], ramp[::-1][stored], (ramp // 2)[stored]])
+    np.testing.assert_array_equal(image.pixels, wanted)
+    assert image.window == (0, white)
 
 
 def test_jpeg_baseline_grey(write_dicom, tmp_path):
@@ -341,7 +364,7 @@ def test_deflated_bomb_is_refused(write_dicom, monkeypatch):
     )
     assert path.stat().st_size < 10_000
     assert len(refs(path)) == 1
-    monkeypatch.setattr(dicom, "MAX_PIXELS", 100_000)
+    monkeypatch.setattr(dicom_header, "_MOST_INFLATED", 200_000)
     with pytest.raises(Unreadable, match="inflates"):
         refs(path)
 
@@ -353,13 +376,34 @@ def test_dicom_without_pixels(name):
 
 
 def test_damaged_compressed_pixels(write_dicom):
-    path = write_dicom(
-        np.zeros((4, 4), dtype=np.uint8),
-        PixelData=encapsulate([b"\xff\x4f\xff\x51" + b"\x01" * 60]),
-        TransferSyntaxUID=JPEG2000,
-    )
+    whole = transcode(write_dicom(np.zeros((48, 32), dtype=np.uint8)), "JPEG2000Lossless")
+    content = bytearray(whole.read_bytes())
+    at = content.index(b"\xff\x4f\xff\x51") + 60
+    content[at : at + 40] = b"\x01" * 40
+    whole.write_bytes(content)
     with pytest.raises(Unreadable, match="damaged pixel data"):
-        read(path)
+        read(whole)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "marker", "at", "size"),
+    [
+        ("JPEG2000Lossless", b"\xff\x4f\xff\x51", 8, b"\0\0\xea\x60\0\0\xea\x60"),
+        ("JPEGLSLossless", b"\xff\xf7", 5, b"\xea\x60\xea\x60"),
+        ("JPEGLosslessProcess14_1", b"\xff\xc3", 5, b"\xea\x60\xea\x60"),
+    ],
+)
+def test_an_image_that_is_not_of_the_headers_size_is_refused_unseen(
+    write_dicom, syntax, marker, at, size
+):
+    """A decoder would ask for the memory, or, of JPEG-LS, end the process."""
+    path = transcode(write_dicom(np.zeros((48, 32), dtype=np.uint16)), syntax)
+    content = bytearray(path.read_bytes())
+    at += content.index(marker, content.index(b"\xe0\x7f\x10\0"))
+    content[at : at + len(size)] = size
+    path.write_bytes(content)
+    with pytest.raises(Unreadable, match="not of the size that the header says|no valid header"):
+        refs(path)
 
 
 def test_no_patient_value_leaves_a_file(write_dicom, rng, patient, capfd, caplog):

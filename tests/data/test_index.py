@@ -1,5 +1,6 @@
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from PIL import Image as Pillow
 
 from dino_x.data import index as index_module
-from dino_x.data.index import Index, Skipped, build_index, find_files, is_grey, write_skipped
+from dino_x.data.files import find_files
+from dino_x.data.index import Index, Skipped, build_index, is_grey, write_skipped
 from dino_x.data.readers import refs
 from dino_x.errors import UserError
 
@@ -32,8 +34,15 @@ def test_folders_are_walked_and_rows_sorted_by_path(write_png, tmp_path):
 def test_order_does_not_depend_on_the_order_of_paths_or_threads(write_png, tmp_path, workers):
     for number in range(20):
         write_png(f"{number % 3}/{number}.png", number)
-    folders = [tmp_path / "2", tmp_path / "0", tmp_path / "1"]
-    assert build_index(folders, workers=workers).rows == build_index([tmp_path]).rows
+    found = build_index([tmp_path / "2", tmp_path / "0", tmp_path / "1"], workers=workers).rows
+    assert [replace(row, source=0) for row in found] == build_index([tmp_path]).rows
+
+
+def test_rows_say_under_which_path_they_were_found(write_png, tmp_path):
+    for name in ("b/1.png", "a/1.png", "a/c/2.png"):
+        write_png(name)
+    rows = build_index([tmp_path / "b", tmp_path / "a" / "c", tmp_path / "a"]).rows
+    assert [(row.path.parent.name, row.source) for row in rows] == [("a", 2), ("c", 1), ("b", 0)]
 
 
 def test_each_file_counts_once(write_png, tmp_path):
@@ -96,7 +105,7 @@ def test_what_claims_to_be_an_image_and_is_none_is_listed(write_png, tmp_path):
     assert [(skip.path.name, skip.reason) for skip in index.skipped] == [
         ("gone.dcm", "cannot be opened: No such file or directory"),
         ("text.png", "not an image"),
-        ("volume.nii.gz", "NIfTI is not supported yet"),
+        ("volume.nii.gz", "damaged NIfTI"),
     ]
 
 
@@ -141,7 +150,7 @@ def test_missing_path_names_what_is_near(write_png, tmp_path):
 
 def test_empty_folder(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
-    with pytest.raises(UserError, match="no images in .*: looked for PNG, JPEG, TIFF and DICOM"):
+    with pytest.raises(UserError, match="no images in .*: looked for PNG, JPEG, TIFF, DICOM, NIf"):
         build_index([tmp_path])
 
 
@@ -177,7 +186,7 @@ def test_file_named_directly_counts_whatever_it_is(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_closed_folder_is_listed(write_png, tmp_path):
     write_png("closed/1.png").parent.chmod(0)
-    assert find_files([tmp_path]) == [tmp_path / "closed"]
+    assert [file.path for file in find_files([tmp_path])] == [tmp_path / "closed"]
 
 
 def test_skipped_table(tmp_path):

@@ -1,4 +1,3 @@
-import gzip
 import os
 
 import numpy as np
@@ -59,8 +58,12 @@ def test_refs_say_what_read_will_give(write_png):
         (b"%PDF-1.7 something" * 20, "not an image"),
         (b"PK\x03\x04" + b"\0" * 400, "not an image"),
         (b"\x08\x00", "not an image"),
-        (b"GIF89a" + b"\0" * 20, "GIF is not supported yet"),
-        (b"\0" * 344 + b"n+1\0", "NIfTI is not supported yet"),
+        (b"GIF89a" + b"\0" * 20, "^GIF is not supported: save its frames as PNG$"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "WebP is not supported: save it as PNG"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 outside DICOM .*save it as PNG or TIFF"),
+        (b"NRRD0004\ntype: short\n", "NRRD is not supported: convert it to .nii.gz"),
+        (b"ObjectType = Image\nNDims = 3\n", "MetaImage .*: convert it to .nii.gz"),
+        (b"\0" * 344 + b"n+1\0", "truncated NIfTI|damaged NIfTI|no pixels"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "damaged|truncated"),
         (b"\xff\xd8\xff" + b"\0" * 20, "damaged|truncated"),
         (b"II*\0" + b"\xff" * 20, "no pixels"),
@@ -75,11 +78,10 @@ def test_what_is_no_image_has_a_reason(tmp_path, content, reason):
         read(path)
 
 
-def test_nifti_is_named(tmp_path):
-    path = tmp_path / "volume.nii.gz"
-    path.write_bytes(gzip.compress(b"\0" * 352))
-    with pytest.raises(Unreadable, match="^NIfTI is not supported yet$"):
-        refs(path)
+def test_an_archive_of_arrays_names_the_way_out(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.eye(3))
+    with pytest.raises(Unreadable, match=r"\.npz.* is not supported: save each as \.npy"):
+        refs(tmp_path / "a.npz")
 
 
 def test_file_that_is_gone(tmp_path):
@@ -99,7 +101,7 @@ def test_a_format_is_one_more_reader(tmp_path, monkeypatch):
     """What a new format needs: its first bytes, `refs` and `read`."""
 
     class Ones:
-        def refs(self, path):
+        def refs(self, path, reading):
             return [ImageRef(path=path, height=2, width=3)]
 
         def read(self, ref):

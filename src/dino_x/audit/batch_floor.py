@@ -16,6 +16,7 @@ from dino_x.data.index import Index, build_index
 from dino_x.errors import UserError
 from dino_x.evaluation.suite import write_json
 from dino_x.progress import progress_bar
+from dino_x.training.run import reading_of
 from dino_x.training.window import GLOBAL_VIEWS
 
 FILES = ("batch_floor.json", "batch_floor.png")
@@ -62,7 +63,10 @@ def batch_floor(
     loaded = load_model(model, device)
     with progress_bar(console, "reading images") as progress:
         found = build_index(
-            [Path(path) for path in data_paths], verify="headers", on_progress=progress
+            [Path(path) for path in data_paths],
+            verify="headers",
+            on_progress=progress,
+            reading=reading_of(model),
         )
     if len(found) < SMALLEST:
         raise UserError(

@@ -1,9 +1,4 @@
-"""Which images there are: folders are walked, headers read, and what is unreadable is listed.
-
-Which files count: those whose suffix claims an image, and those whose first bytes are an image's,
-whatever they are called. All others (tables, texts, licences), hidden files and folders, and
-DICOMDIR files are passed over in silence. A file that is named directly always counts.
-"""
+"""Which images there are to train on, and what is left out: from files, folders and indexes."""
 
 from __future__ import annotations
 
@@ -18,14 +13,11 @@ from typing import TypeVar
 import numpy as np
 
 from dino_x.data import readers
-from dino_x.data.image import ImageRef, Unreadable
-from dino_x.errors import UserError, nearest
-
-# Image formats that are read, and some that are not yet: these are reported, not passed over.
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".ima"}
-    | {".nii", ".gif", ".webp", ".jp2", ".j2k", ".mha", ".mhd", ".nrrd", ".npy"}
-)
+from dino_x.data.catalog import SUFFIX, Update, update
+from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
+from dino_x.data.table import read_table
+from dino_x.data.where import select
+from dino_x.errors import UserError
 
 # With verify="auto": up to this many images are decoded once before training starts.
 VERIFY_UP_TO = 10_000
@@ -50,10 +42,17 @@ class Skipped:
 
 @dataclass
 class Index:
-    """The images to train on, in an order that is the same on every machine."""
+    """The images to train on, in an order that is the same on every machine.
+
+    Attributes:
+        rows: the images.
+        skipped: the files that are left out.
+        notes: sentences for the user.
+    """
 
     rows: list[ImageRef]
     skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,59 +69,80 @@ def build_index(
     verify: str = "auto",
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    reading: Reading = DEFAULT,
+    kept_in: Path | None = None,
+    where: str | None = None,
 ) -> Index:
     """Find every image below `paths`.
 
     Args:
-        paths: folders, walked recursively, and files.
+        paths: folders, walked recursively, files, and indexes made by `dino-x index`, whose files
+            are not looked at again.
         verify: "headers" reads headers only; "all" also decodes every image once, which finds
             truncated files; "auto" is "all" up to `VERIFY_UP_TO` images.
-        workers: threads; the number of cores if None.
+        workers: threads that decode; the number of cores if None.
         on_progress: called with (done, total): once through all files, then once through all
             images if they are verified.
+        reading: what files leave open.
+        kept_in: an index that is continued: of what it knows no header is read again.
+        where: which images are wanted, see `where.select`; None takes all.
 
     Returns: images sorted by path and frame, each file once; and what was left out.
 
     Raises:
-        UserError: a path that does not exist, nothing to read, or more than 1 in 10 unreadable.
+        UserError: a path that does not exist, nothing to read, more than 1 in 10 unreadable, or
+            a condition that is not understood or that no image meets.
         ValueError: unknown `verify`.
     """
     if verify not in ("auto", "all", "headers"):
         raise ValueError(f"verify is '{verify}'; known are auto, all, headers")
     paths = [Path(path) for path in paths]
-    files = find_files(paths)
+    found = update(
+        paths,
+        reading=reading,
+        kept_in=kept_in,
+        must_keep=False,
+        workers=workers,
+        on_progress=on_progress,
+    )
+    files = [record.path for record in found.table.records]
     if not files:
         raise UserError(
-            f"no images in {_listed(paths)}: looked for PNG, JPEG, TIFF and DICOM in all subfolders"
+            f"no images in {_listed(paths)}: looked for PNG, JPEG, TIFF, DICOM, NIfTI and NumPy in"
+            " all subfolders"
         )
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        found = list(_counted(pool.map(_refs_of, files), len(files), on_progress))
-        rows = [row for result in found if isinstance(result, list) for row in result]
-        skipped = [result for result in found if isinstance(result, Skipped)]
-        if verify == "all" or (verify == "auto" and len(rows) <= VERIFY_UP_TO):
-            broken: dict[Path, Skipped] = {}
+    skipped = [
+        Skipped(record.path, record.unusable)
+        for record in found.table.records
+        if record.unusable is not None
+    ]
+    rows = _wanted(found, where)
+    if verify == "all" or (verify == "auto" and len(rows) <= VERIFY_UP_TO):
+        broken: dict[Path, Skipped] = {}
+        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
             for result in _counted(pool.map(_verified, rows), len(rows), on_progress):
                 if result is not None:
                     broken.setdefault(result.path, result)
-            rows = [row for row in rows if row.path not in broken]
-            skipped = sorted([*skipped, *broken.values()], key=lambda skip: skip.path)
+        rows = [row for row in rows if row.path not in broken]
+        skipped = sorted([*skipped, *broken.values()], key=lambda skip: skip.path)
     _check_share(paths, files, rows, skipped)
-    return Index(rows, skipped)
+    return Index(rows, skipped, list(found.notes))
 
 
-def find_files(paths: Sequence[Path]) -> list[Path]:
-    """The files that count, by the rule at the top; sorted by path, each real file once.
+def _wanted(found: Update, where: str | None) -> list[ImageRef]:
+    records = found.table.records
+    rows = [ref for record in records for ref in record.refs]
+    if where is None or not rows:
+        return rows
+    return select([record for record in records if record.refs], found.table.sources, where)
 
-    Raises: UserError for a path that does not exist.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path} does not exist{_near(path)}")
-        for file in _walk(path) if path.is_dir() else [path]:
-            real = os.path.realpath(file)
-            found[real] = min(file, found.get(real, file))
-    return sorted(found.values())
+
+def folders_of(paths: Sequence[str | Path]) -> list[Path]:
+    """The paths with each index among them replaced by the folders that its files are in."""
+    folders: list[Path] = []
+    for path in map(Path, paths):
+        folders += read_table(path).sources if path.suffix == SUFFIX else [path]
+    return folders
 
 
 def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
@@ -151,45 +171,6 @@ def _row_is_grey(row: ImageRef) -> bool:
         return True
     low, high = image.window
     return bool(np.ptp(image.pixels, axis=0).max() <= _GREY_TOLERANCE * (high - low))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder that count; a folder reached twice through links is walked once.
-
-    A folder that cannot be opened is given in place of its files, so that it is reported.
-    """
-    seen: set[tuple[int, int]] = set()
-    closed: list[Path] = []
-
-    def note(error: OSError) -> None:
-        closed.append(Path(error.filename))
-
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=note):
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            file = Path(root, name)
-            if not name.startswith(".") and name.upper() != "DICOMDIR" and _counts(file):
-                yield file
-    yield from closed
-
-
-def _counts(file: Path) -> bool:
-    """The rule at the top for one file. Pipes and sockets never count: opening one may block."""
-    if file.suffix.lower() in IMAGE_SUFFIXES or file.name.lower().endswith(".nii.gz"):
-        return file.is_file() or not file.exists()  # a dangling link is reported
-    return file.is_file() and readers.looks_like_image(file)
-
-
-def _refs_of(path: Path) -> list[ImageRef] | Skipped:
-    try:
-        return readers.refs(path)
-    except Unreadable as unreadable:
-        return Skipped(path, str(unreadable))
 
 
 def _verified(row: ImageRef) -> Skipped | None:
@@ -227,11 +208,3 @@ def _check_share(
 def _listed(paths: Sequence[Path]) -> str:
     names = ", ".join(str(path) for path in paths[:3])
     return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
-
-
-def _near(path: Path) -> str:
-    """A hint at what lies beside a path that is missing."""
-    try:
-        return nearest(path.name, (sibling.name for sibling in path.parent.iterdir()))
-    except OSError:
-        return ""

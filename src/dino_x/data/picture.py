@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-from dino_x.data.image import Image, ImageRef, Unreadable, check_size
+from dino_x.data.image import (
+    DEFAULT,
+    Image,
+    ImageRef,
+    Reading,
+    Unreadable,
+    channels_first,
+    check_size,
+)
 from dino_x.views.windowing import choose_window
 
 # `check_size` refuses bombs with its own limit and a reason; Pillow's refusal (at twice the
@@ -24,10 +32,12 @@ warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning)
 _FORMATS = ("PNG", "JPEG", "BMP")
 
 
-def refs(path: Path) -> list[ImageRef]:
+def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     """The one image of the file. Raises Unreadable."""
     with _open(path) as picture:
-        return [ImageRef(path=path, height=picture.height, width=picture.width)]
+        bits = 16 if picture.mode.startswith("I") else 8
+        height, width, name = picture.height, picture.width, picture.format
+        return [ImageRef(path=path, height=height, width=width, format=name, bits=bits)]
 
 
 def read(ref: ImageRef) -> Image:
@@ -40,7 +50,7 @@ def read(ref: ImageRef) -> Image:
         except Exception as error:
             raise Unreadable(_reason(error)) from None
     bits = 8 if values.dtype == np.uint8 else 16
-    pixels = np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
+    pixels = channels_first(values)
     return Image(pixels, choose_window(pixels, bits=bits))
 
 

@@ -8,32 +8,46 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dino_x.data import dicom, picture, tiff
-from dino_x.data.image import Image, ImageRef, Reader, Unreadable
+from dino_x.data import dicom, nifti, numpy_file, picture, tiff
+from dino_x.data.image import DEFAULT, Image, ImageRef, Reader, Reading, Unreadable
 
 __all__ = ["READERS", "Image", "ImageRef", "Reader", "Unreadable", "looks_like_image"]
 __all__ += ["read", "refs"]
 
-READERS: dict[str, Reader] = {"picture": picture, "tiff": tiff, "dicom": dicom}
+READERS: dict[str, Reader] = {
+    "picture": picture,
+    "tiff": tiff,
+    "dicom": dicom,
+    "nifti": nifti,
+    "numpy": numpy_file,
+}
 
-# Images by their first bytes, and not read yet.
-UNSUPPORTED = {"nifti": "NIfTI", "gif": "GIF", "webp": "WebP", "jp2": "JPEG 2000 outside DICOM"}
+# Images by their first bytes that are not read, and what to do with them.
+UNSUPPORTED = {
+    "gif": "GIF is not supported: save its frames as PNG",
+    "webp": "WebP is not supported: save it as PNG",
+    "jp2": "JPEG 2000 outside DICOM is not supported: save it as PNG or TIFF",
+    "npz": "an archive of arrays (.npz) is not supported: save each as .npy",
+    "metaimage": "MetaImage (.mha, .mhd) is not supported: convert it to .nii.gz",
+    "nrrd": "NRRD is not supported: convert it to .nii.gz",
+}
 
-_SNIFFED_BYTES = 512
+_SNIFFED_BYTES = 1024  # enough to unpack a NIfTI header from, whatever it holds
 
 
-def refs(path: Path) -> list[ImageRef]:
+def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     """The images in a file, from its header only.
 
     Args:
         path: a file of any supported format, whatever its suffix.
+        reading: what the file leaves open.
 
-    Returns: one ImageRef a frame or page, in the file's order; at least one.
+    Returns: one ImageRef a frame, page or slice, in the file's order; at least one.
 
     Raises:
         Unreadable: not an image, an unsupported one, or a damaged header.
     """
-    return _reader(path).refs(path)
+    return _reader(path).refs(path, reading)
 
 
 def read(image: ImageRef | Path) -> Image:
@@ -63,7 +77,7 @@ def _reader(path: Path) -> Reader:
     if kind is None:
         raise Unreadable("not an image")
     if kind in UNSUPPORTED:
-        raise Unreadable(f"{UNSUPPORTED[kind]} is not supported yet")
+        raise Unreadable(UNSUPPORTED[kind])
     return READERS[kind]
 
 
@@ -88,8 +102,15 @@ def _format_of(path: Path) -> str | None:
         return "webp"
     if head[4:12] == b"jP  \r\n\x87\n":
         return "jp2"
-    # NIfTI's own magic is inside the gzip stream: the suffix decides, as it does for its tools.
-    if path.name.lower().endswith(".nii.gz") or head[344:348] in (b"n+1\0", b"ni1\0"):
+    if head.startswith(b"\x93NUMPY"):
+        return "numpy"
+    if head.startswith(b"NRRD0"):
+        return "nrrd"
+    if head.startswith((b"ObjectType = Image", b"ObjectType=Image", b"NDims =")):
+        return "metaimage"
+    if head.startswith(b"PK\x03\x04") and path.suffix.lower() == ".npz":
+        return "npz"
+    if path.name.lower().endswith(".nii.gz") or nifti.is_nifti(head):
         return "nifti"
     return None
 

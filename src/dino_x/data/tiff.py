@@ -8,7 +8,11 @@ dropped. Palettes become RGB.
 from __future__ import annotations
 
 import logging
+import os
+import zlib
 from collections.abc import Iterable
+from dataclasses import replace
+from lzma import LZMADecompressor
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +21,17 @@ import tifffile
 from PIL import Image as Pillow
 from tifffile import COMPRESSION, PHOTOMETRIC, RESUNIT
 
-from dino_x.data.image import Image, ImageRef, Unreadable, check_size
+from dino_x.data.identity import key
+from dino_x.data.image import (
+    DEFAULT,
+    Image,
+    ImageRef,
+    Reading,
+    Unreadable,
+    channels_first,
+    check_count,
+    check_size,
+)
 from dino_x.data.picture import to_array
 from dino_x.views.windowing import choose_window
 
@@ -33,23 +47,43 @@ _OWN = {
     COMPRESSION.LZMA,
 }
 
+# How much a byte can unpack to, and how many bytes more than the page holds are no harm.
+_DEFLATE_RATIO, _LZMA_RATIO = 1032, 8000
+_HARMLESS = 64 * 2**20
 
-def refs(path: Path) -> list[ImageRef]:
+
+def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     """The pages of a file, thumbnails left out. Raises Unreadable."""
+    found = []
     try:
         with tifffile.TiffFile(path) as tiff:
-            shapes = [
-                (number, int(page.imagelength), int(page.imagewidth))
-                for number, page in enumerate(cast(Iterable[tifffile.TiffPage], tiff.pages))
-                if not page.is_reduced
-            ]
+            for number, page in enumerate(cast(Iterable[tifffile.TiffPage], tiff.pages)):
+                check_count(number + 1)
+                if not page.is_reduced:
+                    found.append(_ref(path, number, page))
+    except Unreadable:
+        raise
     except Exception:
         raise Unreadable("damaged TIFF header") from None
-    if not shapes:
-        raise Unreadable("no pixels")
-    for _, height, width in shapes:
-        check_size(height, width)
-    return [ImageRef(path=path, frame=n, height=height, width=width) for n, height, width in shapes]
+    check_count(len(found))
+    if len(found) > 1:  # pages of one file are likely slices of one volume, or frames of one film
+        series = key("series", os.path.realpath(path))
+        found = [replace(ref, series=series) for ref in found]
+    return found
+
+
+def _ref(path: Path, number: int, page: Any) -> ImageRef:
+    height, width = int(page.imagelength), int(page.imagewidth)
+    check_size(height, width)
+    return ImageRef(
+        path=path,
+        frame=number,
+        height=height,
+        width=width,
+        spacing_mm=_spacing(page),
+        format="TIFF",
+        bits=page.bitspersample if isinstance(page.bitspersample, int) else None,
+    )
 
 
 def read(ref: ImageRef) -> Image:
@@ -64,9 +98,30 @@ def read(ref: ImageRef) -> Image:
         raise
     except Exception:
         raise Unreadable("truncated or damaged TIFF") from None
-    pixels = np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
+    pixels = channels_first(values)
     bits = 8 if values.dtype == np.uint8 else None
     return Image(pixels, choose_window(pixels, bits=bits), spacing)
+
+
+def _refuse_bomb(page: Any) -> None:
+    """Raise Unreadable for a page whose strips or tiles unpack to more than the page holds.
+
+    The library's decoders unpack whatever there is. Where a segment is so small that this is no
+    harm it is not looked at; else it is unpacked once more, up to the limit.
+    """
+    if page.compression in (COMPRESSION.LZMA, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE):
+        ratio = _LZMA_RATIO if page.compression == COMPRESSION.LZMA else _DEFLATE_RATIO
+        limit = 2 * page.nbytes + _HARMLESS
+        if sum(page.databytecounts) * ratio <= limit:
+            return
+        file = page.parent.filehandle
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            lzma_packed = page.compression == COMPRESSION.LZMA
+            unpacker: Any = LZMADecompressor() if lzma_packed else zlib.decompressobj()
+            file.seek(offset)
+            limit -= len(unpacker.decompress(file.read(count), max_length=limit))
+            if limit <= 0:
+                raise Unreadable("unpacks to more than its header says")
 
 
 def _decode(page: Any, ref: ImageRef) -> np.ndarray:
@@ -75,6 +130,7 @@ def _decode(page: Any, ref: ImageRef) -> np.ndarray:
         return _decode_by_pillow(page, ref)
     if page.bitspersample not in (1, 8, 16, 32, 64):
         raise Unreadable(f"TIFF of {page.bitspersample} bits is not supported")
+    _refuse_bomb(page)
     values = page.asarray()
     if page.planarconfig == 2 and values.ndim == 3:
         values = values.transpose(1, 2, 0)

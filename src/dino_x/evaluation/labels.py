@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dino_x.data.index import folders_of
 from dino_x.data.readers import ImageRef
 from dino_x.errors import UserError, nearest
 from dino_x.evaluation.splits import Item, check_classes, check_given, make_split
@@ -92,13 +93,14 @@ def load_labels(
     frames: dict[Path, list[ImageRef]] = {}
     for ref in refs:
         frames.setdefault(ref.path, []).append(ref)
-    roots = [Path(path) for path in data_paths]
+    roots = folders_of(data_paths)
     if str(labels) == "folder":
         items, left_out = _items_from_folders(list(frames), roots)
         warnings: list[str] = []
     else:
         items, left_out = _items_from_csv(Path(labels), list(frames), roots, label_column)
         warnings = _warn_of_missing(left_out, len(items))
+    items = _with_patients_of(items, frames)
     unnamed = len(frames) - len(items) - left_out.get("images with an empty label", 0)
     left_out["images that the labels do not name"] = unnamed
 
@@ -133,6 +135,41 @@ def load_labels(
         left_out={reason: count for reason, count in left_out.items() if count},
         warnings=warnings,
     )
+
+
+def label_of(
+    labels: str | Path,
+    files: list[Path],
+    *,
+    data_paths: Sequence[str | Path],
+    label_column: str = "label",
+) -> dict[Path, str]:
+    """The class of each file that has one; arguments and errors as of ``load_labels``."""
+    roots = folders_of(data_paths)
+    if not files:
+        return {}
+    if str(labels) == "folder":
+        items, _ = _items_from_folders(files, roots)
+    else:
+        items, _ = _items_from_csv(Path(labels), files, roots, label_column)
+    return {item.file: item.label for item in items}
+
+
+def _with_patients_of(items: list[Item], frames: dict[Path, list[ImageRef]]) -> list[Item]:
+    """The items with the patients that the images' headers know, where the CSV names none.
+
+    A patient is called after the first item that is theirs, not by their key: a split must not
+    depend on the salt that keys are made with.
+    """
+    if any(item.patient is not None for item in items):
+        return items
+    first: dict[str, str] = {}
+    named = []
+    for item in items:
+        key = frames[item.file][0].patient
+        name = first.setdefault(key, item.key) if key is not None else None
+        named.append(replace(item, patient=name))
+    return named
 
 
 def _items_from_folders(files: list[Path], roots: list[Path]) -> tuple[list[Item], dict[str, int]]:

@@ -22,6 +22,7 @@ from dino_x.evaluation.embed import Encoder, Progress, backbone_encoder, encode
 from dino_x.evaluation.knn import TEMPERATURE, balanced_accuracy, knn_probabilities, macro_auroc
 from dino_x.evaluation.labels import Labelled, load_labels
 from dino_x.training.device import dtype_of
+from dino_x.training.run import reading_of
 
 TITLES = {"model": "model", "random": "random weights", "pixels": "raw pixels"}
 
@@ -65,7 +66,9 @@ def evaluate(
     for name, value in (("k", k), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name} {value} is less than 1")
-    index = build_index([Path(path) for path in data_paths], verify="headers")
+    index = build_index(
+        [Path(path) for path in data_paths], verify="headers", reading=reading_of(model)
+    )
     labelled = load_labels(labels, index.rows, data_paths, label_column=label_column)
     backbone = load_backbone(model, device=device, precision=precision)
     where = next(backbone.model.parameters()).device

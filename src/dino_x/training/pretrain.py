@@ -171,6 +171,9 @@ def read_index(options: Options, console: Console) -> Index:
             verify=options.data.verify,
             workers=options.data.workers,
             on_progress=on_progress,
+            reading=options.data.reading,
+            kept_in=Path(options.data.index) if options.data.index else None,
+            where=options.data.where,
         )
 
 
@@ -372,6 +375,8 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
         warn = {"centering": prepared.policy.warning, "weights": partial}
         style = "yellow" if warn.get(name) else None
         console.print(f"{name:<10}{line}", style=style, highlight=False, soft_wrap=True)
+    for note in index.notes:
+        console.print(f"{'note':<10}{note}", style="yellow", highlight=False, soft_wrap=True)
     if len(index) < train.effective_batch:
         console.print(
             f"{'warning':<10}fewer images ({len(index)}) than an effective batch"

@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 
 from dino_x.config import Options
+from dino_x.data.image import DEFAULT, Reading
 from dino_x.errors import UserError
-from dino_x.presets import read_config
+from dino_x.presets import check, read_config
 from dino_x.training.checkpoint import write_atomically
 
 CONFIG = "config.yaml"
@@ -73,3 +74,9 @@ class RunFolder:
             except (ValueError, KeyError):
                 break  # the half line of a run that was killed while writing
         write_atomically(self.metrics, lambda file: file.write_text("".join(kept)))
+
+
+def reading_of(model: str | Path) -> Reading:
+    """How a run read its images; the default for a model that is no run's."""
+    run = RunFolder(Path(model))
+    return check(run.settings()).data.reading if run.exists else DEFAULT

@@ -1,0 +1,97 @@
+"""How many DICOM headers a second does indexing read, beside plain pydicom in a loop?
+
+    python benchmarks/indexing.py --data FOLDER [--files 4000] [--rounds 3] [--workers N]
+
+Copies the DICOM files below FOLDER into a temporary one until there are that many, then reads their
+headers in turn: `pydicom.dcmread(path, stop_before_pixels=True)` in a loop, as most scripts do;
+`dino-x index` in one process and in one a core, which also find the files, check that all pixel
+data are there, hash samples of the bytes and write the table; and `dino-x index` again, when there
+is nothing new. The best of the rounds counts. Everything is in the file cache after the first pass.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+
+import pydicom
+
+from dino_x.data import scan
+from dino_x.data.catalog import update
+from dino_x.data.image import DEFAULT
+from dino_x.data.readers import looks_like_image
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--files", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    scan.PROCESSES_FROM = min(scan.PROCESSES_FROM, arguments.files)
+    with tempfile.TemporaryDirectory() as folder:
+        files = copies(arguments.data, Path(folder, "data"), arguments.files)
+        ways = ways_of(files, Path(folder), arguments.workers)
+        seconds = {name: min(timed(way) for _ in range(arguments.rounds)) for name, way in ways}
+    base = seconds["pydicom, stop_before_pixels"]
+    print(f"{len(files):,} files, best of {arguments.rounds}")
+    print(f"{'':<40}{'seconds':>9}{'files/s':>10}{'ratio':>8}")
+    for name, taken in seconds.items():
+        print(f"{name:<40}{taken:>9.2f}{len(files) / taken:>10,.0f}{base / taken:>8.2f}")
+
+
+def ways_of(
+    files: list[Path], folder: Path, workers: int
+) -> list[tuple[str, Callable[[], object]]]:
+    data, out = folder / "data", folder / "index.parquet"
+
+    def loop() -> None:
+        for file in files:
+            pydicom.dcmread(file, stop_before_pixels=True)
+
+    def anew(count: int) -> None:
+        out.unlink(missing_ok=True)
+        found = update([data], reading=DEFAULT, kept_in=out, workers=count)
+        assert found.read == len(files)
+
+    def again() -> None:
+        assert update([data], reading=DEFAULT, kept_in=out, workers=workers).read == 0
+
+    return [
+        ("pydicom, stop_before_pixels", loop),
+        ("dino-x index, 1 process", lambda: anew(1)),
+        (f"dino-x index, {workers} processes", lambda: anew(workers)),
+        ("dino-x index, nothing new", again),
+    ]
+
+
+def timed(way: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    way()
+    return time.perf_counter() - begin
+
+
+def copies(source: Path, target: Path, count: int) -> list[Path]:
+    """Copies of the DICOM files below a folder, 100 in a folder."""
+    originals = [
+        path
+        for path in sorted(source.rglob("*"))
+        if (path.is_file() and path.name.endswith((".dcm",))) or path.name.startswith("CT.")
+    ]
+    originals = [path for path in originals if path.is_file() and looks_like_image(path)]
+    made = []
+    for number, original in enumerate(islice(cycle(originals), count)):
+        path = target / f"{number // 100:03d}" / f"{number:05d}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(original, path)
+        made.append(path)
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Keeping an index up to date: only what is new or changed is read, and little is ever lost."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dino_x.data.files import Candidate, find_files
+from dino_x.data.identity import fingerprint
+from dino_x.data.image import Reading
+from dino_x.data.scan import Record, scan
+from dino_x.data.table import Table, moved, read_table, write_table
+from dino_x.errors import UserError
+
+SUFFIX = ".parquet"
+
+# Seconds between two writings of what is known so far: what a kill costs at most.
+SAVE_EVERY = 30.0
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a look at the files has found.
+
+    Attributes:
+        table: all files that count, sorted by path.
+        read: how many files were read now.
+        kept: how many files are as the index had them.
+        gone: how many files of the index are there no more.
+        notes: sentences for the user.
+    """
+
+    table: Table
+    read: int
+    kept: int
+    gone: int
+    notes: tuple[str, ...] = ()
+
+
+def update(
+    paths: Sequence[Path],
+    *,
+    reading: Reading,
+    kept_in: Path | None = None,
+    must_keep: bool = True,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+    label_of: Callable[[list[Path]], dict[Path, str]] | None = None,
+) -> Update:
+    """Find all images below some paths, with what an index already knows of them.
+
+    Args:
+        paths: folders, files and indexes (`.parquet`), which are taken as they are.
+        reading: what files leave open.
+        kept_in: an index to continue: read if it is there, written every half minute and at the
+            end, also if this is interrupted. None keeps nothing.
+        must_keep: whether it is an error that it cannot be written, or a note.
+        workers: headers read at a time; the number of cores if None.
+        on_progress: called with (done, total) files.
+        label_of: from all files to the classes of those that have one.
+
+    Raises: UserError for a path that does not exist, an index that cannot be read or written.
+    """
+    before, notes = _before(kept_in, reading)
+    sources, taken, files = _sources(paths)
+    if taken:
+        there = {_where(record.path) for record in taken}
+        files = [file for file in files if _where(file.path) not in there]
+    records: dict[Path, Record | None] = {record.path: record for record in taken}
+    todo = []
+    for file in files:
+        old = before.pop(_where(file.path), None)
+        same = old is not None and (old.size, old.mtime_ns) == (file.size, file.mtime_ns)
+        if same and old is not None:
+            records[file.path] = moved(old, file.path, file.source)
+        else:
+            todo.append(file)
+    kept = len(records) - len(taken)
+    keeper = _Keeper(kept_in, tuple(sources), reading, must_keep)
+    try:
+        with closing(scan(todo, reading, workers)) as scanned:
+            for done, record in enumerate(scanned, start=1):
+                records[todo[done - 1].path] = record
+                if on_progress is not None:
+                    on_progress(kept + done, len(files))
+                keeper.save_if_due(records)
+    except BaseException:
+        keeper.save(records, complete=False)
+        raise
+    found = sorted((r for r in records.values() if r is not None), key=lambda record: record.path)
+    if label_of is not None:
+        labels = label_of([record.path for record in found if record.refs])
+        found = [replace(record, label=labels.get(record.path)) for record in found]
+    keeper.save({record.path: record for record in found}, complete=True)
+    table = Table(tuple(sources), found, reading)
+    read = len(found) - kept - len(taken)
+    return Update(table, read, kept, len(before), (*notes, *keeper.notes))
+
+
+def _where(path: Path) -> str:
+    return os.path.abspath(path)
+
+
+def _before(kept_in: Path | None, reading: Reading) -> tuple[dict[str, Record], list[str]]:
+    """The files of an index by where they are, if it was made in the same way."""
+    if kept_in is None or not kept_in.exists():
+        return {}, []
+    table = read_table(kept_in)
+    if table.salt != fingerprint():
+        return {}, [f"{kept_in} was made with another salt: all files are read anew"]
+    if table.reading != reading:
+        return {}, [f"{kept_in} was made with another slice axis or modality: all is read anew"]
+    return {_where(record.path): record for record in table.records}, []
+
+
+def _sources(paths: Sequence[Path]) -> tuple[list[Path], list[Record], list[Candidate]]:
+    """The folders that files lie in, the files of indexes among the paths, and all other files."""
+    sources: list[Path] = []
+    taken: list[Record] = []
+    others: list[Path] = []
+    numbers: list[int] = []
+    for path in paths:
+        if path.suffix == SUFFIX and path.is_file():
+            table = read_table(path)
+            if not table.complete:
+                raise UserError(
+                    f"{path} is unfinished: finish it with `dino-x index ... --out {path}`"
+                )
+            first = len(sources)
+            taken += [moved(r, r.path, first + r.source) if first else r for r in table.records]
+            sources += table.sources
+        else:
+            numbers.append(len(sources))
+            others.append(path)
+            sources.append(Path(_where(path if path.is_dir() else path.parent)))
+    return sources, taken, find_files(others, numbers)
+
+
+class _Keeper:
+    """Writes an index now and then, and says once if it cannot."""
+
+    def __init__(
+        self, path: Path | None, sources: tuple[Path, ...], reading: Reading, must: bool
+    ) -> None:
+        self.path, self.sources, self.reading, self.must = path, sources, reading, must
+        self.notes: list[str] = []
+        self.due = time.monotonic() + SAVE_EVERY
+
+    def save_if_due(self, records: dict[Path, Record | None]) -> None:
+        if time.monotonic() >= self.due:
+            self.save(records, complete=False)
+            self.due = time.monotonic() + SAVE_EVERY
+
+    def save(self, records: dict[Path, Record | None], *, complete: bool) -> None:
+        if self.path is None:
+            return
+        kept = [r for r in records.values() if r is not None and _is_text(r.path)]
+        kept = [replace(record, path=Path(_where(record.path))) for record in kept]
+        odd = sum(r is not None for r in records.values()) - len(kept)
+        if complete and odd:
+            self.notes.append(f"{odd} files whose names are not UTF-8 cannot be kept in an index")
+        kept.sort(key=lambda record: (record.source, record.path))
+        try:
+            write_table(Table(self.sources, kept, self.reading, complete), self.path)
+        except UserError as error:
+            if self.must:
+                raise
+            self.path = None
+            self.notes.append(f"{error}: going on without an index")
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

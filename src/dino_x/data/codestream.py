@@ -1,0 +1,90 @@
+"""What a compressed image says of its own size, before a decoder believes it.
+
+The decoders are C code that allocates what a codestream asks for. A damaged one asks for the memory
+of 60,000 x 60,000 pixels, or makes GDCM end the process. So its size must be that of the header,
+and its few other numbers possible.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from dino_x.data.image import Unreadable
+
+_J2K = b"\xff\x4f\xff\x51"  # SOC and SIZ
+_LOOKED_AT = 1 << 16
+_MOST_TILES = 65_535
+
+# Start-of-frame markers: all of C0..CF but DHT, JPG and DAC; and that of JPEG-LS.
+_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+
+
+def check_codestream(file: BinaryIO, offset: int, length: int, rows: int, columns: int) -> None:
+    """Raise Unreadable for a codestream of another size than the header says.
+
+    Args:
+        file: where it is in; its position changes.
+        offset: where it begins.
+        length: bytes of it that are there.
+        rows: of the frame, by the header.
+        columns: of the frame, by the header.
+
+    Source: ISO/IEC 15444-1 A.5.1 (SIZ); ISO/IEC 10918-1 B.2.2 and 14495-1 C.2.2 (SOF).
+    """
+    file.seek(offset)
+    head = file.read(min(length, 1024))
+    at = head.find(_J2K)
+    if at >= 0:
+        size = _j2k_size(head[at + len(_J2K) :])
+    elif head.startswith(b"\xff\xd8"):
+        size = _jpeg_size(head + file.read(min(length, _LOOKED_AT) - len(head)))
+    else:
+        return  # a later fragment of a frame, or RLE, which its decoder measures itself
+    if size is None:
+        raise Unreadable("truncated or damaged: the compressed image has no valid header")
+    if size != (rows, columns):
+        raise Unreadable("damaged: the compressed image is not of the size that the header says")
+
+
+def _j2k_size(segment: bytes) -> tuple[int, int] | None:
+    """(rows, columns) of a SIZ segment, which begins behind its marker."""
+    if len(segment) < 38:
+        return None
+    right, bottom, left, top, wide, high, across, down = (
+        int.from_bytes(segment[4 + 4 * i : 8 + 4 * i], "big") for i in range(8)
+    )
+    components = int.from_bytes(segment[36:38], "big")
+    known = int.from_bytes(segment[:2], "big") == 38 + 3 * components
+    if not known or not 1 <= components <= 4 or not (wide and high):
+        return None
+    if not (left < right and top < bottom and across <= left and down <= top):
+        return None
+    if -(-(right - across) // wide) * -(-(bottom - down) // high) > _MOST_TILES:
+        return None
+    return bottom - top, right - left
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(rows, columns) of the first frame of a JPEG or JPEG-LS stream."""
+    at = 2
+    while at + 9 <= len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill bytes
+            at += 1
+            continue
+        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            return None
+        if marker in _FRAMES:
+            components = data[at + 9] if at + 9 < len(data) else 0
+            if not 1 <= components <= 4:
+                return None
+            rows, columns = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
+            return rows, columns
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if length < 2:
+            return None
+        at += 2 + length
+    return None

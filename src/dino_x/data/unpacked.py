@@ -1,0 +1,72 @@
+"""Unpacked volumes, kept for the slices that are read next."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dino_x.data.image import Unreadable
+
+
+@dataclass
+class _Entry:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    values: np.ndarray | None = None
+    reason: str | None = None
+
+
+class VolumeCache:
+    """The volumes used last, up to a limit in bytes; safe to use from several threads.
+
+    Slices of a volume are read one after another when images are looked through for the first
+    time; unpacking a file for each of its slices takes as many times as long as it has slices.
+    Two threads that want the same volume wait for one unpacking. A volume that cannot be unpacked
+    is remembered too.
+
+    Args:
+        limit_bytes: of all volumes together; the newest one is kept whatever its size.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, which: Hashable, unpack: Callable[[], np.ndarray]) -> np.ndarray:
+        """A volume, from `unpack` if it is not kept. Raises Unreadable if `unpack` does."""
+        with self._lock:
+            entry = self._entries.setdefault(which, _Entry())
+            self._entries.move_to_end(which)
+        with entry.lock:
+            if entry.reason is not None:
+                raise Unreadable(entry.reason)
+            values = entry.values
+            if values is None:
+                try:
+                    values = entry.values = unpack()
+                except Unreadable as error:
+                    entry.reason = str(error)
+                    raise
+        self._drop_oldest()
+        return values
+
+    def _drop_oldest(self) -> None:
+        with self._lock:
+            sizes = [entry.values.nbytes if entry.values is not None else 0
+                     for entry in self._entries.values()]  # fmt: skip
+            excess = sum(sizes) - self.limit_bytes
+            for which, size in zip(list(self._entries)[:-1], sizes, strict=False):
+                if excess <= 0 and len(self._entries) <= _MOST_ENTRIES:
+                    break
+                del self._entries[which]
+                excess -= size
+
+
+_MOST_ENTRIES = 256

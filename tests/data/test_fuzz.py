@@ -1,0 +1,53 @@
+"""Damaged files: an image or a reason, and no crash, no hang and no flood of memory."""
+
+import numpy as np
+import pytest
+
+from tests.data.fuzzing import BYTES, SECONDS, Watched, bombs, mutants
+
+FILES = 300
+
+
+@pytest.fixture(scope="module")
+def reader():
+    watched = Watched()
+    yield watched
+    watched.close()
+
+
+def test_damaged_files_are_read_or_refused(reader, tmp_path):
+    """`benchmarks/fuzz_readers.py` does the same with thousands."""
+    small = len(list(bombs()))
+    bad, said = [], []
+    for name, content in list(mutants(FILES))[small:]:
+        path = tmp_path / name
+        path.write_bytes(content)
+        outcome = reader.read(path)
+        said.append(outcome.said)
+        if not outcome.is_good:
+            bad.append((name, outcome))
+    assert not bad
+    assert len(said) == FILES
+    assert 0.2 < np.mean([word == "image" for word in said]) < 0.8, "too mild or too wild"
+
+
+@pytest.mark.parametrize(("name", "content"), bombs(), ids=lambda value: str(value)[:40])
+def test_bombs_are_refused(reader, tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    outcome = reader.read(path)
+    assert outcome.is_good, outcome
+    assert outcome.said != "image" or name.startswith("bomb-6300"), "that one is just allowed"
+    assert outcome.seconds < SECONDS
+    assert outcome.growth < BYTES
+
+
+def test_a_crash_and_a_hang_are_seen(reader, tmp_path, monkeypatch):
+    """What the tests above rest on."""
+    from tests.data import fuzzing
+
+    process = reader._running()
+    process.kill()
+    assert not reader.read(tmp_path / "a").is_good
+    monkeypatch.setattr(fuzzing, "_PATIENCE", 0.0)
+    assert reader.read(tmp_path / "a").said == "hang"
