@@ -20,6 +20,7 @@ from dino_x.presets import check, differing, resolve
 from dino_x.progress import progress_bar
 from dino_x.training.device import choose_device, describe_device, dtype_of
 from dino_x.training.micro_batch import check_divides, largest_that_fits
+from dino_x.training.origin import write_origin
 from dino_x.training.policy import Policy, centering_policy
 from dino_x.training.report import TrainingReport
 from dino_x.training.run import RunFolder
@@ -68,6 +69,7 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
     else:
         if resume:
             console.print(f"nothing to resume in {out}: starting anew", highlight=False)
+        write_origin(run, options.model.name, prepared.trainer.student.backbone)
         run.create(options, {"images": f"{len(index):,}", "device": describe_device(device)})
     write_skipped(index.skipped, run.skipped)
     announce(prepared, preset_line, held_out, console)
@@ -236,6 +238,7 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
     if backbone.accounting is not None:
         heads = "the run's" if options.model.heads_from == "run" else "new"
         lines["weights"] = f"{backbone.accounting.line()}; heads: {heads}"
+    lines |= stage_lines(options)
     if trainer.done:
         lines["resumed"] = f"after step {trainer.done:,}"
     for name, line in lines.items():
@@ -249,6 +252,23 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
             f" ({train.effective_batch}): some appear several times in each step",
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def stage_lines(options: Options) -> dict[str, str]:
+    """What a stage has that plain pretraining has not."""
+    lines, gram, frozen = {}, options.gram, options.optim.freeze_backbone
+    if options.teacher.model:
+        lines["teacher"] = f"{options.teacher.model}, frozen: its heads make the targets"
+    if frozen:
+        lines["frozen"] = f"the backbone, for the first {frozen:,} steps: the heads warm up"
+    if options.views.sizes:
+        sets = (f"{s.global_size} and {s.local_size} px" for s in options.views.sizes)
+        lines["crops"] = f"one set a step of {'; '.join(sets)}"
+    if gram.weight:
+        source = gram.teacher or f"the EMA teacher of step {gram.start:,}"
+        anew = f", taken anew every {gram.refresh:,} steps" if gram.refresh else ""
+        lines["gram"] = f"weight {gram.weight:g}, held to {source}{anew}"
+    return lines
 
 
 def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
