@@ -127,6 +127,12 @@ def build_parser() -> Parser:
     floor.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     floor.add_argument("--seed", type=int, default=0, metavar="N")
 
+    export = commands.add_parser("export", help="a run's model for other tools, checked")
+    export.set_defaults(run=run_export)
+    export.add_argument("model", metavar="RUN", help="a run, or a model that one can start from")
+    export.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="folder to make")
+    export.add_argument("--format", required=True, choices=["transformers", "timm", "onnx"])
+
     demo = commands.add_parser("demo", help="pretrain and evaluate on the films in the package")
     demo.set_defaults(run=run_demo)
     demo.add_argument("--out", type=Path, metavar="RUN", help="default: runs/demo, or demo-2, ...")
@@ -211,6 +217,15 @@ def run_batch_floor(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         seed=arguments.seed,
     )
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """``dino-x export``."""
+    from rich.console import Console
+
+    from dino_x.export.run import export
+
+    export(arguments.model, arguments.to, arguments.format, Console())
 
 
 def run_demo(arguments: argparse.Namespace) -> None:

@@ -282,8 +282,11 @@ class GramOptions(Section):
 
 
 class TeacherOptions(Section):
-    """The EMA teacher."""
+    """What makes the targets: the EMA teacher, or a frozen one that is distilled."""
 
+    model: str | None = option(
+        None, "distill this RUN: its backbone and heads, frozen, make the targets; null = the EMA"
+    )
     momentum: Share = option(0.992, "at the start; rises to momentum_end by a cosine")
     momentum_end: Share = option(1.0, "at the end")
     temperature_start: float = option(0.04, "of the targets at the start", gt=0)

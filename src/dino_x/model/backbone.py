@@ -227,8 +227,17 @@ def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, siz
     staging = folder.with_name(folder.name + ".partial")
     fresh = type(backbone.vit)(backbone.vit.config)
     fresh.load_state_dict({k: v.detach().float().cpu() for k, v in vit_state.items()})
+    write_vit(fresh, staging, size, mean, std)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in staging.iterdir():
+        os.replace(file, folder / file.name)
+    staging.rmdir()
+
+
+def write_vit(vit: Any, folder: Path, size: int, mean: list[float], std: list[float]) -> None:
+    """A network as transformers saves it, and the configuration of its image processor."""
     with quiet_transformers():
-        fresh.save_pretrained(staging)
+        vit.save_pretrained(folder)
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -242,8 +251,4 @@ def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, siz
         "do_convert_rgb": len(mean) == 3,
         **(more or {}),
     }
-    (staging / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in staging.iterdir():
-        os.replace(file, folder / file.name)
-    staging.rmdir()
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")

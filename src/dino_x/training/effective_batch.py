@@ -77,6 +77,7 @@ class EffectiveBatch:
         student, teacher: networks; only the student's ``.grad`` is ever written.
         loss: resolved options (centering is not ``auto``).
         precision: opens the autocast context of a forward.
+        distilled: whether the teacher is another network, with its own preparation of images.
         ranks: the processes that share the effective batch.
     """
 
@@ -84,6 +85,7 @@ class EffectiveBatch:
     teacher: Network
     loss: LossOptions
     precision: Callable[[], AbstractContextManager]
+    distilled: bool = False
     ranks: Ranks = ALONE
 
     def backward(
@@ -148,7 +150,8 @@ class EffectiveBatch:
         cls, patches, places = [], [], []
         for micro in micro_batches:
             with self.precision():
-                cls_BF, patches_BNF = self.teacher(micro.global_crops(), None, None)
+                seen = micro.seen_by(self.teacher.backbone) if self.distilled else micro
+                cls_BF, patches_BNF = self.teacher(seen.global_crops(), None, None)
                 cls.append(self.teacher.dino_head(cls_BF).unflatten(0, (GLOBAL_VIEWS, -1)))
                 patches.append(self.teacher.ibot_head(masked_rows(patches_BNF, micro)))
             places.append(micro.masked_places())

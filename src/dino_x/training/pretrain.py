@@ -27,6 +27,7 @@ from dino_x.presets import check, differing, resolve
 from dino_x.progress import progress_bar
 from dino_x.training.device import choose_device, describe_device, dtype_of
 from dino_x.training.micro_batch import check_divides, largest_that_fits
+from dino_x.training.origin import write_origin
 from dino_x.training.policy import Policy, centering_policy
 from dino_x.training.report import NoReport, TrainingReport
 from dino_x.training.run import RunFolder
@@ -137,6 +138,7 @@ def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> 
                 f"nothing to resume in {trainer.run.path}: starting anew", highlight=False
             )
         device = describe_device(trainer.cutter.device)
+        write_origin(trainer.run, trainer.options.model.name, trainer.student.backbone)
         trainer.run.create(trainer.options, {"images": f"{len(index):,}", "device": device})
     if trainer.ranks.own == 0:
         write_skipped(index.skipped, trainer.run.skipped)
@@ -368,6 +370,7 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
     if prepared.loader.store is not None:
         cached = len(prepared.loader.store)
         lines["cache"] = f"{options.data.cache}, {cached:,} of {len(index):,} images are in it"
+    lines |= stage_lines(options)
     if trainer.done:
         lines["resumed"] = f"after step {trainer.done:,}"
     for name, line in lines.items():
@@ -383,6 +386,23 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
             f" ({train.effective_batch}): some appear several times in each step",
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def stage_lines(options: Options) -> dict[str, str]:
+    """What a stage has that plain pretraining has not."""
+    lines, gram, frozen = {}, options.gram, options.optim.freeze_backbone
+    if options.teacher.model:
+        lines["teacher"] = f"{options.teacher.model}, frozen: its heads make the targets"
+    if frozen:
+        lines["frozen"] = f"the backbone, for the first {frozen:,} steps: the heads warm up"
+    if options.views.sizes:
+        sets = (f"{s.global_size} and {s.local_size} px" for s in options.views.sizes)
+        lines["crops"] = f"one set a step of {'; '.join(sets)}"
+    if gram.weight:
+        source = gram.teacher or f"the EMA teacher of step {gram.start:,}"
+        anew = f", taken anew every {gram.refresh:,} steps" if gram.refresh else ""
+        lines["gram"] = f"weight {gram.weight:g}, held to {source}{anew}"
+    return lines
 
 
 def train(prepared: Prepared, run: RunFolder, console: Console) -> None:

@@ -27,6 +27,7 @@ class RunFolder:
         self.evaluation = path / "evaluation.json"
         self.skipped = path / "skipped.csv"
         self.metrics = path / METRICS
+        self.origin = path / "origin.json"
 
     @property
     def exists(self) -> bool:

@@ -51,6 +51,8 @@ def inherited(said: Mapping[str, Any]) -> dict[str, Any]:
     Returns: ``section.key`` values; nothing but new heads if the model is no RUN.
     """
     name, wanted = str(said.get("model.name", "")), said.get("model.heads_from", "auto")
+    if said.get("teacher.model"):
+        return {"model.heads_from": "new", **of_distilled(str(said["teacher.model"]))}
     run = RunFolder(Path(name))
     if is_size(name) or not name or not run.exists:
         return {} if wanted == "run" else {"model.heads_from": "new"}
@@ -67,6 +69,23 @@ def inherited(said: Mapping[str, Any]) -> dict[str, Any]:
         "teacher.temperature_warmup": 0,
     }
     return values | heads | trained
+
+
+def of_distilled(teacher: str) -> dict[str, Any]:
+    """What a RUN that is distilled hands on: the sizes of its heads, its target temperature.
+
+    Raises: UserError for a model without heads, with the way to make some.
+    """
+    if not has_heads(teacher):
+        raise UserError(
+            f"teacher.model '{teacher}' is no RUN with a checkpoint, so it has no heads to make"
+            f" targets with; train some on it first: dino-x pretrain --model {teacher} --steps N"
+            " --set optim.freeze_backbone=N"
+        )
+    saved = RunFolder(Path(teacher)).settings()
+    heads = {n: v for n, v in saved.items() if n.startswith("head.")}
+    temperature = {"teacher.temperature": saved["teacher.temperature"]}
+    return heads | temperature | {"teacher.temperature_warmup": 0}
 
 
 def load_run(name: str | Path, device: torch.device) -> RunNetwork:

@@ -19,6 +19,7 @@ from dino_x.model.backbone import Backbone, save_vit
 from dino_x.model.teacher import Network, build_student, build_teacher, update_teacher
 from dino_x.training import checkpoint
 from dino_x.training.device import autocast, dtype_of, peak_memory_gib
+from dino_x.training.distillation import distilled_teacher, fingerprint
 from dino_x.training.effective_batch import Centers, EffectiveBatch, WindowResult
 from dino_x.training.gram import (
     GramTeacher,
@@ -84,16 +85,20 @@ class Trainer:
         student = student.to(device, dtype_of(options.train.precision))
         self.student, self.teacher = student, build_teacher(student)
         self.optimizer = build_optimizer(student, options.optim)
+        frozen = distilled_teacher(options, student)
+        self.targets_of = frozen or self.teacher
+        self.distilled = None if frozen is None else fingerprint(frozen)
         zeros = torch.zeros(options.head.prototypes, device=device, dtype=self.cutter.dtype)
         self.centers = Centers(zeros, zeros.clone())
-        bottleneck = zeros.new_empty(options.head.bottleneck)
+        bottleneck = zeros.new_empty(self.targets_of.dino_head.last_layer.shape[1])
         self.queues = Queues.empty(options.loss.queue, bottleneck)
         self.effective_batch = EffectiveBatch(
             student,
-            self.teacher,
+            self.targets_of,
             options.loss,
             autocast(options.train.precision, device),
-            self.ranks,
+            distilled=frozen is not None,
+            ranks=self.ranks,
         )
         self.gram = first_gram_teacher(options, self.teacher.backbone)
 
@@ -237,6 +242,8 @@ class Trainer:
         if self.gram is not None:
             state["gram"] = self.gram.backbone.state_dict()
             state["gram_refreshes"] = self.gram.refreshes
+        if self.distilled is not None:
+            state["distilled"] = self.distilled
         checkpoint.save(self.run.checkpoints, self.done, state, self.options.checkpoint.keep)
         backbone = self.teacher.backbone
         save_vit(
@@ -264,6 +271,11 @@ class Trainer:
             raise UserError(
                 f"the images are not those {self.run.path} was trained on (files were added,"
                 " removed or changed in size); put them back, or start a new run"
+            )
+        if state.get("distilled") != self.distilled:
+            raise UserError(
+                f"teacher.model '{self.options.teacher.model}' is not the model that"
+                f" {self.run.path} was distilled from; put it back, or start a new run"
             )
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])

@@ -1,0 +1,225 @@
+"""The model card that goes with an exported model: README.md, as model hubs show it.
+
+Nothing of a patient and no path is in it: figures, settings and names of models alone.
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dino_x import __version__
+from dino_x.evaluation.backbone import Backbone
+from dino_x.presets import dotted, nested
+from dino_x.training.origin import read_origin
+from dino_x.training.run import CONFIG, RunFolder
+
+PRIVATE = ("data.paths", "data.labels")  # never leave the machine
+NAMED = ("model.name", "gram.teacher", "teacher.model")  # models: by name, without their folders
+DINOV3 = "dinov3"
+DINOV3_LICENSE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
+USE = {
+    "transformers": """from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+backbone = AutoModel.from_pretrained("{folder}")
+features = backbone(**processor(image, return_tensors="pt")).pooler_output""",
+    "timm": """import timm
+
+backbone = timm.create_model("local-dir:{folder}", pretrained=True)
+features = backbone(images)  # CLS, of images normalised as below""",
+    "onnx": """import onnxruntime
+
+session = onnxruntime.InferenceSession("{folder}/model.onnx")
+cls, patches = session.run(None, {{"pixel_values": images}})  # normalised as below, float32""",
+}
+
+
+def write_card(
+    source: Path, folder: Path, format_: str, name: str, backbone: Backbone, worst: float
+) -> None:
+    """README.md of an exported model.
+
+    Args:
+        source: the RUN, or another model, about which less is known.
+        folder: where the export is made.
+        format_: transformers, timm or onnx.
+        name: what the folder is going to be called.
+        backbone: what was exported.
+        worst: the largest difference that reading it back showed.
+    """
+    run = RunFolder(source)
+    settings = run.settings() if run.exists else {}
+    unknown = {
+        "kind": "folder",
+        "name": source.name,
+        "architecture": backbone.config.model_type,
+    }
+    tag, licence = licence_notes(read_origin(run) if run.exists else [unknown])
+    command = shlex.join(["dino-x", "export", source.name, "--to", name, "--format", format_])
+    parts = [
+        f"---\nlibrary_name: {format_}\nlicense: {tag}\ntags: [self-supervised, medical-imaging,"
+        " image-feature-extraction]\n---",
+        f"# {name}",
+        network(backbone),
+        f"## Use\n\n```python\n{USE[format_].format(folder=name)}\n```",
+        images(backbone),
+        "## Trained on",
+        data_summary(run, settings),
+        "## Evaluation",
+        evaluation(run),
+        "## Where the weights come from, and licences",
+        licence,
+        f"## How it was made\n\ndino-x {__version__}:",
+        f"```\n{training_command(source, settings)}{command}\n```",
+        f"The export was read back: its features differ from those of the run by {worst:.1g} at"
+        " most, relative to the largest.",
+    ]
+    if settings:
+        parts.append(f"{CONFIG}:\n\n```yaml\n{public(settings)}```")
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def training_command(source: Path, settings: dict[str, Any]) -> str:
+    """The line that repeats the run, or nothing if there is none."""
+    if not settings:
+        return ""
+    return f"dino-x pretrain --config {CONFIG} --data FOLDER --out {source.name}\n"
+
+
+def network(backbone: Backbone) -> str:
+    """One sentence on architecture and size."""
+    config = backbone.config
+    parameters = sum(weight.numel() for weight in backbone.model.parameters()) / 1e6
+    return (
+        f"A vision backbone, pretrained without labels: `{config.model_type}`,"
+        f" {config.num_hidden_layers} layers of {config.hidden_size} features, patches of"
+        f" {config.patch_size} px, {parameters:.1f} M parameters. It is for research, and no"
+        " medical device."
+    )
+
+
+def images(backbone: Backbone) -> str:
+    """How the network wants its images."""
+    p = backbone.preparation
+    mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (p.mean, p.std))
+    return (
+        f"Images: {p.channels} channel{'s' * (p.channels > 1)}, {p.image_size} x {p.image_size} px,"
+        f" windowed to [0, 1], then minus mean ({mean}), divided by std ({std})."
+    )
+
+
+def data_summary(run: RunFolder, settings: dict[str, Any]) -> str:
+    """How many images for how many steps, without a name or a path."""
+    if not settings:
+        return "Not known: this is no RUN of dino-x."
+    text = (run.path / CONFIG).read_text(encoding="utf-8")
+    counted = re.search(r"^# images: ([\d,]+)$", text, re.MULTILINE)
+    lines = [
+        f"- images: {counted.group(1) if counted else 'not counted'}, without labels; those that"
+        " the evaluation below tests on were "
+        + ("left out" if settings.get("data.hold_out") else "not left out"),
+        f"- steps: {settings['train.steps']:,} of {settings['train.effective_batch']:,} images",
+        f"- crops: {crops(settings)}",
+    ]
+    return "\n".join(lines)
+
+
+def crops(settings: dict[str, Any]) -> str:
+    """Sizes of the crops, in words."""
+    sets = settings.get("views.sizes") or [
+        {"global_size": settings["views.global_size"], "local_size": settings["views.local_size"]}
+    ]
+    several = settings["views.local_crops"]
+    local = [f" and {several} local ones of {s['local_size']} px" if several else "" for s in sets]
+    return "; or ".join(
+        f"2 global ones of {one['global_size']} px{more}"
+        for one, more in zip(sets, local, strict=True)
+    )
+
+
+def evaluation(run: RunFolder) -> str:
+    """The figures of evaluation.json as a table, whatever it holds; in words if there are none."""
+    if not run.evaluation.is_file():
+        return "None was made: a figure by `dino-x evaluate` with your labels belongs here."
+    result = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    rows = {
+        name: {k: v for k, v in figures.items() if isinstance(v, int | float)}
+        for name, figures in result.get("results", {}).items()
+        if isinstance(figures, dict)
+    }
+    columns = list(dict.fromkeys(column for figures in rows.values() for column in figures))
+    lines = [
+        "| features | " + " | ".join(column.replace("_", " ") for column in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for name, figures in rows.items():
+        cells = [number(figures[c]) if c in figures else "" for c in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    counts = result.get("counts", {})
+    sides = ", ".join(f"{sum(of.values()):,} {side}" for side, of in counts.items())
+    method = result.get("settings", {}).get("method", "")
+    return "\n".join(lines) + (f"\n\n{method}; images: {sides}." if sides else "")
+
+
+def number(value: float) -> str:
+    """3 digits for shares, none for counts."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def licence_notes(chain: list[dict[str, Any]]) -> tuple[str, str]:
+    """The licence for the card's header, and what to know about it.
+
+    Args:
+        chain: of models that the weights started from, newest first; empty for new weights.
+    """
+    if not chain:
+        return "other", (
+            "Trained from new weights. Their licence is for whoever made them to choose, within"
+            " what the images' licence and their ethics approval allow."
+        )
+    steps = "\n".join(
+        f"{n}. {link['kind']} `{link['name']}` ({link['architecture']}"
+        + (f", {link['tensors']} tensors)" if "tensors" in link else ")")
+        for n, link in enumerate(chain, start=1)
+    )
+    first, images_too = chain[-1], " The images' licence counts as well."
+    version3 = first["architecture"].startswith(DINOV3)
+    meta = first["kind"] == "file" or (first["kind"] == "hub" and "facebook/" in first["name"])
+    known = DINOV3 in first["name"].lower() or meta
+    tag = "other"
+    if first["kind"] == "run":
+        note = "That run began with new weights, whose licence its makers chose."
+    elif version3 and known:
+        note = (
+            "**They began with Meta's DINOv3 weights, which are under the DINOv3 License"
+            f" ({DINOV3_LICENSE}). Weights that were trained on from them inherit it**: pass the"
+            " licence on with them, and keep to it."
+        )
+    elif version3:
+        note = (
+            "What they began with has the architecture of DINOv3. If it came from Meta's DINOv3"
+            f" weights, the DINOv3 License ({DINOV3_LICENSE}) counts for these too: continued"
+            " weights inherit it."
+        )
+    elif meta:
+        tag, note = "apache-2.0", "They began with Meta's DINOv2 weights, under Apache-2.0."
+    else:
+        note = "The licence of what they began with counts for these too."
+    return tag, f"Started from, newest first:\n\n{steps}\n\n{note}{images_too}"
+
+
+def public(settings: dict[str, Any]) -> str:
+    """The settings as YAML, without what is private to a machine."""
+    kept = {name: value for name, value in settings.items() if name not in PRIVATE}
+    for name in NAMED:
+        if kept.get(name) and Path(kept[name]).exists():
+            kept[name] = Path(kept[name]).resolve().name
+    flat = dotted(nested(kept))
+    for name, value in flat.items():  # a model that is gone: its path must not be told either
+        if name in NAMED and isinstance(value, str) and value.count("/") > 1:
+            flat[name] = Path(value).name
+    return yaml.safe_dump(nested(flat), sort_keys=False)

@@ -1,0 +1,94 @@
+"""A larger, frozen RUN trains a smaller model with the same losses."""
+
+import re
+
+import pytest
+import torch
+
+from dino_x.cli import main
+from tests.conftest import tiny_settings
+from tests.equivalence.conftest import relative_error
+from tests.model.released_format import network
+from tests.training.runs import losses, metrics, pretrain, weights
+
+FLAGS = ("--effective-batch", 8, "--micro-batch", 4, "--centering", "sinkhorn")
+
+
+@pytest.fixture(scope="module")
+def large(films, tmp_path_factory):
+    """A run wider and deeper than the tiny one."""
+    out = tmp_path_factory.mktemp("runs") / "large"
+    sizes = {"model__width": 48, "model__depth": 3, "head__prototypes": 43}
+    assert pretrain(films, out, *FLAGS, "--steps", 2, **sizes) == 0
+    return out
+
+
+def distill(large, films, out, *flags):
+    """The tiny model with what the large one hands on."""
+    settings = [s for s in tiny_settings() if not s.startswith("head.")]
+    arguments = ["pretrain", "--data", films, "--out", out, *FLAGS, *flags, *settings]
+    return main([*map(str, arguments), f"teacher.model={large}"])
+
+
+def test_targets_are_the_frozen_teachers(large, bench, tmp_path):
+    step = bench(
+        teacher__model=str(large), head__prototypes=43, loss__queue=0, loss__koleo_weight=0.1
+    )
+    _, whole, _ = step.exact(16)
+    _, gradient, _ = step.exact(2)
+    assert relative_error(gradient, whole) < 1e-10
+    frozen = weights(large, 2)[".teacher.dino_head.last_layer"]
+    used = step.trainer.effective_batch.teacher
+    torch.testing.assert_close(used.dino_head.last_layer.float(), frozen)
+    own = step.trainer.teacher.dino_head.last_layer
+    assert not torch.allclose(own.float(), frozen)
+    assert all(weight.grad is None for weight in used.parameters())
+
+
+def test_a_smaller_model_learns_from_it_and_resumes_exactly(large, films, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    flags = ("--steps", 4, "--set", "checkpoint.every=1", "checkpoint.keep=9")
+    for out in (whole, cut):
+        assert distill(large, films, out, *flags) == 0
+    state = weights(whole, 4)
+    assert state[".student.dino_head.last_layer"].shape[0] == 43
+    assert state[".student.backbone.vit.norm.weight"].shape == (32,)
+    assert not any("distilled" in name for name in state)  # it is not copied into checkpoints
+    for step in (3, 4):
+        (cut / "checkpoints" / f"step-{step:08d}.pt").unlink()
+    assert main(["pretrain", "--out", str(cut), "--resume"]) == 0
+    assert len(metrics(cut)) == 4
+    assert losses(cut) == losses(whole)
+
+
+def test_what_is_refused(large, films, tmp_path, capsys):
+    network("dinov3").save_pretrained(tmp_path / "m")
+    capsys.readouterr()  # transformers' bar
+    for teacher, flags, pattern in (
+        (tmp_path / "m", (), r"no heads to make targets .* optim.freeze_backbone=N"),
+        (large, ("--prototypes", 20), "has prototypes 43, the student 20"),
+        (large, ("--set", "model.patch_size=16"), "has patch size 8, the student 16"),
+    ):
+        arguments = ["--steps", "1"]
+        settings = [s for s in tiny_settings() if not s.startswith(("head.", "model.patch"))]
+        command = ["pretrain", "--data", films, "--out", tmp_path / "run", *FLAGS, *arguments]
+        patch = [] if "model.patch_size=16" in flags else ["--set", "model.patch_size=8"]
+        command += [*settings, f"teacher.model={teacher}", *patch, *flags]
+        assert main([str(argument) for argument in command]) == 2
+        error = capsys.readouterr().err.strip()
+        assert re.search(pattern, error), error
+        assert "\n" not in error
+        assert not (tmp_path / "run").exists()
+
+
+def test_another_teacher_on_resume_is_refused(large, films, tmp_path, capsys):
+    import shutil
+
+    copy = shutil.copytree(large, tmp_path / "large")
+    assert distill(copy, films, tmp_path / "run", "--steps", 1) == 0
+    path = copy / "checkpoints" / "step-00000002.pt"
+    state = torch.load(path, weights_only=True)
+    state["teacher"]["dino_head.last_layer"] += 1
+    torch.save(state, path)
+    assert main(["pretrain", "--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert "is not the model that" in capsys.readouterr().err
