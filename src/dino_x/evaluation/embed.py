@@ -4,10 +4,11 @@ B images, C channels, H x W pixels, S the side of the square a network sees, N i
 D features.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from dino_x.views.windowing import apply_window
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 Progress = Callable[[int, int], None]  # (images done, images in all)
+Form = tuple[int, int]  # channels and side of a square
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,22 @@ class Encoder:
     Attributes:
         image_size: S, the side in pixels of the squares it takes.
         channels: C, 1 or 3.
-        features: from float32 [B, C, S, S] in [0, 1] to [B, D].
+        features: from float32 [B, C, S, S] in [0, 1] to [B, D], or to [B, P, D] for P patches.
     """
 
     image_size: int
     channels: int
     features: Callable[[torch.Tensor], torch.Tensor]
+
+    @property
+    def form(self) -> Form:
+        """What it takes."""
+        return self.channels, self.image_size
+
+
+def pooled(output: Any) -> torch.Tensor:
+    """The CLS token after the final norm, [B, D]."""
+    return output.pooler_output
 
 
 def embed(
@@ -83,8 +95,13 @@ def backbone_encoder(
     std: Sequence[float],
     device: torch.device | str,
     precision: str,
+    read_out: Callable[[Any], torch.Tensor] = pooled,
+    **options: Any,
 ) -> Encoder:
-    """A backbone with its preparation of images, see ``embed``."""
+    """A backbone with its preparation of images, see ``embed``.
+
+    ``read_out`` takes features from what the network returns; ``options`` go to the network.
+    """
     device = torch.device(device)
     dtype = next(backbone.parameters()).dtype
     mean_C11 = torch.tensor(mean, dtype=dtype, device=device)[:, None, None]
@@ -96,7 +113,7 @@ def backbone_encoder(
         backbone.eval()
         try:
             with autocast(precision, device)():
-                return backbone(pixel_values=images_BCSS).pooler_output
+                return read_out(backbone(pixel_values=images_BCSS, **options))
         finally:
             backbone.train(training)
 
@@ -122,11 +139,32 @@ def encode(
         For each encoder float32 [M, D], the M <= N images that can be decoded, in their order; and
         the positions in ``refs`` of the N - M that cannot.
     """
-    forms = {(encoder.channels, encoder.image_size) for encoder in encoders.values()}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
-    unreadable: list[int] = []
+    readable = np.zeros(len(refs), dtype=bool)
+    forms = {encoder.form for encoder in encoders.values()}
+    with torch.no_grad():
+        for positions, batches in prepared(refs, forms, batch_size, progress):
+            readable[positions] = True
+            for name, encoder in encoders.items() if positions else ():
+                parts[name].append(encoder.features(batches[encoder.form]).float().cpu().numpy())
+    empty = np.zeros((0, 0), dtype=np.float32)
+    features = {name: np.concatenate(part) if part else empty for name, part in parts.items()}
+    return features, np.flatnonzero(~readable).tolist()
 
-    def prepare(ref: ImageRef) -> dict[tuple[int, int], np.ndarray] | None:
+
+def prepared(
+    refs: Sequence[ImageRef],
+    forms: set[Form],
+    batch_size: int,
+    progress: Progress | None = None,
+) -> Iterator[tuple[list[int], dict[Form, torch.Tensor]]]:
+    """Images in batches, each decoded once for all forms, one batch ahead of who uses them.
+
+    Yields: the positions in ``refs`` of the B <= ``batch_size`` images that can be decoded, and
+    these as float32 [B, C, S, S] in [0, 1] by form.
+    """
+
+    def prepare(ref: ImageRef) -> dict[Form, np.ndarray] | None:
         try:
             image = read(ref)
         except Unreadable:
@@ -135,21 +173,20 @@ def encode(
         return {(channels, size): squash(pixels_CHW, channels, size) for channels, size in forms}
 
     # Decoding and resizing release the interpreter lock, so threads are enough.
-    with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool, torch.no_grad():
+    with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
+        ahead = pool.map(prepare, refs[:batch_size])
         for start in range(0, len(refs), batch_size):
-            prepared = list(pool.map(prepare, refs[start : start + batch_size]))
-            unreadable += [start + i for i, image in enumerate(prepared) if image is None]
-            images = [image for image in prepared if image is not None]
-            for name, encoder in encoders.items() if images else ():
-                form = (encoder.channels, encoder.image_size)
-                batch_BCSS = torch.from_numpy(np.stack([image[form] for image in images]))
-                parts[name].append(encoder.features(batch_BCSS).float().cpu().numpy())
+            found = list(ahead)
+            ahead = pool.map(prepare, refs[start + batch_size : start + 2 * batch_size])
+            positions = [start + i for i, image in enumerate(found) if image is not None]
+            images = [image for image in found if image is not None]
+            stacked = {
+                form: torch.from_numpy(np.stack([image[form] for image in images]))
+                for form in (forms if images else ())
+            }
+            yield positions, stacked
             if progress is not None:
                 progress(min(start + batch_size, len(refs)), len(refs))
-    empty = np.zeros((0, 0), dtype=np.float32)
-    return {
-        name: np.concatenate(part) if part else empty for name, part in parts.items()
-    }, unreadable
 
 
 def squash(image_CHW: np.ndarray, channels: int, size: int) -> np.ndarray:

@@ -14,7 +14,8 @@ from dino_x.data.index import Index, build_index, is_grey, write_skipped
 from dino_x.data.loader import Loader
 from dino_x.errors import UserError
 from dino_x.evaluation.labels import load_labels
-from dino_x.evaluation.suite import evaluate, print_table, write_json
+from dino_x.evaluation.suite import QUICK, evaluate, write_json
+from dino_x.evaluation.table import print_table
 from dino_x.model.backbone import SIZES, load_vit, normalisation
 from dino_x.presets import check, differing, resolve
 from dino_x.progress import progress_bar
@@ -263,6 +264,7 @@ def evaluate_run(options: Options, run: RunFolder, console: Console) -> None:
             options.data.paths,
             options.data.labels,
             label_column=options.data.label_column,
+            tasks=QUICK,
             device=options.train.device,
             seed=options.train.seed,
             progress=progress,
