@@ -20,7 +20,7 @@ from dino_x.evaluation.linear import (
 def labelled_images(labels, sides, patients):
     sides = np.array(sides)
     return Labelled(
-        refs=[None] * len(labels), labels=np.array(labels), is_test=sides == "test",
+        refs=[None] * len(labels), labels=np.array(list(labels)), is_test=sides == "test",
         is_val=sides == "val", patients=np.array(patients), patients_known=True, tested="test",
         split_by="given", left_out={}, warnings=[],
     )  # fmt: skip

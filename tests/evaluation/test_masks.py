@@ -133,6 +133,8 @@ def test_a_class_too_rare_for_a_made_validation_set_is_fitted_all_the_same(data)
 def test_a_table_of_labels_may_have_masks(data):
     assert has_masks(write_csv(data / "table.csv", masked_rows()))
     assert not has_masks(write_csv(data / "labels.csv", patient_rows()))
+    empty = [row | {"mask": ""} for row in patient_rows()]
+    assert not has_masks(write_csv(data / "empty.csv", empty))
     assert not has_masks("folder")
     assert not has_masks(None)
     assert not has_masks(data / "nowhere.csv")

@@ -159,9 +159,8 @@ def test_pixels_are_reduced_by_the_references_only_and_for_knn(images, tmp_path)
 
 
 def test_bright_and_dark_images_are_told_apart(result):
-    for task, said in result["verdicts"].items():
-        if task != "segmentation":
-            assert result["results"]["pixels"][task][said["setting"]]["auroc"]["value"] > 0.9
+    for task, setting in (("knn", "5"), ("linear", "all")):
+        assert result["results"]["pixels"][task][setting]["auroc"]["value"] > 0.9
 
 
 def test_counts_settings_and_patients_are_reported(result):
@@ -196,8 +195,8 @@ def test_neither_patients_nor_files_are_written_down(result, images, masks, tmp_
     write_json(result, tmp_path / "evaluation.json")
     text = (tmp_path / "evaluation.json").read_text()
     assert json.loads(text) == result
-    for secret in ("Doe", ".png", str(images), str(masks.parent)):
-        assert secret not in text.replace(next(reversed(result["results"])), "")
+    for secret in ("Doe", ".png", str(images), str(masks)):
+        assert secret not in text
         assert secret not in printed(result)
     assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]
 

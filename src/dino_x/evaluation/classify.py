@@ -102,10 +102,7 @@ class Classification:
         units = "patients" if labelled.patients_known else "files"
         counts = ", ".join(f"'{label}' {tested[label]}" for label in few[:3])
         more = f" and {len(few) - 3} more classes have as few" if len(few) > 3 else ""
-        return [
-            f"few tested {units} of a class ({counts}{more}): the intervals are narrower than what"
-            " is not known"
-        ]
+        return [f"few tested {units} of a class ({counts}{more}): the intervals are too narrow"]
 
     def _knn(self, features_ND: np.ndarray) -> Figures:
         labelled = self.labelled

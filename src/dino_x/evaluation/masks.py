@@ -68,14 +68,13 @@ class Masked:
 
 
 def has_masks(labels: str | Path | None) -> bool:
-    """Whether a table of labels has a column ``mask``."""
+    """Whether a table of labels has a column ``mask`` that is not empty."""
     if labels is None or str(labels) == "folder" or not Path(labels).is_file():
         return False
     try:
-        read_csv(Path(labels), "mask")
+        return any(row["mask"] for _, row in read_csv(Path(labels), "mask"))
     except UserError:
         return False
-    return True
 
 
 def load_masks(

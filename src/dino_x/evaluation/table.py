@@ -115,7 +115,7 @@ def few_shot_table(result: dict[str, Any], said: dict[str, Any]) -> tuple[str, T
     repeats = result["settings"]["few_shot"]["draws"]
     return (
         f"Few labels, balanced accuracy, mean of {repeats} draws"
-        f" (in words: {said['setting']} a class)",
+        f" (the sentence is about {said['setting']})",
         table,
     )
 
