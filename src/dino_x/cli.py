@@ -103,15 +103,29 @@ def build_parser() -> Parser:
                            help=field.description)  # fmt: skip
     index.add_argument("--workers", type=int, metavar="N", help="default: the number of cores")
 
-    evaluate = commands.add_parser("evaluate", help="kNN of a model's features, with baselines")
+    evaluate = commands.add_parser("evaluate", help="is a model any good? with baselines")
     evaluate.set_defaults(run=run_evaluate)
     evaluate.add_argument("--model", required=True, metavar="RUN_OR_FOLDER")
     evaluate.add_argument("--data", nargs="+", required=True, type=Path, metavar="PATH")
-    evaluate.add_argument("--labels", required=True, metavar="folder|FILE.csv")
+    evaluate.add_argument("--labels", metavar="folder|FILE.csv", help="the class of each image")
     evaluate.add_argument("--label-column", default="label", metavar="NAME")
+    evaluate.add_argument(
+        "--masks", metavar="FILE.csv|FOLDER",
+        help="for segmentation: a table with a column 'mask', or masks called as their images are;"
+        " default: the labels' own column 'mask'",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--tasks", nargs="+", metavar="TASK",
+        help="of knn, linear, few-shot and segmentation; default: all that labels and masks allow",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--against", nargs="+", default=[], metavar="MODEL", help="other models to compare with"
+    )
     evaluate.add_argument("--out", type=Path, metavar="FILE.json", help="where to write the result")
     evaluate.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    evaluate.add_argument("--seed", type=int, default=0, help="of the random weights beside it")
+    evaluate.add_argument(
+        "--seed", type=int, default=0, help="of everything drawn, random weights too"
+    )
 
     floor = commands.add_parser("batch-floor", help="how large the batch must be, on your images")
     floor.set_defaults(run=run_batch_floor)
@@ -179,7 +193,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """``dino-x evaluate``."""
     from rich.console import Console
 
-    from dino_x.evaluation.suite import evaluate, print_table, write_json
+    from dino_x.evaluation.suite import evaluate, write_json
+    from dino_x.evaluation.table import print_table
     from dino_x.progress import progress_bar
 
     console = Console()
@@ -189,6 +204,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
             arguments.data,
             arguments.labels,
             label_column=arguments.label_column,
+            masks=arguments.masks,
+            tasks=arguments.tasks,
+            against=arguments.against,
             device=arguments.device,
             seed=arguments.seed,
             progress=progress,

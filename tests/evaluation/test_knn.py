@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from dino_x.evaluation import knn
-from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities, macro_auroc
+from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities, knn_votes, macro_auroc
 
 
 def loop_probabilities(references, classes, queries, class_count, k, temperature=0.07):
@@ -44,6 +44,19 @@ def test_knn_equals_the_plain_loop(
     expected = loop_probabilities(references_ND, classes_N, queries_QD, class_count, k)
     assert found.dtype == dtype
     np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+@pytest.mark.parametrize(("references", "ks", "used"), [(60, (50, 7, 1), [1, 7, 50]),
+                                                        (12, (5, 20, 50), [5, 12])])  # fmt: skip
+def test_several_k_in_one_pass_are_those_of_each_k(references, ks, used):
+    rng = np.random.default_rng(3)
+    features, queries = rng.normal(size=(references, 6)), rng.normal(size=(17, 6))
+    classes = rng.integers(3, size=references)
+    found = knn_votes(features, classes, queries, 3, ks)
+    assert list(found) == used
+    for k, probabilities in found.items():
+        expected = loop_probabilities(features, classes, queries, 3, k)
+        np.testing.assert_allclose(probabilities, expected, atol=1e-12)
 
 
 def test_the_length_of_a_feature_does_not_matter():

@@ -84,11 +84,27 @@ def test_a_given_split_is_kept_and_val_is_left_out(images, tmp_path):
     assert labelled.left_out == {"images of a split not used": 4}
 
 
+def test_val_beside_a_test_split_is_there_for_who_asks(images, tmp_path):
+    def side_of(row):
+        return "val" if row["patient"] in ("Doe4", "Doe5") else by_number(row)
+
+    table = write_csv(tmp_path / "labels.csv", with_split(patient_rows(), side_of))
+    labelled = load(images, table, with_val=True)
+    assert set(labelled.patients[labelled.is_val]) == {"Doe4", "Doe5"}
+    assert set(labelled.patients[labelled.is_train]) == {"Doe0", "Doe1", "Doe2", "Doe3"}
+    assert not (labelled.is_val & labelled.is_test).any()
+    assert labelled.left_out == {}
+    assert not load(images, table).is_val.any()
+    kept = labelled.keep(np.arange(len(labelled.refs)) != 9, "broken")
+    assert (kept.is_val.sum(), kept.is_train.sum(), kept.is_test.sum()) == (3, 8, 8)
+
+
 def test_val_is_tested_where_there_is_no_test(images, tmp_path):
     rows = with_split(patient_rows(), lambda row: by_number(row).replace("test", "val"))
     labelled = load(images, write_csv(tmp_path / "labels.csv", rows))
     assert labelled.tested == "val"
     assert labelled.is_test.sum() == 8
+    assert not load(images, tmp_path / "labels.csv", with_val=True).is_val.any()
     for row in rows[12:]:
         row["label"] = "well"
     with pytest.raises(UserError, match=r"no image of 'ill' in val: .* one in val"):

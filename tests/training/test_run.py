@@ -102,7 +102,9 @@ def test_tensorboard_has_the_same_numbers(run):
 def test_labels_are_evaluated_at_the_end(run):
     result = json.loads((run / "evaluation.json").read_text())
     assert set(result["results"]) == {"model", "random", "pixels"}
-    assert 0 <= result["results"]["model"]["balanced_accuracy"] <= 1
+    assert list(result["verdicts"]) == ["knn", "linear"]
+    linear = result["results"]["model"]["linear"]["all"]["balanced_accuracy"]
+    assert 0 <= linear["low"] <= linear["value"] <= linear["high"] <= 1
 
 
 def test_the_other_commands_take_the_run(run, films, tmp_path, capsys):
@@ -112,6 +114,7 @@ def test_the_other_commands_take_the_run(run, films, tmp_path, capsys):
         "batch_floor.json", "batch_floor.png",
     }  # fmt: skip
     evaluate = ["evaluate", "--model", str(run), "--data", str(films), "--labels", "folder"]
+    evaluate += ["--tasks", "knn", "linear"]
     assert main([*evaluate, "--out", str(tmp_path / "evaluation.json")]) == 0
     again = json.loads((tmp_path / "evaluation.json").read_text())["results"]
     assert again == json.loads((run / "evaluation.json").read_text())["results"]

@@ -4,10 +4,11 @@ B images, C channels, H x W pixels, S the side of the square a network sees, N i
 D features.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import cpu_count
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,24 @@ from dino_x.views.windowing import apply_window, window_of
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 Progress = Callable[[int, int], None]  # (images done, images in all)
+Form = tuple[int, int, int]  # channels, side of a square, and slices in it (3 in 2.5D)
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """What, beside the image, decides how it is prepared.
+
+    Attributes:
+        windows: how values become [0, 1], by modality.
+        rows: the images among which those of 2.5D find their neighbours; those that are prepared
+            if None.
+    """
+
+    windows: WindowOptions = field(default_factory=WindowOptions)
+    rows: Sequence[ImageRef] | None = None
+
+
+PLAINLY = Seeing()
 
 
 @dataclass(frozen=True)
@@ -31,7 +50,7 @@ class Encoder:
     Attributes:
         image_size: S, the side in pixels of the squares it takes.
         channels: C, 1 or 3.
-        features: from float32 [B, C, S, S] in [0, 1] to [B, D].
+        features: from float32 [B, C, S, S] in [0, 1] to [B, D], or to [B, P, D] for P patches.
         slices: 3 if the channels are a slice and its neighbours (2.5D), else 1.
     """
 
@@ -39,6 +58,16 @@ class Encoder:
     channels: int
     features: Callable[[torch.Tensor], torch.Tensor]
     slices: int = 1
+
+    @property
+    def form(self) -> Form:
+        """What it takes."""
+        return self.channels, self.image_size, self.slices
+
+
+def pooled(output: Any) -> torch.Tensor:
+    """The CLS token after the final norm, [B, D]."""
+    return output.pooler_output
 
 
 def embed(
@@ -88,8 +117,13 @@ def backbone_encoder(
     device: torch.device | str,
     precision: str,
     slices: int = 1,
+    read_out: Callable[[Any], torch.Tensor] = pooled,
+    **options: Any,
 ) -> Encoder:
-    """A backbone with its preparation of images, see ``embed``."""
+    """A backbone with its preparation of images, see ``embed``.
+
+    ``read_out`` takes features from what the network returns; ``options`` go to the network.
+    """
     device = torch.device(device)
     dtype = next(backbone.parameters()).dtype
     mean_C11 = torch.tensor(mean, dtype=dtype, device=device)[:, None, None]
@@ -101,7 +135,7 @@ def backbone_encoder(
         backbone.eval()
         try:
             with autocast(precision, device)():
-                return backbone(pixel_values=images_BCSS).pooler_output
+                return read_out(backbone(pixel_values=images_BCSS, **options))
         finally:
             backbone.train(training)
 
@@ -114,8 +148,7 @@ def encode(
     *,
     batch_size: int = 64,
     progress: Progress | None = None,
-    windows: WindowOptions | None = None,
-    rows: Sequence[ImageRef] | None = None,
+    seeing: Seeing = PLAINLY,
 ) -> tuple[dict[str, np.ndarray], list[int]]:
     """The features of the same images by several encoders.
 
@@ -124,29 +157,49 @@ def encode(
         refs: N images.
         batch_size: images that go through an encoder together.
         progress: told after each batch.
-        windows: how values become [0, 1], by modality.
-        rows: the images among which those of 2.5D find their neighbours; ``refs`` if None.
+        seeing: how the images are prepared.
 
     Returns:
         For each encoder float32 [M, D], the M <= N images that can be decoded, in their order; and
         the positions in ``refs`` of the N - M that cannot.
     """
-    forms = {(e.channels, e.image_size, e.slices) for e in encoders.values()}
-    windows = windows or WindowOptions()
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
+    readable = np.zeros(len(refs), dtype=bool)
+    forms = {encoder.form for encoder in encoders.values()}
+    with torch.no_grad():
+        for positions, batches in prepared(refs, forms, batch_size, progress, seeing):
+            readable[positions] = True
+            for name, encoder in encoders.items() if positions else ():
+                parts[name].append(encoder.features(batches[encoder.form]).float().cpu().numpy())
+    empty = np.zeros((0, 0), dtype=np.float32)
+    features = {name: np.concatenate(part) if part else empty for name, part in parts.items()}
+    return features, np.flatnonzero(~readable).tolist()
+
+
+def prepared(
+    refs: Sequence[ImageRef],
+    forms: set[Form],
+    batch_size: int,
+    progress: Progress | None = None,
+    seeing: Seeing = PLAINLY,
+) -> Iterator[tuple[list[int], dict[Form, torch.Tensor]]]:
+    """Images in batches, each decoded once for all forms, one batch ahead of who uses them.
+
+    Yields: the positions in ``refs`` of the B <= ``batch_size`` images that can be decoded, and
+    these as float32 [B, C, S, S] in [0, 1] by form.
+    """
     beside: dict[ImageRef, list[ImageRef]] = {}
     if any(slices == 3 for _, _, slices in forms):
-        rows = refs if rows is None else rows
+        rows = refs if seeing.rows is None else seeing.rows
         triples = neighbours(rows).triples
         beside = {rows[i]: [rows[j] for j in triple] for i, triple in enumerate(triples)}
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
-    unreadable: list[int] = []
 
-    def prepare(ref: ImageRef) -> dict[tuple[int, int, int], np.ndarray] | None:
+    def prepare(ref: ImageRef) -> dict[Form, np.ndarray] | None:
         try:
             image = read_slices(beside[ref]) if ref in beside else read(ref)
         except Unreadable:
             return None
-        pixels_CHW = apply_window(image.pixels, window_of(image, windows))
+        pixels_CHW = apply_window(image.pixels, window_of(image, seeing.windows))
         # Of a slice with its neighbours, what takes no neighbours sees the slice.
         own_CHW = pixels_CHW[1:2] if ref in beside else pixels_CHW
         return {
@@ -155,21 +208,20 @@ def encode(
         }
 
     # Decoding and resizing release the interpreter lock, so threads are enough.
-    with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool, torch.no_grad():
+    with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
+        ahead = pool.map(prepare, refs[:batch_size])
         for start in range(0, len(refs), batch_size):
-            prepared = list(pool.map(prepare, refs[start : start + batch_size]))
-            unreadable += [start + i for i, image in enumerate(prepared) if image is None]
-            images = [image for image in prepared if image is not None]
-            for name, encoder in encoders.items() if images else ():
-                form = (encoder.channels, encoder.image_size, encoder.slices)
-                batch_BCSS = torch.from_numpy(np.stack([image[form] for image in images]))
-                parts[name].append(encoder.features(batch_BCSS).float().cpu().numpy())
+            found = list(ahead)
+            ahead = pool.map(prepare, refs[start + batch_size : start + 2 * batch_size])
+            positions = [start + i for i, image in enumerate(found) if image is not None]
+            images = [image for image in found if image is not None]
+            stacked = {
+                form: torch.from_numpy(np.stack([image[form] for image in images]))
+                for form in (forms if images else ())
+            }
+            yield positions, stacked
             if progress is not None:
                 progress(min(start + batch_size, len(refs)), len(refs))
-    empty = np.zeros((0, 0), dtype=np.float32)
-    return {
-        name: np.concatenate(part) if part else empty for name, part in parts.items()
-    }, unreadable
 
 
 def squash(image_CHW: np.ndarray, channels: int, size: int) -> np.ndarray:

@@ -3,6 +3,8 @@
 N references, Q queries, D features, C classes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
@@ -41,20 +43,39 @@ def knn_probabilities(
     >>> knn_probabilities(references, np.array([0, 1]), np.array([[2.0, 0.0]]), 2, k=1)
     array([[1., 0.]])
     """
-    if not len(references_ND) or k < 1 or temperature <= 0:
-        raise ValueError(f"{len(references_ND)} references, k={k}, temperature={temperature}")
+    votes = knn_votes(references_ND, classes_N, queries_QD, class_count, [k], temperature)
+    return next(iter(votes.values()))
+
+
+def knn_votes(
+    references_ND: np.ndarray,
+    classes_N: np.ndarray,
+    queries_QD: np.ndarray,
+    class_count: int,
+    ks: Sequence[int],
+    temperature: float = TEMPERATURE,
+) -> dict[int, np.ndarray]:
+    """``knn_probabilities`` for several k at the cost of the largest.
+
+    Args: as there; a k that is larger than the number of references counts as that number.
+
+    Returns: the probabilities [Q, C] by k, ascending; fewer than ``ks`` where some are the same.
+    """
+    if not len(references_ND) or not ks or min(ks) < 1 or temperature <= 0:
+        raise ValueError(f"{len(references_ND)} references, k={ks}, temperature={temperature}")
     references = torch.nn.functional.normalize(torch.from_numpy(references_ND), dim=1)
     queries = torch.nn.functional.normalize(torch.from_numpy(queries_QD), dim=1)
     classes = torch.from_numpy(classes_N).long()
-    k = min(k, len(references))
-    chunks = []
+    used = sorted({min(k, len(references)) for k in ks})
+    chunks: dict[int, list[torch.Tensor]] = {k: [] for k in used}
     for queries_chunk in queries.split(max(1, CHUNK_ELEMENTS // len(references))):
-        cosine, nearest = (queries_chunk @ references.T).topk(k, dim=1)
+        cosine, nearest = (queries_chunk @ references.T).topk(used[-1], dim=1)  # nearest first
         weights = ((cosine - 1) / temperature).exp()  # cosine <= 1: never overflows
-        votes = torch.zeros(len(queries_chunk), class_count, dtype=weights.dtype)
-        votes.scatter_add_(1, classes[nearest], weights)
-        chunks.append(votes / votes.sum(dim=1, keepdim=True))
-    return torch.cat(chunks).numpy()
+        for k in used:
+            votes = torch.zeros(len(queries_chunk), class_count, dtype=weights.dtype)
+            votes.scatter_add_(1, classes[nearest[:, :k]], weights[:, :k])
+            chunks[k].append(votes / votes.sum(dim=1, keepdim=True))
+    return {k: torch.cat(found).numpy() for k, found in chunks.items()}
 
 
 def balanced_accuracy(classes_Q: np.ndarray, probabilities_QC: np.ndarray) -> float:

@@ -19,9 +19,11 @@ class Labelled:
     """Images with a class and a side.
 
     Attributes:
-        refs: the N images, of train and of the tested split only.
+        refs: the N images, of train and of the tested split, and of val if it was asked for.
         labels: the class of each, [N] strings.
-        is_test: [N] bool; the others are the reference set.
+        is_test: [N] bool; the others are the reference set, but for ``is_val``.
+        is_val: [N] bool: to choose settings on. All False where val was not asked for, is not
+            given, or is what is tested.
         patients: the patient of each image, or its file where the patient is not known, [N];
             never to be written out.
         patients_known: whether ``patients`` are patients for every image (else some are files).
@@ -34,6 +36,7 @@ class Labelled:
     refs: list[ImageRef]
     labels: np.ndarray
     is_test: np.ndarray
+    is_val: np.ndarray
     patients: np.ndarray
     patients_known: bool
     tested: str
@@ -46,6 +49,11 @@ class Labelled:
         """The names of the C classes, sorted."""
         return sorted(set(self.labels.tolist()))
 
+    @property
+    def is_train(self) -> np.ndarray:
+        """[N] bool: the reference set."""
+        return ~(self.is_test | self.is_val)
+
     def keep(self, rows: np.ndarray, reason: str) -> "Labelled":
         """Only the images ``rows`` ([N] bool), the others counted as left out for ``reason``.
 
@@ -57,10 +65,11 @@ class Labelled:
             refs=[ref for ref, wanted in zip(self.refs, rows, strict=True) if wanted],
             labels=self.labels[rows],
             is_test=self.is_test[rows],
+            is_val=self.is_val[rows],
             patients=self.patients[rows],
             left_out=self.left_out | {reason: int((~rows).sum())},
         )
-        train, test = kept.labels[~kept.is_test], kept.labels[kept.is_test]
+        train, test = kept.labels[kept.is_train], kept.labels[kept.is_test]
         check_classes(train.tolist(), test.tolist(), self.tested)
         return kept
 
@@ -71,6 +80,7 @@ def load_labels(
     data_paths: Sequence[str | Path],
     *,
     label_column: str = "label",
+    with_val: bool = False,
 ) -> Labelled:
     """Gives each image its class and its side.
 
@@ -81,6 +91,7 @@ def load_labels(
         refs: the images found below the data paths. All frames of a file share its label.
         data_paths: the folders the images are in.
         label_column: the column that holds the class.
+        with_val: also return the images of val beside a test split, see ``Labelled.is_val``.
 
     Returns:
         The labelled images. Train is the reference set; test is tested, or val where there is no
@@ -98,25 +109,17 @@ def load_labels(
         items, left_out = _items_from_folders(list(frames), roots)
         warnings: list[str] = []
     else:
-        items, left_out = _items_from_csv(Path(labels), list(frames), roots, label_column)
+        items, left_out = items_from_csv(Path(labels), list(frames), roots, label_column)
         warnings = _warn_of_missing(left_out, len(items))
     items = _with_patients_of(items, frames)
     unnamed = len(frames) - len(items) - left_out.get("images with an empty label", 0)
     left_out["images that the labels do not name"] = unnamed
 
-    if items and items[0].split is not None:
-        check_given(items)
-        split_by = "given"
-        sides = [item.split or "" for item in items]
-    else:
-        split_by = "patient" if any(item.patient is not None for item in items) else "image"
-        sides = make_split(items)
-    warnings += _warn_of_unknown_patients(items, split_by)
-
-    tested = "val" if "val" in sides and "test" not in sides else "test"
-    used = [
-        (item, side) for item, side in zip(items, sides, strict=True) if side in ("train", tested)
-    ]
+    sides, split_by = sides_of(items)
+    warnings += warn_of_unknown_patients(items, split_by)
+    tested = tested_side(sides)
+    wanted = {"train", tested} | ({"val"} if with_val else set())
+    used = [(item, side) for item, side in zip(items, sides, strict=True) if side in wanted]
     left_out["images of a split not used"] = len(items) - len(used)
     check_classes(
         [item.label for item, side in used if side == "train"],
@@ -128,6 +131,7 @@ def load_labels(
         refs=[ref for ref, _, _ in rows],
         labels=np.array([item.label for _, item, _ in rows]),
         is_test=np.array([side == tested for _, _, side in rows]),
+        is_val=np.array([side == "val" != tested for _, _, side in rows]),
         patients=np.array([item.patient or f"file {item.key}" for _, item, _ in rows]),
         patients_known=all(item.patient is not None for item, _ in used),
         tested=tested,
@@ -151,7 +155,7 @@ def label_of(
     if str(labels) == "folder":
         items, _ = _items_from_folders(files, roots)
     else:
-        items, _ = _items_from_csv(Path(labels), files, roots, label_column)
+        items, _ = items_from_csv(Path(labels), files, roots, label_column)
     return {item.file: item.label for item in items}
 
 
@@ -172,6 +176,24 @@ def _with_patients_of(items: list[Item], frames: dict[Path, list[ImageRef]]) -> 
     return named
 
 
+def sides_of(items: Sequence[Item]) -> tuple[list[str], str]:
+    """The split of each item, and how it was decided: ``given``, ``patient`` or ``image``.
+
+    Raises:
+        UserError: for a given split that tears a patient apart.
+    """
+    if items and items[0].split is not None:
+        check_given(items)
+        return [item.split or "" for item in items], "given"
+    split_by = "patient" if any(item.patient is not None for item in items) else "image"
+    return make_split(items), split_by
+
+
+def tested_side(sides: Sequence[str]) -> str:
+    """``test``, or ``val`` where there is a val and no test."""
+    return "val" if "val" in sides and "test" not in sides else "test"
+
+
 def _items_from_folders(files: list[Path], roots: list[Path]) -> tuple[list[Item], dict[str, int]]:
     items = []
     for file in files:
@@ -188,10 +210,15 @@ def _items_from_folders(files: list[Path], roots: list[Path]) -> tuple[list[Item
     return items, {}
 
 
-def _items_from_csv(
+def items_from_csv(
     file: Path, images: list[Path], roots: list[Path], label_column: str
 ) -> tuple[list[Item], dict[str, int]]:
-    rows = _read_csv(file, label_column)
+    """The rows that name an image and have a value in ``label_column``; what was left out.
+
+    Raises:
+        UserError: for a file that is no such table, and where no row names an image.
+    """
+    rows = read_csv(file, label_column)
     image_at = {os.path.realpath(image): image for image in images}
     left_out = {"images with an empty label": 0, "rows that match no image": 0}
     items: dict[Path, Item] = {}
@@ -221,7 +248,7 @@ def _items_from_csv(
     return list(items.values()), left_out
 
 
-def _read_csv(file: Path, label_column: str) -> list[tuple[int, dict[str, str]]]:
+def read_csv(file: Path, label_column: str) -> list[tuple[int, dict[str, str]]]:
     """The rows with their number (1 is the header), every value stripped."""
     if not file.is_file():
         raise UserError(
@@ -262,7 +289,8 @@ def _warn_of_missing(left_out: dict[str, int], matched: int) -> list[str]:
     return [f"{missing} of {missing + matched} labelled paths match no image and are left out"]
 
 
-def _warn_of_unknown_patients(items: Sequence[Item], split_by: str) -> list[str]:
+def warn_of_unknown_patients(items: Sequence[Item], split_by: str) -> list[str]:
+    """A sentence for the user where patients are not known, else none."""
     unknown = sum(item.patient is None for item in items)
     if not unknown:
         return []

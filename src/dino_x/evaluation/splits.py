@@ -61,7 +61,7 @@ def check_given(items: Sequence[Item]) -> None:
         )
 
 
-def make_split(items: Sequence[Item]) -> list[str]:
+def make_split(items: Sequence[Item], train_share: float = TRAIN_SHARE) -> list[str]:
     """``train`` or ``test`` for each item: 70% of the patients of every class to train.
 
     A patient, or a file where the patient is not known, goes to one side as a whole. Patients
@@ -79,7 +79,7 @@ def make_split(items: Sequence[Item]) -> list[str]:
     train: set[str] = set()
     for names in units_of.values():
         names.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-        train.update(names[: round(TRAIN_SHARE * len(names))])  # 1 of 2, 2 of 3, 7 of 10
+        train.update(names[: round(train_share * len(names))])  # 1 of 2, 2 of 3, 7 of 10
     return ["train" if unit(item) in train else "test" for item in items]
 
 

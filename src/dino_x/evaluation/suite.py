@@ -1,246 +1,338 @@
-"""``dino-x evaluate``: a model beside an untrained one and beside the pixels, on one split."""
+"""``dino-x evaluate``: a model in several tasks, beside what its figures must be compared with."""
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-from torch import nn
 
+from dino_x.data.image import ImageRef
 from dino_x.data.index import build_index
 from dino_x.data.volumes import neighbours
-from dino_x.errors import UserError
-from dino_x.evaluation.backbone import Preparation, load_backbone
-from dino_x.evaluation.baselines import pixel_encoder, principal_components, random_weights
-from dino_x.evaluation.embed import Encoder, Progress, backbone_encoder, encode
-from dino_x.evaluation.knn import TEMPERATURE, balanced_accuracy, knn_probabilities, macro_auroc
+from dino_x.errors import UserError, nearest
+from dino_x.evaluation import record
+from dino_x.evaluation.baselines import pixel_encoder
+from dino_x.evaluation.bootstrap import CONFIDENCE, DRAWS, draw_patients
+from dino_x.evaluation.classify import Classification, Figures
+from dino_x.evaluation.contenders import MODEL, PIXELS, RANDOM, Contender, load_contenders
+from dino_x.evaluation.embed import Encoder, Progress, Seeing, backbone_encoder, encode
 from dino_x.evaluation.labels import Labelled, load_labels
-from dino_x.training.device import dtype_of
+from dino_x.evaluation.masks import Masked, has_masks, load_masks
+from dino_x.evaluation.patches import GRID, patch_encoder, pixel_patch_encoder
+from dino_x.evaluation.segmentation import MEAN, figures_of_overlap, segment
+from dino_x.evaluation.verdict import verdict
+from dino_x.training.device import choose_device
 from dino_x.training.run import reading_of
 
-TITLES = {"model": "model", "random": "random weights", "pixels": "raw pixels"}
+TASKS = ("knn", "linear", "few-shot", "segmentation")
+QUICK = ("knn", "linear")  # at the end of a run
+KS = (10, 20, 50)
+
+
+@dataclass
+class Outcome:
+    """What has been done so far.
+
+    Attributes:
+        results: figures by name, task, setting and metric.
+        described: how each task was done, for the JSON.
+        main: the setting of each task that its verdict is about.
+        left_out: how many files were not used, by reason.
+        warnings: sentences for the user.
+    """
+
+    results: dict[str, dict[str, Figures]]
+    described: dict[str, Any] = field(default_factory=dict)
+    main: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def leave_out(self, reason: str, count: int) -> None:
+        """Note that some files were not used."""
+        if count:
+            self.left_out[reason] = count
+
+    def verdicts(self) -> dict[str, Any]:
+        """One for each task."""
+        said = {}
+        for task, setting in self.main.items():
+            metric = "dice" if task == "segmentation" else "balanced_accuracy"
+            figures = {name: of[task][setting][metric] for name, of in self.results.items()}
+            said[task] = verdict(figures, setting, metric)
+        return said
+
+
+@dataclass(frozen=True)
+class How:
+    """Where and how networks are run."""
+
+    device: str
+    precision: str
+    batch_size: int
+    seed: int
+    seeing: Seeing
 
 
 def evaluate(
     model: str | Path,
     data_paths: Sequence[str | Path],
-    labels: str | Path,
+    labels: str | Path | None = None,
     *,
     label_column: str = "label",
-    k: int = 20,
+    masks: str | Path | None = None,
+    tasks: Sequence[str] | None = None,
+    against: Sequence[str] = (),
+    ks: Sequence[int] = KS,
     device: str = "auto",
     precision: str = "fp32",
     batch_size: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Weighted kNN on a model's features, on random weights' and on raw pixels'.
+    """A model's features in several tasks, beside random weights, raw pixels and other models.
 
     Args:
         model: a run, a folder as transformers saves models, or a name on the hub.
         data_paths: files and folders of images.
-        labels: ``folder`` or a CSV file, see ``labels.load_labels``.
+        labels: ``folder`` or a CSV file, see ``labels.load_labels``; None for masks only.
         label_column: the column of the CSV file that holds the class.
-        k: neighbours.
+        masks: a CSV file or a folder, see ``masks.load_masks``; by default the labels' own file if
+            it has a column ``mask``.
+        tasks: of ``TASKS``; by default all that labels and masks allow.
+        against: other models.
+        ks: numbers of neighbours; each is capped at the number of references.
         device: auto, cpu or cuda.
         precision: fp32, bf16 or fp64.
-        batch_size: images that go through the network together.
-        seed: of the random weights.
-        progress: told (images done, images in all) after each batch.
+        batch_size: images that go through a network together.
+        seed: of the random weights and of everything drawn.
+        progress: told (work done, work in all) as it goes.
 
     Returns:
-        What JSON can hold: ``model``, ``settings``, ``counts`` (images by split and class),
-        ``patients`` (how many by split, or None), ``left_out`` (by reason), ``results``
-        (``balanced_accuracy``, ``auroc`` and ``k`` for ``model``, ``random``, ``pixels``) and
-        ``warnings``. No file and no patient is named in it.
+        What JSON can hold: ``model``, ``settings``, ``counts`` (images by split and class; {}
+        without labels), ``patients`` (how many by split, or None), ``masks`` (likewise for images
+        with a mask, or None), ``left_out`` (by reason), ``results`` (``value``, ``low`` and
+        ``high`` by name, task, setting and metric), ``verdicts`` (by task) and ``warnings``. No
+        file and no patient is named in it.
 
     Raises:
-        UserError: for a model, data or labels that cannot be used.
+        UserError: for a model, data, labels or masks that cannot be used; before any long work.
     """
-    for name, value in (("k", k), ("batch_size", batch_size)):
+    for what, value in (("k", min(ks)), ("batch_size", batch_size)):
         if value < 1:
-            raise UserError(f"{name} {value} is less than 1")
+            raise UserError(f"{what} {value} is less than 1")
+    if masks is None and has_masks(labels):
+        masks = labels
+    chosen = choose_tasks(tasks, labels is not None, masks is not None)
     index = build_index(
         [Path(path) for path in data_paths], verify="headers", reading=reading_of(model)
     )
-    labelled = load_labels(labels, index.rows, data_paths, label_column=label_column)
-    backbone = load_backbone(model, device=device, precision=precision)
-    where = next(backbone.model.parameters()).device
-    untrained = random_weights(backbone.config, seed).to(where, dtype_of(precision))
-
-    preparation = backbone.preparation
-    if preparation.slices == 3:
-        refused = {index.rows[row] for row in neighbours(index.rows).refused}
-        usable = np.array([ref not in refused for ref in labelled.refs])
-        if not usable.all():
-            labelled = labelled.keep(usable, "slices of volumes that 2.5D cannot use")
-
-    def encoder_of(network: nn.Module) -> Encoder:
-        return backbone_encoder(
-            network,
-            image_size=preparation.image_size,
-            mean=preparation.mean,
-            std=preparation.std,
-            device=where,
-            precision=precision,
-            slices=preparation.slices,
+    labelled = masked = None
+    if labels is not None and chosen != ["segmentation"]:
+        labelled = load_labels(
+            labels, index.rows, data_paths, label_column=label_column, with_val=True
         )
+    if masks is not None and "segmentation" in chosen:
+        masked = load_masks(masks, labels, index.rows, data_paths)
+    contenders, warnings = load_contenders(
+        model, against, device=device, precision=precision, seed=seed
+    )
+    preparation = contenders[MODEL].preparation
+    if labelled is not None and preparation.slices == 3:
+        labelled = without_uneven(labelled, index.rows)
+    seeing = Seeing(preparation.windows, index.rows)
+    how = How(choose_device(device).type, precision, batch_size, seed, seeing)
+    patch_encoders = patch_encoders_of(contenders, how) if masked is not None else {}
 
-    encoders = {
-        "model": encoder_of(backbone.model),
-        "random": encoder_of(untrained),
-        "pixels": pixel_encoder(),
+    work = _Work(progress, len(labelled.refs) if labelled else 0, len(masked.refs) if masked else 0)
+    done = Outcome({name: {} for name in names_of(contenders)}, warnings=warnings)
+    done.leave_out("files that cannot be read", len(index.skipped))
+    if labelled is not None:
+        labelled = classify(labelled, contenders, chosen, ks, how, done, work)
+    if masked is not None:
+        score_masks(masked, patch_encoders, how, done, work)
+    return {
+        "model": str(model),
+        "settings": {
+            "tasks": list(done.main),
+            "labels": record.file_name(labels),
+            "label_column": label_column,
+            "masks": record.file_name(masks) if masked is not None else None,
+            "split_by": labelled.split_by if labelled else None,
+            "tested_split": labelled.tested if labelled else None,
+            "image_size": preparation.image_size,
+            "mean": list(preparation.mean),
+            "std": list(preparation.std),
+            "device": how.device,
+            "precision": precision,
+            "batch_size": batch_size,
+            "seed": seed,
+            "bootstrap_draws": DRAWS,
+            "confidence": CONFIDENCE,
+            **done.described,
+        },
+        "counts": record.counts(labelled) if labelled else {},
+        "patients": record.patients(labelled) if labelled else None,
+        "masks": record.masks(masked) if masked is not None else None,
+        "left_out": done.left_out,
+        "results": record.results(done.results),
+        "verdicts": done.verdicts(),
+        "warnings": done.warnings,
     }
+
+
+def without_uneven(labelled: Labelled, rows: Sequence[ImageRef]) -> Labelled:
+    """Without the slices of volumes that 2.5D cannot use."""
+    refused = {rows[row] for row in neighbours(rows).refused}
+    usable = np.array([ref not in refused for ref in labelled.refs])
+    if usable.all():
+        return labelled
+    return labelled.keep(usable, "slices of volumes that 2.5D cannot use")
+
+
+def choose_tasks(wanted: Sequence[str] | None, labels: bool, masks: bool) -> list[str]:
+    """The tasks to do, in the order of ``TASKS``.
+
+    Raises:
+        UserError: for an unknown one, and for one that labels or masks are missing for.
+    """
+    if not labels and not masks:
+        raise UserError("nothing to evaluate on: give --labels, --masks or both")
+    possible = [task for task in TASKS if (masks if task == "segmentation" else labels)]
+    for task in wanted or ():
+        if task not in TASKS:
+            raise UserError(f"no task '{task}'{nearest(task, TASKS)} (tasks: {', '.join(TASKS)})")
+        if task not in possible:
+            needed = "--masks" if task == "segmentation" else "--labels"
+            raise UserError(f"the task {task} needs {needed}")
+    return [task for task in possible if not wanted or task in wanted]
+
+
+def names_of(contenders: dict[str, Contender]) -> list[str]:
+    """All names in the order of the results: pixels, which are no network, are third."""
+    names = list(contenders)
+    after = names.index(RANDOM) + 1
+    return [*names[:after], PIXELS, *names[after:]]
+
+
+def classify(
+    labelled: Labelled,
+    contenders: dict[str, Contender],
+    chosen: Sequence[str],
+    ks: Sequence[int],
+    how: How,
+    done: Outcome,
+    work: "_Work",
+) -> Labelled:
+    """Adds the tasks on classes to what is done; the images that could be decoded."""
+    encoders = {
+        name: backbone_encoder(
+            contender.network,
+            image_size=contender.preparation.image_size,
+            mean=contender.preparation.mean,
+            std=contender.preparation.std,
+            device=how.device,
+            precision=how.precision,
+            slices=contender.preparation.slices,
+        )
+        for name, contender in contenders.items()
+    } | {PIXELS: pixel_encoder()}
     features, unreadable = encode(
-        encoders, labelled.refs, batch_size=batch_size, progress=progress,
-        windows=preparation.windows, rows=index.rows,
+        encoders, labelled.refs, batch_size=how.batch_size, progress=work.part("classes"),
+        seeing=how.seeing,
     )  # fmt: skip
     if unreadable:
         readable = np.ones(len(labelled.refs), dtype=bool)
         readable[unreadable] = False
         labelled = labelled.keep(readable, "images that cannot be decoded")
-    features["pixels"] = principal_components(features["pixels"], ~labelled.is_test)
-
-    return {
-        "model": str(model),
-        "settings": {
-            "method": "weighted kNN",
-            "k": k,
-            "temperature": TEMPERATURE,
-            "labels": "folder" if str(labels) == "folder" else Path(labels).name,
-            "label_column": label_column,
-            "split_by": labelled.split_by,
-            "tested_split": labelled.tested,
-            "image_size": preparation.image_size,
-            "mean": list(preparation.mean),
-            "std": list(preparation.std),
-            "device": where.type,
-            "precision": precision,
-            "batch_size": batch_size,
-            "seed": seed,
-        },
-        "counts": _counts(labelled),
-        "patients": _patients(labelled),
-        "left_out": labelled.left_out | _if_any("files that cannot be read", len(index.skipped)),
-        "results": {
-            name: score(features[name], labelled, k=k, name=TITLES[name]) for name in encoders
-        },
-        "warnings": labelled.warnings + _warn(preparation),
-    }
+    classification = Classification(labelled, how.seed, ks)
+    tasks = [task.replace("-", "_") for task in chosen if task != "segmentation"]
+    told, scored = work.part("scores"), 0
+    for name, tasks_of in done.results.items():
+        for task in tasks:
+            tasks_of[task] = classification.score(task, name, features[name])
+            scored += 1
+            told(scored, len(done.results) * len(tasks))
+    for task in tasks:
+        done.described[task] = classification.described(task)
+        done.main[task] = classification.main_setting(task, done.results[MODEL][task])
+    for reason, count in labelled.left_out.items():
+        done.leave_out(reason, count)
+    done.warnings += labelled.warnings + classification.thin_classes()
+    done.warnings += classification.warnings if "few_shot" in tasks else []
+    return labelled
 
 
-def score(features_ND: np.ndarray, labelled: Labelled, *, k: int, name: str) -> dict[str, Any]:
-    """The kNN figures of one set of features.
-
-    Args:
-        features_ND: of the images of ``labelled``, in their order.
-        labelled: their classes and sides.
-        k: neighbours; capped at the number of references.
-        name: whose features they are, for messages.
+def patch_encoders_of(contenders: dict[str, Contender], how: How) -> dict[str, Encoder]:
+    """Each network's patches, and the pixels'.
 
     Raises:
-        UserError: for features that are not finite.
+        UserError: for a network without patches.
     """
-    if not np.isfinite(features_ND).all():
-        raise UserError(f"the features of {name} are not finite: were the weights NaN?")
-    is_test = labelled.is_test
-    classes_N = np.searchsorted(labelled.classes, labelled.labels)
-    probabilities = knn_probabilities(
-        features_ND[~is_test],
-        classes_N[~is_test],
-        features_ND[is_test],
-        len(labelled.classes),
-        k=k,
-    )
-    return {
-        "balanced_accuracy": balanced_accuracy(classes_N[is_test], probabilities),
-        "auroc": macro_auroc(classes_N[is_test], probabilities),
-        "k": min(k, int((~is_test).sum())),
+    encoders = {
+        name: patch_encoder(
+            name,
+            contender.network,
+            contender.preparation,
+            device=how.device,
+            precision=how.precision,
+        )
+        for name, contender in contenders.items()
     }
+    return encoders | {PIXELS: pixel_patch_encoder()}
 
 
-def _sides(labelled: Labelled) -> dict[str, np.ndarray]:
-    return {"train": ~labelled.is_test, labelled.tested: labelled.is_test}
-
-
-def _counts(labelled: Labelled) -> dict[str, dict[str, int]]:
-    return {
-        side: dict(sorted(Counter(labelled.labels[rows].tolist()).items()))
-        for side, rows in _sides(labelled).items()
-    }
-
-
-def _patients(labelled: Labelled) -> dict[str, int] | None:
-    if not labelled.patients_known:
-        return None
-    return {side: len(set(labelled.patients[rows])) for side, rows in _sides(labelled).items()}
-
-
-def _if_any(reason: str, count: int) -> dict[str, int]:
-    return {reason: count} if count else {}
-
-
-def _warn(preparation: Preparation) -> list[str]:
-    if preparation.stated:
-        return []
-    return [
-        "the model has no preprocessor_config.json: its image size, mean and std are assumed"
-        f" ({preparation.image_size} px, {preparation.mean}, {preparation.std})"
-    ]
-
-
-def print_table(result: dict[str, Any], console: Console) -> None:
-    """The figures as a table, then what they mean in one line, then the warnings."""
-    counts, patients = result["counts"], result["patients"]
-    how = {"given": "given", "patient": "made by patient", "image": "made by image"}
-    console.print(
-        f"kNN, {len(counts['train'])} classes, split {how[result['settings']['split_by']]}:"
+def score_masks(
+    masked: Masked,
+    encoders: dict[str, Encoder],
+    how: How,
+    done: Outcome,
+    work: "_Work",
+) -> None:
+    """Adds the segmentation to what is done."""
+    found = segment(
+        {name: encoders[name] for name in done.results},
+        masked,
+        seed=how.seed,
+        batch_size=max(1, how.batch_size // 4),  # hundreds of patches an image
+        progress=work.part("masks"),
+        seeing=how.seeing,
     )
-    for side, images in counts.items():
-        whose = f" of {patients[side]:,} patients" if patients else ""
-        classes = ", ".join(f"{count:,} {label}" for label, count in images.items())
-        console.print(Text(f"  {side:<5} {sum(images.values()):,} images{whose}: {classes}"))
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("features")
-    for column in ("balanced accuracy", "AUROC", "k"):
-        table.add_column(column, justify="right")
-    for name, figures in result["results"].items():
-        accuracy, auroc = (f"{figures[key]:.3f}" for key in ("balanced_accuracy", "auroc"))
-        table.add_row(TITLES.get(name, name), accuracy, auroc, str(figures["k"]))
-    console.print(table)
-    console.print(Text(f"In balanced accuracy {verdict(result['results'])}."))
-    if result["left_out"]:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in result["left_out"].items())
-        console.print(Text(f"Left out: {reasons}."))
-    for warning in result["warnings"]:
-        console.print(Text(f"Warning: {warning}."), style="yellow")
+    draws = draw_patients(masked.patients[found.rows], how.seed)
+    for name, tasks_of in done.results.items():
+        tasks_of["segmentation"] = figures_of_overlap(
+            masked.names, {"dice": found.dice[name], "iou": found.iou[name]}, draws
+        )
+    done.described["segmentation"] = {
+        "grid": GRID,
+        "image_sizes": {name: encoders[name].image_size for name in done.results},
+        "chosen_c": found.chosen,
+        "validation": masked.validation,
+    }
+    done.main["segmentation"] = MEAN
+    for reason, count in masked.left_out.items():
+        done.leave_out(reason, count)
+    done.leave_out("images with a mask that cannot be decoded", found.unreadable)
+    done.warnings += masked.warnings
 
 
-def verdict(results: dict[str, dict[str, Any]]) -> str:
-    """A clause that says plainly what the model's balanced accuracy is worth.
+class _Work:
+    """One bar for all parts: images to encode for classes, images with masks, and scores."""
 
-    >>> accuracies = {"model": 0.75, "random": 0.5, "pixels": 0.78}
-    >>> verdict({name: {"balanced_accuracy": value} for name, value in accuracies.items()})
-    'the model beats random weights by 0.250, but is worse than raw pixels by 0.030'
-    """
-    found: dict[str, list[str]] = {"beats": [], "equals": [], "is worse than": []}
-    for name, figures in results.items():
-        if name == "model":
-            continue
-        gain = round(results["model"]["balanced_accuracy"] - figures["balanced_accuracy"], 3)
-        title = TITLES.get(name, name)
-        if gain == 0:
-            found["equals"].append(title)
-        else:
-            found["beats" if gain > 0 else "is worse than"].append(f"{title} by {abs(gain):.3f}")
-    clauses = [f"{verb} {' and '.join(others)}" for verb, others in found.items() if others]
-    return f"the model {', but '.join(clauses)}"
+    def __init__(self, progress: Progress | None, labelled: int, masked: int) -> None:
+        self.progress = progress
+        self.sizes = {"classes": labelled, "scores": labelled, "masks": 10 * masked}
+
+    def part(self, name: str) -> Callable[[int, int], None]:
+        before = sum(list(self.sizes.values())[: list(self.sizes).index(name)])
+        whole = sum(self.sizes.values())
+
+        def told(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(before + self.sizes[name] * done // total, whole)
+
+        return told
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:

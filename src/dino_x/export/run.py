@@ -104,7 +104,7 @@ def example(backbone: Backbone, count: int) -> Tensor:
 def _write_transformers(backbone: Backbone, folder: Path) -> None:
     preparation = backbone.preparation
     mean, std = list(preparation.mean), list(preparation.std)
-    write_vit(backbone.model, folder, preparation.image_size, mean, std)
+    write_vit(backbone.model, folder, preparation.image_size, mean, std, preparation.ours)
 
 
 def _read_transformers(folder: Path, images: Tensor, config: Any) -> Features:

@@ -227,14 +227,15 @@ def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, siz
     staging = folder.with_name(folder.name + ".partial")
     fresh = type(backbone.vit)(backbone.vit.config)
     fresh.load_state_dict({k: v.detach().float().cpu() for k, v in vit_state.items()})
-    write_vit(fresh, staging, size, mean, std)
+    write_vit(fresh, staging, size, mean, std, more)
     folder.mkdir(parents=True, exist_ok=True)
     for file in staging.iterdir():
         os.replace(file, folder / file.name)
     staging.rmdir()
 
 
-def write_vit(vit: Any, folder: Path, size: int, mean: list[float], std: list[float]) -> None:
+def write_vit(vit: Any, folder: Path, size: int, mean: list[float], std: list[float],
+              more: Mapping[str, Any] | None = None) -> None:  # fmt: skip
     """A network as transformers saves it, and the configuration of its image processor."""
     with quiet_transformers():
         vit.save_pretrained(folder)

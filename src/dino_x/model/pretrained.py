@@ -47,6 +47,16 @@ class Preparation:
         """1 (grey) or 3 (RGB)."""
         return len(self.mean)
 
+    @property
+    def ours(self) -> dict[str, Any]:
+        """What transformers has no place for, as it stands in ``preprocessor_config.json``."""
+        return prepared_with(self.slices, self.windows)
+
+
+def prepared_with(slices: int, windows: WindowOptions) -> dict[str, Any]:
+    """The entries of ``preprocessor_config.json`` that are ours."""
+    return {"dino_x_slices": slices, "dino_x_windows": windows.model_dump(mode="json")}
+
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:

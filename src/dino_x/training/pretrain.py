@@ -20,7 +20,8 @@ from dino_x.data.store import CanvasStore, keys_of
 from dino_x.data.volumes import neighbours, refuse_uneven
 from dino_x.errors import UserError
 from dino_x.evaluation.labels import load_labels
-from dino_x.evaluation.suite import evaluate, print_table, write_json
+from dino_x.evaluation.suite import QUICK, evaluate, write_json
+from dino_x.evaluation.table import print_table
 from dino_x.losses.ranks import Ranks
 from dino_x.model.backbone import build_backbone, is_size
 from dino_x.presets import check, differing, resolve
@@ -443,6 +444,7 @@ def evaluate_run(options: Options, run: RunFolder, console: Console) -> None:
             options.data.paths,
             options.data.labels,
             label_column=options.data.label_column,
+            tasks=QUICK,
             device=options.train.device,
             seed=options.train.seed,
             progress=progress,

@@ -16,6 +16,7 @@ from dino_x.errors import SaidElsewhereError, UserError
 from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone, save_vit
+from dino_x.model.pretrained import prepared_with
 from dino_x.model.teacher import Network, build_student, build_teacher, update_teacher
 from dino_x.training import checkpoint
 from dino_x.training.device import autocast, dtype_of, peak_memory_gib
@@ -253,10 +254,7 @@ class Trainer:
             self.options.views.global_size,
             self.cutter.mean,
             self.cutter.std,
-            {
-                "dino_x_slices": self.options.data.slices,
-                "dino_x_windows": self.options.windows.model_dump(mode="json"),
-            },
+            prepared_with(self.options.data.slices, self.options.windows),
         )
 
     def resume(self) -> None:

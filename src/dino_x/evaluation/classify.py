@@ -1,0 +1,158 @@
+"""The figures of one set of features in each task that takes classes.
+
+Every task gives ``{setting: {metric: Figure}}``, on the same draws of patients for all features, so
+that differences between them are paired.
+
+N images, D features, Q tested images, C classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dino_x.errors import UserError
+from dino_x.evaluation.baselines import principal_components
+from dino_x.evaluation.bootstrap import (
+    Figure,
+    balanced_accuracy_of_draws,
+    draw_patients,
+    macro_auroc_of_draws,
+)
+from dino_x.evaluation.few_shot import (
+    PENALTY_TIMES_WIDTH,
+    REPEATS,
+    draw_shots,
+    few_shot_probabilities,
+    mean_figure,
+    possible_shots,
+    standardised,
+)
+from dino_x.evaluation.knn import TEMPERATURE, balanced_accuracy, knn_votes, macro_auroc
+from dino_x.evaluation.labels import Labelled
+from dino_x.evaluation.linear import linear_probabilities, validation
+
+Figures = dict[str, dict[str, Figure]]  # by setting and metric
+
+# Pixels have a form for each task, the one that does best there: kNN wants few directions, the
+# linear probe chooses its own among more of them, and with few labels there is no telling which
+# directions matter, so they keep the scale they have in the pixels.
+PIXEL_COMPONENTS: dict[str, int | None] = {"knn": 64, "linear": 128, "few_shot": None}
+ALL = "all"  # the one setting of the linear probe
+MAIN_SHOTS = 10
+MAIN_K = 20
+FEW_PATIENTS = 5
+
+
+class Classification:
+    """Labelled images, and all that is drawn once for all features."""
+
+    def __init__(self, labelled: Labelled, seed: int, ks: Sequence[int]) -> None:
+        self.labelled, self.seed, self.ks = labelled, seed, ks
+        self.classes_N = np.searchsorted(labelled.classes, labelled.labels)
+        self.tested_Q = self.classes_N[labelled.is_test]
+        self.draws = draw_patients(labelled.patients[labelled.is_test], seed)
+        self.validation = validation(labelled)
+        self.shots, self.warnings = possible_shots(labelled)
+        self.chosen: dict[str, float] = {}
+
+    def score(self, task: str, name: str, features_ND: np.ndarray) -> Figures:
+        """The figures of a task.
+
+        Raises:
+            UserError: for features that are not finite.
+        """
+        if not np.isfinite(features_ND).all():
+            raise UserError(f"the features of {name} are not finite: were the weights NaN?")
+        components = PIXEL_COMPONENTS[task]
+        if name == "pixels" and components is not None:
+            features_ND = principal_components(features_ND, self.labelled.is_train, components)
+        if task == "knn":
+            return self._knn(features_ND)
+        if task == "linear":
+            return self._linear(name, features_ND)
+        return self._few_shot(features_ND)
+
+    def main_setting(self, task: str, figures: Figures) -> str:
+        """The setting of a task that its verdict is about."""
+        if task == "linear":
+            return ALL
+        wanted = MAIN_K if task == "knn" else MAIN_SHOTS
+        numbers = [int(setting) for setting in figures]
+        return str(max((n for n in numbers if n <= wanted), default=min(numbers)))
+
+    def described(self, task: str) -> dict[str, Any]:
+        """What the JSON says of how it was done."""
+        if task == "knn":
+            return {"temperature": TEMPERATURE}
+        if task == "linear":
+            return {"chosen_c": self.chosen, "validation": self.validation.how}
+        return {"draws": REPEATS, "c_times_width": PENALTY_TIMES_WIDTH}
+
+    def thin_classes(self) -> list[str]:
+        """A sentence where a class has so few tested patients that intervals mislead."""
+        labelled = self.labelled
+        tested = {
+            label: len(set(labelled.patients[labelled.is_test & (labelled.labels == label)]))
+            for label in labelled.classes
+        }
+        few = [label for label, count in tested.items() if count < FEW_PATIENTS]
+        if not few:
+            return []
+        units = "patients" if labelled.patients_known else "files"
+        counts = ", ".join(f"'{label}' {tested[label]}" for label in few[:3])
+        more = f" and {len(few) - 3} more classes have as few" if len(few) > 3 else ""
+        return [f"few tested {units} of a class ({counts}{more}): the intervals are too narrow"]
+
+    def _knn(self, features_ND: np.ndarray) -> Figures:
+        labelled = self.labelled
+        votes = knn_votes(
+            features_ND[labelled.is_train],
+            self.classes_N[labelled.is_train],
+            features_ND[labelled.is_test],
+            len(labelled.classes),
+            self.ks,
+        )
+        return {str(k): self._figures(probabilities) for k, probabilities in votes.items()}
+
+    def _linear(self, name: str, features_ND: np.ndarray) -> Figures:
+        probabilities, self.chosen[name] = linear_probabilities(
+            features_ND, self.classes_N, self.validation, self.labelled.is_test
+        )
+        return {ALL: self._figures(probabilities)}
+
+    def _few_shot(self, features_ND: np.ndarray) -> Figures:
+        labelled = self.labelled
+        standardised_ND = standardised(features_ND, labelled.is_train)
+        found = {}
+        for shots in self.shots:
+            repeats = [
+                self._figures(
+                    few_shot_probabilities(
+                        standardised_ND,
+                        self.classes_N,
+                        draw_shots(labelled, shots, repeat, self.seed),
+                        labelled.is_test,
+                    )
+                )
+                for repeat in range(REPEATS)
+            ]
+            found[str(shots)] = {
+                metric: mean_figure([figures[metric] for figures in repeats], self.seed)
+                for metric in repeats[0]
+            }
+        return found
+
+    def _figures(self, probabilities_QC: np.ndarray) -> dict[str, Figure]:
+        predicted_Q = probabilities_QC.argmax(axis=1)
+        class_count = len(self.labelled.classes)
+        return {
+            "balanced_accuracy": Figure(
+                balanced_accuracy(self.tested_Q, probabilities_QC),
+                balanced_accuracy_of_draws(self.draws, self.tested_Q, predicted_Q, class_count),
+            ),
+            "auroc": Figure(
+                macro_auroc(self.tested_Q, probabilities_QC),
+                macro_auroc_of_draws(self.draws, self.tested_Q, probabilities_QC),
+            ),
+        }

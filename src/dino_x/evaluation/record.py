@@ -1,0 +1,70 @@
+"""What the JSON says of an evaluation: counts and figures, and neither patients nor files."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dino_x.evaluation.classify import Figures
+from dino_x.evaluation.labels import Labelled
+from dino_x.evaluation.masks import Masked
+
+
+def results(figures: dict[str, dict[str, Figures]]) -> dict[str, Any]:
+    """``value``, ``low`` and ``high`` by name, task, setting and metric."""
+    return {
+        name: {
+            task: {
+                setting: {metric: figure.as_json() for metric, figure in of_setting.items()}
+                for setting, of_setting in of_task.items()
+            }
+            for task, of_task in tasks.items()
+        }
+        for name, tasks in figures.items()
+    }
+
+
+def counts(labelled: Labelled) -> dict[str, dict[str, int]]:
+    """Images by split and class."""
+    return {
+        side: dict(sorted(Counter(labelled.labels[rows].tolist()).items()))
+        for side, rows in _sides(labelled).items()
+    }
+
+
+def patients(labelled: Labelled) -> dict[str, int] | None:
+    """How many by split; None where they are not known for all images."""
+    if not labelled.patients_known:
+        return None
+    return {side: len(set(labelled.patients[rows])) for side, rows in _sides(labelled).items()}
+
+
+def masks(masked: Masked) -> dict[str, Any]:
+    """Images and patients by split; those to choose on are val where they are given, else train."""
+    is_test, is_val = masked.side == "test", masked.side == "choose"
+    sides = {"train": ~is_test & ~is_val, "val": is_val}
+    if masked.validation != "given":
+        sides = {"train": ~is_test}
+    sides[masked.tested] = is_test
+    return {
+        "images": {side: int(rows.sum()) for side, rows in sides.items()},
+        "patients": {side: len(set(masked.patients[rows])) for side, rows in sides.items()}
+        if masked.patients_known
+        else None,
+        "classes": masked.names,
+        "split_by": masked.split_by,
+        "tested_split": masked.tested,
+    }
+
+
+def file_name(path: str | Path | None) -> str | None:
+    """The name alone: folders may be called after patients."""
+    return None if path is None else Path(path).name
+
+
+def _sides(labelled: Labelled) -> dict[str, np.ndarray]:
+    sides = {"train": labelled.is_train}
+    if labelled.is_val.any():
+        sides["val"] = labelled.is_val
+    return sides | {labelled.tested: labelled.is_test}

@@ -1,0 +1,186 @@
+"""The evaluation for people: a table a task, one sentence below each."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dino_x.evaluation.verdict import title
+
+TASK_TITLES = {
+    "knn": "nearest neighbours",
+    "linear": "linear probe",
+    "few_shot": "few labels",
+    "segmentation": "segmentation",
+}
+METRIC_TITLES = {
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+    "dice": "Dice",
+    "iou": "IoU",
+}
+NAME_WIDTH = 20
+HOW = {"given": "given", "patient": "made by patient", "image": "made by image"}
+
+
+def print_table(result: dict[str, Any], console: Console) -> None:
+    """What was compared on what, a table and a sentence for each task, then the warnings."""
+    settings = result["settings"]
+    if result["counts"]:
+        print_counts(result, console)
+    if result["masks"]:
+        print_masks(result["masks"], console)
+    for task, said in result["verdicts"].items():
+        heading, table = TABLES[task](result, said)
+        console.print()
+        console.print(Text(heading, style="bold"))
+        console.print(table)
+        console.print(Text(f"In {METRIC_TITLES[said['metric']]} {said['sentence']}."))
+    console.print()
+    console.print(
+        f"In brackets: {settings['confidence']:.0%} intervals from"
+        f" {settings['bootstrap_draws']:,} draws of the tested patients.",
+        style="dim", highlight=False,
+    )  # fmt: skip
+    if result["left_out"]:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in result["left_out"].items())
+        console.print(Text(f"Left out: {reasons}."))
+    for warning in result["warnings"]:
+        console.print(Text(f"Warning: {warning}."), style="yellow")
+
+
+def print_counts(result: dict[str, Any], console: Console) -> None:
+    """Images by split and class."""
+    counts, patients = result["counts"], result["patients"]
+    console.print(
+        f"{len(counts['train'])} classes, split {HOW[result['settings']['split_by']]}:",
+        highlight=False,
+    )
+    for side, images in counts.items():
+        whose = f" of {patients[side]:,} patients" if patients else ""
+        classes = ", ".join(f"{count:,} {label}" for label, count in images.items())
+        console.print(Text(f"  {side:<5} {sum(images.values()):,} images{whose}: {classes}"))
+
+
+def print_masks(masks: dict[str, Any], console: Console) -> None:
+    """Images with a mask by split."""
+    names = ", ".join(masks["classes"])
+    console.print(Text(f"Masks of {names}, split {HOW[masks['split_by']]}:"))
+    for side, images in masks["images"].items():
+        whose = f" of {masks['patients'][side]:,} patients" if masks["patients"] else ""
+        console.print(Text(f"  {side:<5} {images:,} images{whose}"))
+
+
+def knn_table(result: dict[str, Any], said: dict[str, Any]) -> tuple[str, Table]:
+    """Balanced accuracy for each k, with its interval and the rest for one."""
+    main, table = said["setting"], _empty_table()
+    settings = list(result["results"]["model"]["knn"])
+    for k in settings:
+        table.add_column(f"k = {k}", justify="right")
+    table.add_column("AUROC", justify="right")
+    table.add_column("model minus this", justify="right")
+    for name, tasks in result["results"].items():
+        figures = tasks["knn"]
+        cells = [
+            (with_interval if k == main else plain)(figures[k]["balanced_accuracy"])
+            for k in settings
+        ]
+        auroc = with_interval(figures[main]["auroc"])
+        table.add_row(_shown(name), *cells, auroc, _difference(said, name))
+    return f"Nearest neighbours, balanced accuracy (AUROC and differences at k = {main})", table
+
+
+def linear_table(result: dict[str, Any], said: dict[str, Any]) -> tuple[str, Table]:
+    """Both figures and the difference in the first."""
+    table = _empty_table()
+    for column in ("balanced accuracy", "AUROC", "model minus this"):
+        table.add_column(column, justify="right")
+    for name, tasks in result["results"].items():
+        figures = tasks["linear"][said["setting"]]
+        cells = [with_interval(figures[key]) for key in ("balanced_accuracy", "auroc")]
+        table.add_row(_shown(name), *cells, _difference(said, name))
+    return "Linear probe", table
+
+
+def few_shot_table(result: dict[str, Any], said: dict[str, Any]) -> tuple[str, Table]:
+    """Balanced accuracy for each number of images a class."""
+    table = _empty_table()
+    for shots in result["results"]["model"]["few_shot"]:
+        table.add_column(f"{shots} a class", justify="right")
+    for name, tasks in result["results"].items():
+        cells = [with_interval(of["balanced_accuracy"]) for of in tasks["few_shot"].values()]
+        table.add_row(_shown(name), *cells)
+    repeats = result["settings"]["few_shot"]["draws"]
+    return (
+        f"Few labels, balanced accuracy, mean of {repeats} draws"
+        f" (the sentence is about {said['setting']})",
+        table,
+    )
+
+
+def segmentation_table(result: dict[str, Any], said: dict[str, Any]) -> tuple[str, Table]:
+    """Dice and IoU, mean over classes, and below them the Dice of each class if there are several.
+
+    Classes are rows: there may be many.
+    """
+    table = _empty_table()
+    for column in ("Dice", "IoU", "model minus this, Dice"):
+        table.add_column(column, justify="right")
+    classes = [key for key in result["results"]["model"]["segmentation"] if key != "mean"]
+    for name, tasks in result["results"].items():
+        figures = tasks["segmentation"]["mean"]
+        cells = [with_interval(figures[key]) for key in ("dice", "iou")]
+        table.add_row(_shown(name), *cells, _difference(said, name))
+    if len(classes) > 1:
+        table.add_section()
+        for label in classes:
+            for name, tasks in result["results"].items():
+                figures = tasks["segmentation"][label]
+                cells = [with_interval(figures[key]) for key in ("dice", "iou")]
+                table.add_row(_shown(f"{label}: {title(name)}"), *cells, "")
+    grid = result["settings"]["segmentation"]["grid"]
+    over = f", mean over {len(classes)} classes" if len(classes) > 1 else ""
+    return f"Segmentation by a linear probe on {grid} x {grid} patches{over}", table
+
+
+TABLES = {
+    "knn": knn_table,
+    "linear": linear_table,
+    "few_shot": few_shot_table,
+    "segmentation": segmentation_table,
+}
+
+
+def plain(figure: dict[str, float]) -> str:
+    """The value alone."""
+    return f"{figure['value']:.3f}"
+
+
+def with_interval(figure: dict[str, float]) -> str:
+    """The value and its interval.
+
+    >>> with_interval({"value": 0.8774, "low": 0.8551, "high": 0.9012})
+    '0.877 (0.86-0.90)'
+    """
+    return f"{figure['value']:.3f} ({figure['low']:.2f}-{figure['high']:.2f})"
+
+
+def _difference(said: dict[str, Any], name: str) -> str:
+    figure = said["differences"].get(name)
+    if figure is None:
+        return ""
+    return f"{figure['value']:+.3f} ({figure['low']:+.2f},{figure['high']:+.2f})"
+
+
+def _empty_table() -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("features", no_wrap=True)
+    return table
+
+
+def _shown(name: str) -> Text:
+    """The name for people; of a long path, its end."""
+    name = title(name)
+    return Text(name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}")

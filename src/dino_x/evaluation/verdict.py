@@ -1,0 +1,67 @@
+"""What the figures say, with the uncertainty that they have."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dino_x.evaluation.bootstrap import Figure
+from dino_x.evaluation.contenders import BASELINES, MODEL, START
+
+TITLES = {
+    "model": "model",
+    "random": "random weights",
+    "pixels": "raw pixels",
+    "start": "starting weights",
+}
+
+
+def title(name: str) -> str:
+    """What a name of the results is called for people."""
+    return TITLES.get(name, name)
+
+
+def verdict(figures: Mapping[str, Figure], setting: str, metric: str) -> dict[str, Any]:
+    """The model against the best of the baselines, and against all others.
+
+    Args:
+        figures: of ``model``, of the baselines and of any other model, on the same draws.
+        setting: whose figures they are, such as ``20`` neighbours.
+        metric: which they are, such as ``balanced_accuracy``.
+
+    Returns: ``setting``, ``metric``, ``baseline`` (the name of the best one), ``differences`` (the
+    model's figure minus that of each other name, paired) and ``sentence``.
+    """
+    differences = {
+        name: figures[MODEL] - figure for name, figure in figures.items() if name != MODEL
+    }
+    best = max(
+        (name for name in figures if name in BASELINES), key=lambda name: figures[name].value
+    )
+    named = [best]
+    if START in figures and best != START:  # whether going on was worth it is always the question
+        named.append(START)
+    named += [name for name in figures if name not in (MODEL, *BASELINES)]
+    clauses = [clause(differences[name], title(name)) for name in named]
+    return {
+        "setting": setting,
+        "metric": metric,
+        "baseline": best,
+        "differences": {name: figure.as_json() for name, figure in differences.items()},
+        "sentence": f"the model {'; it '.join(clauses)}",
+    }
+
+
+def clause(difference: Figure, other: str) -> str:
+    """One comparison in words: won or lost only where the whole interval says so.
+
+    >>> import numpy as np
+    >>> clause(Figure(0.03, np.linspace(0.01, 0.05, 1001)), "raw pixels")
+    'beats raw pixels by 0.030 (0.011 to 0.049)'
+    >>> clause(Figure(-0.01, np.linspace(-0.04, 0.02, 1001)), "raw pixels")
+    'cannot be told from raw pixels: -0.010 (-0.039 to 0.018)'
+    """
+    low, high = difference.interval
+    if low > 0:
+        return f"beats {other} by {difference.value:.3f} ({low:.3f} to {high:.3f})"
+    if high < 0:
+        return f"is worse than {other} by {-difference.value:.3f} ({-high:.3f} to {-low:.3f})"
+    return f"cannot be told from {other}: {difference.value:.3f} ({low:.3f} to {high:.3f})"

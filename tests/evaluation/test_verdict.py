@@ -1,0 +1,63 @@
+"""What is said follows from the interval, not from the difference alone."""
+
+import re
+
+import numpy as np
+import pytest
+
+from dino_x.evaluation.bootstrap import Figure
+from dino_x.evaluation.verdict import verdict
+
+
+def figure(value, offsets):
+    return Figure(value, value + offsets)
+
+
+@pytest.fixture(scope="module")
+def offsets():
+    """Of the draws: the same patients are hard for everybody."""
+    return np.random.default_rng(0).normal(scale=0.05, size=1000)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "noise", "expected"),
+    [
+        (0.67, 0.005, r"the model beats raw pixels by 0\.030 \(0\.0[12]\d to 0\.0[34]\d\)"),
+        (0.73, 0.005, r"the model is worse than raw pixels by 0\.030 \(0\.0[12]\d to 0\.0[34]\d\)"),
+        (0.71, 0.02,
+         r"the model cannot be told from raw pixels: -0\.010 \(-0\.0\d\d to 0\.0\d\d\)"),
+    ],
+)  # fmt: skip
+def test_won_and_lost_only_where_the_whole_interval_says_so(offsets, pixels, noise, expected):
+    own = np.random.default_rng(1).normal(scale=noise, size=1000)
+    said = verdict(
+        {
+            "model": figure(0.7, offsets + own),
+            "random": figure(0.5, offsets),
+            "pixels": figure(pixels, offsets),
+        },
+        "20",
+        "balanced_accuracy",
+    )
+    assert said["baseline"] == "pixels"
+    assert re.fullmatch(expected, said["sentence"]), said["sentence"]
+
+
+def test_the_best_baseline_is_named_then_the_start_then_the_other_models(offsets):
+    values = {"model": 0.7, "random": 0.6, "pixels": 0.65, "start": 0.62, "dinov2": 0.9}
+    said = verdict({name: figure(v, offsets) for name, v in values.items()}, "all", "dice")
+    assert said["sentence"] == (
+        "the model beats raw pixels by 0.050 (0.050 to 0.050); it beats starting weights by 0.080"
+        " (0.080 to 0.080); it is worse than dinov2 by 0.200 (0.200 to 0.200)"
+    )
+    assert (said["setting"], said["metric"], said["baseline"]) == ("all", "dice", "pixels")
+    assert list(said["differences"]) == ["random", "pixels", "start", "dinov2"]
+    assert said["differences"]["dinov2"] == pytest.approx(
+        {"value": -0.2, "low": -0.2, "high": -0.2}
+    )
+
+
+def test_another_model_is_no_baseline(offsets):
+    values = {"model": 0.7, "random": 0.6, "pixels": 0.65, "dinov2": 0.9}
+    said = verdict({name: figure(v, offsets) for name, v in values.items()}, "all", "dice")
+    assert said["baseline"] == "pixels"
