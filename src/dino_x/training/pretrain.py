@@ -18,6 +18,7 @@ from dino_x.evaluation.suite import evaluate, print_table, write_json
 from dino_x.model.backbone import SIZES, load_vit, normalisation
 from dino_x.presets import check, differing, resolve
 from dino_x.progress import progress_bar
+from dino_x.report.write import report_at_end
 from dino_x.training.device import choose_device, describe_device, dtype_of
 from dino_x.training.micro_batch import check_divides, largest_that_fits
 from dino_x.training.policy import Policy, centering_policy
@@ -73,6 +74,8 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
     say_where(run, console)
     if options.data.labels:
         evaluate_run(options, run, console)
+    if options.report.page:
+        report_at_end(run.path, console)
     return run
 
 

@@ -26,6 +26,8 @@ class RunFolder:
         self.evaluation = path / "evaluation.json"
         self.skipped = path / "skipped.csv"
         self.metrics = path / METRICS
+        self.snapshots = path / "snapshots"
+        self.report = path / "report.html"
 
     @property
     def exists(self) -> bool:
