@@ -174,8 +174,9 @@ def where(attention_YX: np.ndarray) -> str:
     y, x = np.unravel_index(int(attention_YX.argmax()), attention_YX.shape)
     vertical = ("upper", "", "lower")[min(2, int(3 * y / rows))]
     horizontal = ("left", "", "right")[min(2, int(3 * x / columns))]
-    place = " ".join(word for word in (vertical, horizontal) if word)
-    return f"at the {place}" if place else "in the middle"
+    if not horizontal:
+        return {"upper": "at the top", "lower": "at the bottom"}.get(vertical, "in the middle")
+    return f"at the {vertical} {horizontal}".replace("  ", " ")
 
 
 def neighbour_gallery(looked: Looked, images: bool) -> Gallery:
