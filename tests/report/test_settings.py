@@ -3,7 +3,7 @@
 import pytest
 
 from dino_x.presets import dotted, resolve
-from dino_x.report.settings import all_settings, differing_from_preset
+from dino_x.report.settings import all_settings, differing_from_preset, shown
 
 IMAGES = 1234
 
@@ -43,6 +43,12 @@ def test_options_of_other_versions_are_shown():
 
 def test_no_path_is_shown():
     settings = settings_of(model__name="/home/jane/model", data__labels="jane.csv")
-    shown = " ".join(s.value + s.preset for s in all_settings(settings))
-    shown += " ".join(s.value + s.preset for s in differing_from_preset(settings, IMAGES))
-    assert "ane" not in shown
+    text = " ".join(s.value + s.preset for s in all_settings(settings))
+    text += " ".join(s.value + s.preset for s in differing_from_preset(settings, IMAGES))
+    assert "ane" not in text
+
+
+@pytest.mark.parametrize("path", ["/jane", "./jane", "~/jane", "jane\\model", "a/jane/b"])
+def test_whatever_looks_like_a_path_is_not_shown(path):
+    assert shown("model.name", path) == "a path, not shown"
+    assert shown("model.name", "facebook/dinov3-vits16") == "facebook/dinov3-vits16"
