@@ -16,11 +16,11 @@ from pathlib import Path
 
 from PIL import Image
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars"
-    " --disable-background-networking --disable-component-update --disable-sync"
-    " --virtual-time-budget=5000"
-).split()
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--hide-scrollbars", "--virtual-time-budget=5000",
+]  # fmt: skip
 HEIGHT = 1500  # of the pictures, pixels
 MOST_BYTES = 250_000
 PROBE = """<script>addEventListener("load", () => {

@@ -189,7 +189,8 @@ def run_report(arguments: argparse.Namespace) -> None:
     """``dino-x report``."""
     from dino_x.report.write import report
 
-    print(report(arguments.path, arguments.out, images=not arguments.no_images))
+    path = report(arguments.path, arguments.out, images=not arguments.no_images)
+    print(f"written to {path}")
 
 
 def run_compare(arguments: argparse.Namespace) -> None:

@@ -47,7 +47,7 @@ def test_without_images_none_is_shown_and_it_says_so(real_run, tmp_path, capsys)
     labels = [picture["alt"] for picture in page.all("img")]
     assert len(labels) == 6 * 4 + 6  # maps and attention only
     assert not any(alt.startswith("Sample") or alt == "Image 1" for alt in labels)
-    assert capsys.readouterr().out == f"{out}\n"
+    assert capsys.readouterr().out == f"written to {out}\n"
 
 
 def test_attention_without_images_is_the_heat_alone():

@@ -4,11 +4,9 @@ import base64
 import io
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image
 
 SIDE = 144  # longer side of a picture in pixels: sharp at 72 px on a phone, enough at 144
-HEAT = colormaps["inferno"]  # light is much, dark is little, in grey too
 
 
 def data_uri(picture: Image.Image, kind: str) -> str:
@@ -50,10 +48,12 @@ def colour_map(colours_YX3: np.ndarray) -> str:
 
 def heat_map(heat_YX: np.ndarray, image_CSS: np.ndarray | None, aspect: float) -> str:
     """Heat in [0, 1], over the image if there is one: more heat covers more of it."""
+    from matplotlib import colormaps  # every start of a training would wait for it
+
     grey = Image.fromarray(np.rint(255 * np.clip(heat_YX, 0, 1)).astype(np.uint8))
     size = sides(aspect)
     heat = np.asarray(grey.resize(size, Image.Resampling.BICUBIC)).astype(np.float32) / 255
-    colours = HEAT(heat)[..., :3]
+    colours = colormaps["inferno"](heat)[..., :3]  # light is much, dark is little, in grey too
     if image_CSS is not None:
         image = as_picture(image_CSS).convert("RGB").resize(size, Image.Resampling.LANCZOS)
         cover = 0.25 + 0.5 * heat[..., None]
