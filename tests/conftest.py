@@ -11,7 +11,7 @@ TINY = {  # a network and crops small enough for a test; every other option keep
     "model.name": "vit-tiny", "model.width": 32, "model.depth": 2, "model.heads": 2,
     "model.patch_size": 8, "head.prototypes": 61, "head.hidden": 48, "head.bottleneck": 24,
     "views.global_size": 32, "views.local_size": 16, "views.local_crops": 3,
-    "optim.warmup": 2, "preset": "dinov3",
+    "optim.warmup": 2, "preset": "dinov3", "report.page": False,
 }  # fmt: skip
 
 

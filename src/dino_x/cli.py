@@ -147,6 +147,19 @@ def build_parser() -> Parser:
     export.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="folder to make")
     export.add_argument("--format", required=True, choices=["transformers", "timm", "onnx"])
 
+    report = commands.add_parser("report", help="one HTML page about a run")
+    report.set_defaults(run=run_report)
+    report.add_argument("path", type=Path, metavar="RUN")
+    report.add_argument("--out", type=Path, metavar="FILE.html", help="default: RUN/report.html")
+    report.add_argument(
+        "--no-images", action="store_true", help="leave your images out, where text is burnt in"
+    )
+
+    compare = commands.add_parser("compare", help="runs side by side")
+    compare.set_defaults(run=run_compare)
+    compare.add_argument("paths", nargs="+", type=Path, metavar="RUN")
+    compare.add_argument("--out", type=Path, metavar="FILE.html", help="a page, with the curves")
+
     demo = commands.add_parser("demo", help="pretrain and evaluate on the films in the package")
     demo.set_defaults(run=run_demo)
     demo.add_argument("--out", type=Path, metavar="RUN", help="default: runs/demo, or demo-2, ...")
@@ -244,6 +257,27 @@ def run_export(arguments: argparse.Namespace) -> None:
     from dino_x.export.run import export
 
     export(arguments.model, arguments.to, arguments.format, Console())
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    """``dino-x report``."""
+    from dino_x.report.write import report
+
+    path = report(arguments.path, arguments.out, images=not arguments.no_images)
+    print(f"written to {path}")
+
+
+def run_compare(arguments: argparse.Namespace) -> None:
+    """``dino-x compare``."""
+    from rich.console import Console
+
+    from dino_x.report.compare import compare, compare_page
+    from dino_x.report.terminal import print_comparison
+
+    print_comparison(compare(arguments.paths), Console())
+    if arguments.out:
+        compare_page(arguments.paths, arguments.out)
+        print(f"written to {arguments.out}")
 
 
 def run_demo(arguments: argparse.Namespace) -> None:

@@ -336,6 +336,18 @@ class CheckpointOptions(Section):
     keep: PositiveInt = option(2, "newest checkpoints kept")
 
 
+class ReportOptions(Section):
+    """The page about the run, report.html. None of it changes the training."""
+
+    page: bool = option(True, "write RUN/report.html at the end of the run")
+    images: bool = option(
+        True, "show some of the images in it; turn it off where text is burnt into them"
+    )
+    snapshots: bool = option(
+        True, "keep patch features of 6 images at 6 steps, to show how they change"
+    )
+
+
 class Options(Section):
     """All options of a run."""
 
@@ -354,11 +366,12 @@ class Options(Section):
     optim: OptimOptions = OptimOptions()
     train: TrainOptions = TrainOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
+    report: ReportOptions = ReportOptions()
 
 
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
     "train.micro_batch", "train.device", "data.workers", "data.cache_mb", "data.verify",
     "data.cache", "data.cache_gb", "data.index",
-    "checkpoint.every", "checkpoint.keep",
+    "checkpoint.every", "checkpoint.keep", "report.page", "report.images", "report.snapshots",
 )  # fmt: skip

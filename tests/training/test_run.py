@@ -23,14 +23,14 @@ QUICK = ("--effective-batch", 8, "--micro-batch", 4, "--steps", 3, "--centering"
 def run(films, tmp_path_factory):
     """A finished run of three steps, with the classes being the folders."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert pretrain(films, out, *QUICK, "--labels", "folder") == 0
+    assert pretrain(films, out, *QUICK, "--labels", "folder", report__page=True) == 0
     return out
 
 
 def test_everything_promised_is_there_and_nothing_else(run):
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.jsonl", "checkpoints", "model", "evaluation.json", "skipped.csv",
-        "tensorboard",
+        "tensorboard", "snapshots", "report.html",
     }  # fmt: skip
     assert {path.name for path in (run / "model").iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json",

@@ -68,7 +68,7 @@ def update(
     Raises: UserError for a path that does not exist, an index that cannot be read or written.
     """
     before, notes = _before(kept_in, reading)
-    sources, taken, files = _sources(paths)
+    sources, taken, files = sources_of(paths)
     if taken:
         there = {_where(record.path) for record in taken}
         files = [file for file in files if _where(file.path) not in there]
@@ -119,8 +119,11 @@ def _before(kept_in: Path | None, reading: Reading) -> tuple[dict[str, Record], 
     return {_where(record.path): record for record in table.records}, []
 
 
-def _sources(paths: Sequence[Path]) -> tuple[list[Path], list[Record], list[Candidate]]:
-    """The folders that files lie in, the files of indexes among the paths, and all other files."""
+def sources_of(paths: Sequence[Path]) -> tuple[list[Path], list[Record], list[Candidate]]:
+    """The folders that files lie in, the files of indexes among the paths, and all other files.
+
+    Raises: UserError for a path that does not exist, or an index that is unfinished or unreadable.
+    """
     sources: list[Path] = []
     taken: list[Record] = []
     others: list[Path] = []

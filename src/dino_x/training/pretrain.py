@@ -26,6 +26,7 @@ from dino_x.losses.ranks import Ranks
 from dino_x.model.backbone import build_backbone, is_size
 from dino_x.presets import check, differing, resolve
 from dino_x.progress import progress_bar
+from dino_x.report.write import report_at_end
 from dino_x.training.device import choose_device, describe_device, dtype_of
 from dino_x.training.micro_batch import check_divides, largest_that_fits
 from dino_x.training.origin import write_origin
@@ -80,6 +81,8 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
         say_where(run, console)
         if options.data.labels:
             evaluate_run(options, run, console)
+        if options.report.page:
+            report_at_end(run.path, console)
     return run
 
 

@@ -28,6 +28,8 @@ class RunFolder:
         self.skipped = path / "skipped.csv"
         self.metrics = path / METRICS
         self.origin = path / "origin.json"
+        self.snapshots = path / "snapshots"
+        self.report = path / "report.html"
 
     @property
     def exists(self) -> bool:

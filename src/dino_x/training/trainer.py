@@ -33,6 +33,7 @@ from dino_x.training.queue import Queues
 from dino_x.training.report import NoReport, TrainingReport
 from dino_x.training.run import RunFolder
 from dino_x.training.schedules import StepValues, values_at
+from dino_x.training.snapshots import Snapshots
 from dino_x.training.start import take_heads
 from dino_x.training.window import (
     GLOBAL_VIEWS,
@@ -107,8 +108,10 @@ class Trainer:
         """From the step after the last finished one to the end."""
         steps, every = self.options.train.steps, self.options.checkpoint.every
         assert steps is not None
+        snapshots = Snapshots(self.run.snapshots, self.options, self.images)
         if self.done == 0:
             self.fill_queues()
+            snapshots.take(self.done, self.teacher, self.source, self.cutter, self.ranks)
         for step in range(self.done, steps):
             started = time.perf_counter()
             values = values_at(step, self.options)
@@ -117,6 +120,7 @@ class Trainer:
             norm = self.update(step, result, values)
             self.done = step + 1
             report.step(self.numbers(result, values, norm, time.perf_counter() - started))
+            snapshots.take(self.done, self.teacher, self.source, self.cutter, self.ranks)
             if self.done % every == 0 or self.done == steps:
                 self.save()
 

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dino_x.views.windowing import CT_WINDOW
+
 # What a canvas of CT spans: the 12 bits of scanners, at 16 steps of uint16 a Hounsfield unit, so
 # that whole units are kept exactly.
 CT_RANGE = (-1024.0, 65535 / 16 - 1024)
@@ -74,6 +76,15 @@ def window_parameters(draws_BVU: Tensor, hounsfield_B: Tensor) -> WindowParamete
         black=torch.where(is_ct, (centre - width / 2 - low) / (high - low), 0.0),
         white=torch.where(is_ct, (centre + width / 2 - low) / (high - low), 1.0),
     )
+
+
+def fixed_window(pixels: Tensor, hounsfield: bool) -> Tensor:
+    """A canvas in the window of evaluation, in [0, 1]; one that is no CT as it is."""
+    if not hounsfield:
+        return pixels
+    low, high = CT_RANGE
+    black, white = CT_WINDOW
+    return ((pixels * (high - low) + low - black) / (white - black)).clamp(0, 1)
 
 
 def apply_windows(crops_NCOO: Tensor, windows: WindowParameters) -> Tensor:

@@ -1,0 +1,170 @@
+"""The images that a report looks at with the run's model: a bounded sample of the run's own."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dino_x.data import readers
+from dino_x.data.catalog import sources_of
+from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
+from dino_x.data.index import build_index
+from dino_x.data.scan import Record
+from dino_x.errors import UserError
+from dino_x.evaluation.backbone import load_backbone
+from dino_x.evaluation.embed import squash
+from dino_x.model.pretrained import Preparation
+from dino_x.randomness import generator
+from dino_x.report.maps import cls_attention
+from dino_x.views.windowing import apply_window, window_of
+
+SAMPLE = 400  # images among which neighbours are looked for
+BATCH = 25
+SECONDS = 15.0  # for reading and embedding the sample; what was done by then is the sample
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Images as the network sees them, with their features.
+
+    Attributes:
+        squares: uint8 [C, S, S] each.
+        aspects: height / width of each image itself.
+        features_ND: float32, CLS tokens.
+        patients: a hash that is the same for all images of a patient, or None, of each.
+    """
+
+    squares: list[np.ndarray]
+    aspects: list[float]
+    features_ND: np.ndarray
+    patients: list[str | None]
+
+
+def sample_refs(
+    paths: Sequence[str],
+    seed: int,
+    count: int = SAMPLE,
+    reading: Reading = DEFAULT,
+    where: str | None = None,
+) -> list[ImageRef]:
+    """At most ``count`` images of the run's data, from the seed alone, in the order of a draw.
+
+    Only the files that are drawn are opened, unless ``where`` asks for what is in all headers; of a
+    file with many images one is drawn.
+
+    Raises: UserError if a path is not there any more, or nothing in it can be read.
+    """
+    folders = [Path(path) for path in paths]
+    rng = generator(seed, 0, "report sample")
+    if where is not None:
+        rows = build_index(folders, verify="headers", reading=reading, where=where).rows
+        return [rows[position] for position in rng.permutation(len(rows))[:count]]
+    _, taken, others = sources_of(folders)
+    files = [*(record for record in taken if record.refs), *others]
+    if not files:
+        raise UserError("there are no images any more where the run's were")
+    refs: list[ImageRef] = []
+    for position in rng.permutation(len(files)):
+        if len(refs) == count:
+            break
+        file = files[position]
+        try:
+            found = file.refs if isinstance(file, Record) else readers.refs(file.path, reading)
+        except Unreadable:
+            continue
+        refs.append(found[int(rng.integers(len(found)))])
+    if not refs:
+        raise UserError("none of the run's images can be read any more")
+    return refs
+
+
+def load_model(folder: Path, device: str) -> tuple[nn.Module, Preparation]:
+    """The run's model with attentions that can be looked at, and how it wants its images.
+
+    Raises: UserError if there is none that can be loaded.
+    """
+    backbone = load_backbone(folder, device=device)
+    backbone.model.set_attn_implementation("eager")  # type: ignore[operator] # others keep no weights
+    return backbone.model, backbone.preparation
+
+
+def normalised(squares_BCSS: np.ndarray, preparation: Preparation, like: nn.Module) -> torch.Tensor:
+    """uint8 squares as the network's input, resized if they have another side."""
+    weight = next(like.parameters())
+    pixels = torch.from_numpy(squares_BCSS).to(weight.device, weight.dtype) / 255
+    size = preparation.image_size
+    if pixels.shape[-1] != size:
+        pixels = torch.nn.functional.interpolate(
+            pixels, (size, size), mode="bilinear", antialias=True
+        )
+    mean, std = (
+        torch.tensor(v, device=weight.device, dtype=weight.dtype)[:, None, None]
+        for v in (preparation.mean, preparation.std)
+    )
+    return (pixels - mean) / std  # grey squares become the channels of mean and std here
+
+
+@torch.no_grad()
+def look(
+    model: nn.Module, preparation: Preparation, refs: Sequence[ImageRef], seconds: float = SECONDS
+) -> Looked:
+    """Read and embed images, batch by batch, until all are done or the time is up.
+
+    Raises: UserError if none of them can be read.
+    """
+    looked: dict[str, list[Any]] = {"squares": [], "aspects": [], "patients": [], "features": []}
+    started = time.monotonic()
+    for start in range(0, len(refs), BATCH):
+        squares = []
+        for ref in refs[start : start + BATCH]:
+            try:
+                squares.append(square_of(ref, preparation))
+            except Unreadable:
+                continue
+            looked["aspects"].append(ref.height / ref.width)
+            looked["patients"].append(ref.patient)
+        for group in same_shape(squares):
+            pooled = model(pixel_values=normalised(group, preparation, model)).pooler_output
+            looked["features"].append(pooled.float().cpu().numpy())
+        looked["squares"] += squares
+        if time.monotonic() - started > seconds:
+            break
+    if not looked["squares"]:
+        raise UserError("none of the run's images can be read any more")
+    features = np.concatenate(looked["features"])
+    return Looked(looked["squares"], looked["aspects"], features, looked["patients"])
+
+
+def same_shape(squares: list[np.ndarray]) -> list[np.ndarray]:
+    """Consecutive squares of the same number of channels as batches, in order."""
+    groups: list[list[np.ndarray]] = []
+    for square in squares:
+        if groups and groups[-1][0].shape == square.shape:
+            groups[-1].append(square)
+        else:
+            groups.append([square])
+    return [np.stack(group) for group in groups]
+
+
+def square_of(ref: ImageRef, preparation: Preparation) -> np.ndarray:
+    """An image in its window as uint8 [C, S, S], as evaluation prepares it. Raises Unreadable."""
+    image = readers.read(ref)
+    unit_CHW = apply_window(image.pixels, window_of(image, preparation.windows))
+    grey = len(unit_CHW) == 1 or float(np.ptp(unit_CHW, axis=0).max()) <= 2 / 255
+    return np.rint(255 * squash(unit_CHW, 1 if grey else 3, preparation.image_size)).astype(
+        np.uint8
+    )
+
+
+def attentions(
+    model: nn.Module, preparation: Preparation, squares: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """The attention of the CLS token for each square, [Y, X] each."""
+    return [
+        cls_attention(model, normalised(square[None], preparation, model)) for square in squares
+    ]

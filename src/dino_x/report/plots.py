@@ -1,0 +1,324 @@
+"""Curves and intervals as small inline SVG, drawn by hand.
+
+They take their colours and fonts from the page (light, dark, print), hold real text, and are a few
+kB each: matplotlib's SVG of the same curve is ten times as large and can do none of it. A chart is
+drawn for a width of 360 px, as on a phone, and pages lay several side by side.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+WIDTH, HEIGHT = 360, 212
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 18, 34
+STYLES = 6  # colours and dashes of lines, see style.css: the dash tells lines apart without colour
+MOST_POINTS = 240  # a line has at most so many; of more, means and extremes of equal parts
+LOG_SPAN = 30  # a positive curve whose largest value is so many times its smallest is logarithmic
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its name and its points, equally long, x ascending."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A stretch of steps that has a number in the text: from a step to another, or to the end."""
+
+    number: int
+    start: float
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn in one frame.
+
+    Attributes:
+        title: a few words.
+        lines: at most `STYLES`.
+        reference: a value to compare with and its name, or None.
+        marks: stretches that the text speaks of.
+        logarithmic: the y axis; None for by rule (`LOG_SPAN`).
+        bounds: of the y axis at least, such as (0, 1); wider if the lines are.
+        described_by: id of the element that says in words what is seen.
+        styles: of each line, 0 to `STYLES` - 1; None for 0, 1, 2, ...
+    """
+
+    title: str
+    lines: Sequence[Line]
+    reference: tuple[float, str] | None = None
+    marks: Sequence[Mark] = ()
+    logarithmic: bool | None = None
+    bounds: tuple[float, float] | None = None
+    x_label: str = "step"
+    described_by: str = ""
+    styles: Sequence[int] | None = None
+
+
+def number(value: float) -> str:
+    """A number for people, to 3 digits.
+
+    >>> [number(x) for x in (0, 0.00123456, 5.5452, 256.2, 1702, 1e-7, 2.5e6)]
+    ['0', '0.00123', '5.55', '256', '1,702', '1e-07', '2.5e+06']
+    """
+    if value == 0:
+        return "0"
+    if not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    if size >= 1e6 or size < 1e-4:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if size >= 100 else f"{value:.3g}"
+
+
+def figure(value: float) -> str:
+    """A number in a text or a table: 3 digits, zeros at the end too.
+
+    >>> [figure(x) for x in (4.7, 0.25, 256.2, 1e-7, 0)]
+    ['4.70', '0.250', '256', '1e-07', '0']
+    """
+    return f"{value:#.3g}" if 1e-4 <= abs(value) < 99.95 else number(value)
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers from low to high: steps of 1, 2 or 5 times a power of ten.
+
+    >>> ticks(0.13, 0.92), ticks(1, 82)
+    ([0.2, 0.4, 0.6, 0.8], [20.0, 40.0, 60.0, 80.0])
+    """
+    span = high - low
+    if not span > 0:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(span / most))
+    step = next(power * m for m in (1, 2, 5, 10) if span / (power * m) <= most)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten from low to high, thinned to 5; of a short span 1, 2 and 5 times them."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    powers = [10.0**e for e in range(first, last + 1) if low <= 10.0**e <= high]
+    if len(powers) < 2:
+        fine = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
+        return [tick for tick in fine if low <= tick <= high]
+    return powers[:: math.ceil(len(powers) / 5)]
+
+
+def thin(line: Line) -> tuple[Line, np.ndarray | None]:
+    """A line of at most `MOST_POINTS`: means of equal parts, and their [low, high], or None."""
+    if len(line.x) <= MOST_POINTS:
+        return line, None
+    parts = [slice(a[0], a[-1] + 1) for a in np.array_split(np.arange(len(line.x)), MOST_POINTS)]
+    x, y = (np.array([values[part].mean() for part in parts]) for values in (line.x, line.y))
+    ends = np.array([(line.y[part].min(), line.y[part].max()) for part in parts])
+    return Line(line.label, x, y), ends
+
+
+def draw(chart: Chart) -> str:
+    """The chart as an ``<svg>`` element.
+
+    Raises: ValueError for a chart without points, or with more lines than styles.
+    """
+    if not chart.lines or len(chart.lines) > STYLES or any(not len(li.x) for li in chart.lines):
+        raise ValueError(f"{chart.title}: {len(chart.lines)} lines, of 1 to {STYLES} with points")
+    frame = Frame.around(chart)
+    described = f' aria-describedby="{chart.described_by}"' if chart.described_by else ""
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+        f' aria-label="{escape(f"Chart: {chart.title}")}"{described}>',
+        *_axes(frame, chart),
+        *_marks(frame, chart.marks),
+        *_reference(frame, chart.reference),
+    ]
+    styles = chart.styles if chart.styles is not None else range(len(chart.lines))
+    for style, line in zip(styles, chart.lines, strict=True):
+        parts += _line(frame, line, style)
+    return "".join([*parts, "</svg>"])
+
+
+@dataclass(frozen=True)
+class Frame:
+    """From values to places in the picture."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    logarithmic: bool
+
+    @classmethod
+    def around(cls, chart: Chart) -> "Frame":
+        """The frame that holds all lines, the reference and the bounds."""
+        x = np.concatenate([line.x for line in chart.lines]).astype(float)
+        y = np.concatenate([line.y for line in chart.lines]).astype(float)
+        low, high = float(y.min()), float(y.max())
+        logarithmic = chart.logarithmic
+        if logarithmic is None:
+            logarithmic = low > 0 and high > LOG_SPAN * low and chart.bounds is None
+        extra = [*(chart.bounds or ()), *([chart.reference[0]] if chart.reference else ())]
+        extra = [value for value in extra if value > 0 or not logarithmic]
+        low, high = min([low, *extra]), max([high, *extra])
+        if logarithmic:
+            low, high = low / 1.3, high * 1.3
+        elif chart.bounds is None or (low, high) != tuple(chart.bounds):
+            pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+            low, high = low - pad * (low != 0), high + pad
+        x_low, x_high = float(x.min()), float(x.max())
+        if x_low == x_high:
+            x_low, x_high = x_low - 0.5, x_high + 0.5
+        return cls(x_low, x_high, low, high, logarithmic)
+
+    def x(self, values: np.ndarray | float) -> np.ndarray:
+        """Pixels from the left."""
+        share = (np.asarray(values, dtype=float) - self.x_low) / (self.x_high - self.x_low)
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
+
+    def y(self, values: np.ndarray | float) -> np.ndarray:
+        """Pixels from the top."""
+        array, low, high = np.asarray(values, dtype=float), self.y_low, self.y_high
+        if self.logarithmic:
+            array, low, high = np.log(array), math.log(low), math.log(high)
+        return np.asarray(HEIGHT - BOTTOM - (array - low) / (high - low) * (HEIGHT - TOP - BOTTOM))
+
+
+def _axes(frame: Frame, chart: Chart) -> list[str]:
+    vertical = log_ticks if frame.logarithmic else ticks
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    parts = []
+    for value in vertical(frame.y_low, frame.y_high):
+        y = float(frame.y(value))
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>')
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>'
+        )
+    for value in ticks(frame.x_low, frame.x_high, most=6):
+        x = float(frame.x(value))
+        anchor = "end" if x > right - 14 else "middle"
+        parts.append(f'<path class="axis" d="M{x:.1f} {bottom}v4"/>')
+        parts.append(
+            f'<text x="{min(x, right):.1f}" y="{bottom + 16}" text-anchor="{anchor}">'
+            f"{number(value)}</text>"
+        )
+    parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
+    note = f"{chart.x_label} (y axis logarithmic)" if frame.logarithmic else chart.x_label
+    parts.append(
+        f'<text x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">'
+        f"{escape(note)}</text>"
+    )
+    return parts
+
+
+def _marks(frame: Frame, marks: Sequence[Mark]) -> list[str]:
+    parts = []
+    for mark in marks:
+        start = float(np.clip(frame.x(mark.start), LEFT, WIDTH - RIGHT))
+        end = WIDTH - RIGHT if mark.end is None else float(frame.x(mark.end))
+        width = max(min(end, WIDTH - RIGHT) - start, 1.5)
+        parts.append(
+            f'<rect class="stretch" x="{start:.1f}" y="{TOP}" width="{width:.1f}"'
+            f' height="{HEIGHT - TOP - BOTTOM}"/>'
+            f'<path class="mark" d="M{start:.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
+            f'<circle class="mark-dot" cx="{start:.1f}" cy="{TOP - 8}" r="8"/>'
+            f'<text class="mark-number" x="{start:.1f}" y="{TOP - 4}" text-anchor="middle">'
+            f"{mark.number}</text>"
+        )
+    return parts
+
+
+def _reference(frame: Frame, reference: tuple[float, str] | None) -> list[str]:
+    if reference is None or (frame.logarithmic and reference[0] <= 0):
+        return []
+    y = float(frame.y(reference[0]))
+    above = y - 4 if y - 4 > TOP + 8 else y + 13
+    return [
+        f'<path class="reference" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
+        f'<text class="reference-label" x="{WIDTH - RIGHT - 2}" y="{above:.1f}" text-anchor="end">'
+        f"{escape(reference[1])}</text>"
+    ]
+
+
+def _line(frame: Frame, line: Line, style: int) -> list[str]:
+    drawn, ends = thin(line)
+    parts = []
+    if ends is not None:
+        points = [
+            *zip(drawn.x, ends[:, 1], strict=True),
+            *zip(drawn.x[::-1], ends[::-1, 0], strict=True),
+        ]
+        parts.append(f'<path class="band s{style}" d="{_path(frame, points)}Z"/>')
+    points = list(zip(drawn.x, drawn.y, strict=True))
+    if len(points) == 1:
+        x, y = float(frame.x(points[0][0])), float(frame.y(points[0][1]))
+        return [f'<circle class="dot s{style}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>']
+    return [*parts, f'<path class="line s{style}" d="{_path(frame, points)}"/>']
+
+
+def _path(frame: Frame, points: Sequence[tuple[float, float]]) -> str:
+    x, y = (frame.x(np.array([p[0] for p in points])), frame.y(np.array([p[1] for p in points])))
+    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The common axis of a table's intervals, in the units of the figures."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, values: Sequence[float]) -> "Scale":
+        """From the smallest to the largest, with some room, in tenths of their span."""
+        low, high = min(values), max(values)
+        room = 0.06 * (high - low) or 0.05
+        return cls(low - room, high + room)
+
+    def place(self, value: float) -> float:
+        """Pixels from the left of 160."""
+        return 8 + 144 * (value - self.low) / (self.high - self.low)
+
+
+def interval(
+    scale: Scale, value: float, low: float | None, high: float | None, *, main: bool
+) -> str:
+    """A dot with its interval, for a table's cell; the numbers stand in the cell beside it."""
+    kind = "main" if main else "other"
+    x = scale.place(value)
+    parts = ['<svg class="interval" viewBox="0 0 160 22" aria-hidden="true" focusable="false">']
+    parts += [
+        f'<path class="grid" d="M{scale.place(t):.1f} 0V22"/>' for t in ticks(scale.low, scale.high)
+    ]
+    if low is not None and high is not None:
+        a, b = scale.place(low), scale.place(high)
+        parts.append(
+            f'<path class="whisker {kind}" d="M{a:.1f} 7v8M{a:.1f} 11H{b:.1f}M{b:.1f} 7v8"/>'
+        )
+    if main:
+        parts.append(f'<circle class="point main" cx="{x:.1f}" cy="11" r="5"/>')
+    else:
+        parts.append(f'<path class="point other" d="M{x:.1f} 6l5 5l-5 5l-5-5Z"/>')
+    return "".join([*parts, "</svg>"])
+
+
+def interval_axis(scale: Scale) -> list[tuple[float, str]]:
+    """The axis below a table's intervals: (place in percent of their width, number).
+
+    Not part of a picture, as its text would shrink with it on a phone.
+    """
+    return [(scale.place(value) / 1.6, number(value)) for value in ticks(scale.low, scale.high, 3)]
+
+
+def sample(style: int) -> str:
+    """A short piece of a line, for a legend."""
+    return (
+        '<svg class="sample" viewBox="0 0 30 10" aria-hidden="true" focusable="false">'
+        f'<path class="line s{style}" d="M1 5H29"/></svg>'
+    )

@@ -1,0 +1,239 @@
+"""What a RUN folder says, whether the run is finished, going on, or was killed while writing."""
+
+import csv
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dino_x.errors import UserError
+from dino_x.training.checkpoint import checkpoints
+from dino_x.training.run import CONFIG, RunFolder
+
+QUIET_SECONDS = 600  # a run that has written nothing for so long is taken for stopped
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number over the run: at which steps it was recorded, and its finite values."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    @property
+    def first(self) -> float:
+        """The first value."""
+        return float(self.values[0])
+
+    @property
+    def last(self) -> float:
+        """The last value."""
+        return float(self.values[-1])
+
+
+@dataclass
+class Finding:
+    """A state of health with a name, from a step on.
+
+    Attributes:
+        state: uniform, point, dimensional, diverging, or another name that training/health.py has.
+        since: the step it began.
+        seen: what was seen, a sentence.
+        help: settings that may help, the likeliest first.
+        until: the step at which it was over; None if it never was.
+    """
+
+    state: str
+    since: int
+    seen: str
+    help: list[str] = field(default_factory=list)
+    until: int | None = None
+
+
+@dataclass
+class RunData:
+    """Everything that is read of a run.
+
+    Attributes:
+        path: the RUN folder.
+        settings: ``section.key`` values, resolved.
+        facts: what stands in the comments of config.yaml, such as ``images`` and ``device``.
+        curves: by name as in metrics.jsonl.
+        findings: in the order of their beginning; None where health was not watched.
+        evaluation: evaluation.json, or None.
+        snapshots: files by step.
+        model_step: the step of the newest checkpoint, whose model is in ``model``; None without.
+        skipped: files that could not be read.
+        quiet_seconds: since the last step was recorded; None without steps.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    facts: dict[str, str]
+    curves: dict[str, Curve]
+    findings: list[Finding] | None
+    evaluation: dict[str, Any] | None
+    snapshots: dict[int, Path]
+    model_step: int | None
+    skipped: int
+    quiet_seconds: float | None
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def steps(self) -> int:
+        """Steps the run is to take; 0 if its settings do not say."""
+        return int(self.settings.get("train.steps") or 0)
+
+    @property
+    def done(self) -> int:
+        """Steps recorded so far."""
+        return max((int(curve.steps[-1]) for curve in self.curves.values()), default=0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step was taken."""
+        return 0 < self.steps <= self.done
+
+    @property
+    def going_on(self) -> bool:
+        """Whether a step was recorded lately and more are to come."""
+        recent = self.quiet_seconds is not None and self.quiet_seconds < QUIET_SECONDS
+        return recent and not self.finished
+
+    @property
+    def seconds(self) -> float | None:
+        """Time spent in steps, from their speeds; None if it was not recorded."""
+        speed, batch = (
+            self.curves.get("images_per_second"),
+            self.settings.get("train.effective_batch"),
+        )
+        if speed is None or not batch:
+            return None
+        return float((int(batch) / speed.values[speed.values > 0]).sum())
+
+    @property
+    def images(self) -> int | None:
+        """Images trained on, as config.yaml says."""
+        digits = self.facts.get("images", "").replace(",", "")
+        return int(digits) if digits.isdigit() else None
+
+
+def read_run(path: Path) -> RunData:
+    """Read a run. Files that are missing or half written are taken as far as they go.
+
+    Raises: UserError if the folder holds no run.
+    """
+    run = RunFolder(path)
+    if not run.exists:
+        what = "is not there" if not path.exists() else f"holds no run: there is no {CONFIG} in it"
+        raise UserError(f"{path} {what}; name the folder that `dino-x pretrain --out` made")
+    curves = read_curves(run.metrics)
+    saved = checkpoints(run.checkpoints)
+    return RunData(
+        path=path,
+        settings=run.settings(),
+        facts=read_facts(path / CONFIG),
+        curves=curves,
+        findings=read_findings(path / "health.jsonl", curves),
+        evaluation=read_evaluation(run.evaluation),
+        snapshots={int(file.stem[5:]): file for file in sorted(run.snapshots.glob("step-*.npz"))},
+        model_step=int(saved[-1].stem[5:]) if saved else None,
+        skipped=count_rows(run.skipped),
+        quiet_seconds=time.time() - run.metrics.stat().st_mtime if curves else None,
+    )
+
+
+def read_facts(config: Path) -> dict[str, str]:
+    """The ``# name: value`` lines at the top of config.yaml."""
+    facts = {}
+    for line in config.read_text(errors="replace").splitlines():
+        if not line.startswith("#"):
+            break
+        name, colon, value = line.lstrip("# ").partition(": ")
+        if colon and " " not in name:
+            facts[name] = value
+    return facts
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Each whole object of a file of JSON lines; a line that is half written ends nothing."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+def read_curves(metrics: Path) -> dict[str, Curve]:
+    """metrics.jsonl by name. A step that is there twice, after a resume, counts as last written."""
+    found: dict[str, dict[int, float]] = {}
+    for line in json_lines(metrics):
+        step = line.get("step")
+        if isinstance(step, bool) or not isinstance(step, int):
+            continue
+        for name, value in line.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if name != "step" and number and math.isfinite(value):
+                found.setdefault(name, {})[step] = float(value)
+    curves = {}
+    for name, values in found.items():
+        steps = sorted(values)
+        curves[name] = Curve(np.array(steps), np.array([values[step] for step in steps]))
+    return curves
+
+
+def read_findings(path: Path, curves: dict[str, Curve]) -> list[Finding] | None:
+    """health.jsonl, with each state joined to its end; None if no health was measured."""
+    if not path.is_file() and not any(name.startswith("health/") for name in curves):
+        return None
+    findings: list[Finding] = []
+    for line in json_lines(path):
+        state, since, step = (line.get(key) for key in ("state", "since", "step"))
+        if not isinstance(state, str) or not isinstance(step, int):
+            continue
+        since = since if isinstance(since, int) else step
+        if line.get("resolved"):
+            for finding in findings:
+                if (finding.state, finding.since, finding.until) == (state, since, None):
+                    finding.until = step
+            continue
+        repeated = [f for f in findings if f.state == state and f.until is None]
+        helps = [str(text).rstrip(".") for text in line.get("help") or []]
+        seen = str(line.get("seen", "")).rstrip(".")
+        if repeated:  # said again: what was seen last is what counts
+            repeated[0].seen, repeated[0].help = seen, helps
+        else:
+            findings.append(Finding(state, since, seen, helps))
+    return sorted(findings, key=lambda finding: finding.since)
+
+
+def read_evaluation(path: Path) -> dict[str, Any] | None:
+    """evaluation.json, or None if there is none that can be read."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    usable = isinstance(result, dict) and isinstance(result.get("results"), dict)
+    return result if usable and "model" in result["results"] else None
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a table of `path,reason`, without its header."""
+    if not path.is_file():
+        return 0
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        return max(0, sum(1 for _ in csv.reader(file)) - 1)

@@ -1,0 +1,119 @@
+"""The settings of a run: which differ from its preset, and how they are shown.
+
+Paths are not: folders of images are often called by the names of people or studies.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dino_x.config import Options
+from dino_x.errors import UserError
+from dino_x.model.backbone import is_size
+from dino_x.presets import LOADED, SMALL, as_yaml, dotted, field_of, known_options, resolve
+
+PATHS = {"data.paths", "data.labels"}
+# What a run finds by itself where it is not told: no choice of the user, if it is as found.
+FOUND = ("train.steps", "optim.warmup", "optim.freeze_last_layer", "teacher.temperature_warmup")
+NOT_CHOSEN = {"preset", "data.paths", "data.labels", "train.micro_batch", "loss.centering"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An option as it is shown: its name, value, the preset's value and its meaning."""
+
+    name: str
+    value: str
+    preset: str
+    meaning: str
+
+
+def shown(name: str, value: Any) -> str:
+    """A value for people, without paths.
+
+    >>> shown("data.paths", ["/home/anna/films", "/home/anna/mri"]), shown("optim.lr", 0.003)
+    ('2 paths, not shown', '0.003')
+    >>> shown("model.name", "/home/anna/model"), shown("model.name", "facebook/dinov3-vits16")
+    ('a path, not shown', 'facebook/dinov3-vits16')
+    """
+    if isinstance(value, list) and any(isinstance(item, str) for item in value):
+        return f"{len(value)} path{'s' if len(value) != 1 else ''}, not shown"
+    if name in PATHS and isinstance(value, str) and value != "folder":
+        return "a path, not shown"
+    looks_like_path = isinstance(value, str) and (
+        value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1
+    )
+    if value is None:
+        return "not set"
+    return "a path, not shown" if looks_like_path else as_yaml(value)
+
+
+def differing_from_preset(settings: Mapping[str, Any], images: int | None) -> list[Setting]:
+    """What the user set otherwise than the preset has it.
+
+    Args:
+        settings: a run's resolved ``section.key`` values.
+        images: trained on; None if not known, when the number of steps is always shown.
+    """
+    base = dotted(Options().model_dump(mode="json"))
+    if settings.get("preset") == "small":
+        loaded = () if is_size(str(settings.get("model.name"))) else LOADED
+        base |= {name: value for name, value in SMALL.items() if name not in loaded}
+    differ = {
+        name: value
+        for name, value in settings.items()
+        if name not in NOT_CHOSEN and plain(value) != plain(base.get(name))
+    }
+    derived = derived_values(settings, differ, images)
+    return [
+        Setting(name, shown(name, value), preset_value(name, base, derived), meaning_of(name))
+        for name, value in differ.items()
+        if not (name in FOUND and derived.get(name) == value)
+    ]
+
+
+def preset_value(name: str, base: Mapping[str, Any], derived: Mapping[str, Any]) -> str:
+    """The value the option would have had."""
+    if name not in base:
+        return "not known to this version"
+    return shown(name, derived[name] if name in FOUND and name in derived else base[name])
+
+
+def derived_values(
+    settings: Mapping[str, Any], differ: Mapping[str, Any], images: int | None
+) -> dict[str, Any]:
+    """What the run would have found by itself for the options in `FOUND`, one by one."""
+    known = set(known_options())
+    said = {name: value for name, value in differ.items() if name in known}
+    said |= {"preset": settings.get("preset", "auto")}
+    found = {}
+    for name in FOUND:
+        if name == "train.steps" and images is None:
+            continue
+        try:
+            # Every other option as it was set, so that warmup is that of the steps that were set.
+            options, _ = resolve({n: v for n, v in said.items() if n != name}, images or 1)
+        except UserError:
+            continue
+        found[name] = dotted(options.model_dump(mode="json"))[name]
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists and whole floats as they are: YAML knows no tuples."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def meaning_of(name: str) -> str:
+    """The option's meaning, or nothing for one this version does not know."""
+    try:
+        return field_of(name).description or ""
+    except (KeyError, AttributeError, ValueError):
+        return ""
+
+
+def all_settings(settings: Mapping[str, Any]) -> list[Setting]:
+    """Every option of the run."""
+    return [
+        Setting(name, shown(name, value), "", meaning_of(name)) for name, value in settings.items()
+    ]

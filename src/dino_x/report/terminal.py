@@ -1,0 +1,66 @@
+"""A comparison of runs on the terminal."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dino_x.report.compare import SideBySide
+
+
+def print_comparison(result: SideBySide, console: Console) -> None:
+    """Flags first, then settings, final numbers and evaluation."""
+    for flag in result.flags:
+        console.print(Text(f"Note: {flag}"), style="yellow")
+    if result.differences:
+        rows = [(d.name, d.values) for d in result.differences]
+        console.print(side_by_side("Settings that differ", "option", result.names, rows))
+    else:
+        console.print("All settings are the same.")
+    console.print(
+        side_by_side(
+            "Final numbers (means of the last tenth of the steps)", "", result.names, result.finals
+        )
+    )
+    if not result.scored:
+        console.print("No run is evaluated: dino-x evaluate --model RUN --out RUN/evaluation.json")
+    else:
+        console.print(score_table(result))
+
+
+def score_table(result: SideBySide) -> Table:
+    """A row a figure: the runs with their intervals, what they differ by, the baselines."""
+    names = list(dict.fromkeys(n for scored in result.scored for n in scored.comparison.scores))
+    table = Table(
+        title="Evaluation (95% intervals)", title_justify="left", box=box.SIMPLE_HEAD,
+        title_style="bold",
+    )  # fmt: skip
+    table.add_column("figure", overflow="fold")
+    for name in names:
+        table.add_column(Text(name), justify="right")
+    compared = any(scored.against for scored in result.scored)
+    if compared:
+        table.add_column("difference")
+    for scored in result.scored:
+        values = scored.comparison.scores
+        cells = [
+            (values[name].text if name in result.names else f"{values[name].value:.3f}")
+            if name in values else "-"
+            for name in names
+        ]  # fmt: skip
+        against = [Text("\n".join(scored.against))] if compared else []
+        table.add_row(Text(scored.comparison.title), *cells, *against)
+    return table
+
+
+def side_by_side(
+    title: str, first: str, names: list[str], rows: list[tuple[str, list[str]]]
+) -> Table:
+    """A table with a column a run."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table.add_column(first, overflow="fold")
+    for name in names:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for name, values in rows:
+        table.add_row(Text(name), *(Text(value) for value in values))
+    return table

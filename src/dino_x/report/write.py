@@ -1,0 +1,106 @@
+"""``dino-x report``: from a RUN folder to its page."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from dino_x.report import curves, settings, tables, verdict
+from dino_x.report.galleries import galleries
+from dino_x.report.page import ReportPage, render, write_page
+from dino_x.report.run_data import RunData, read_run
+
+PATIENT_SECONDS = 120.0  # for the sample's images where somebody asked for the page
+QUICK_SECONDS = 15.0  # at the end of a run
+
+SNIPPET = """import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+folder = "model"  # beside this page; or its full path
+processor = AutoImageProcessor.from_pretrained(folder)
+backbone = AutoModel.from_pretrained(folder).eval()
+
+image = Image.open("image.png").convert("RGB")
+with torch.no_grad():
+    output = backbone(**processor(image, return_tensors="pt"))
+feature = output.pooler_output[0]  # one vector an image: for kNN, probes, retrieval
+registers = backbone.config.num_register_tokens
+patches = output.last_hidden_state[0, 1 + registers :]  # one a patch: for segmentation
+print(feature.shape, patches.shape)
+"""
+
+
+def report(
+    path: Path, out: Path | None = None, *, images: bool = True, quick: bool = False
+) -> Path:
+    """Write the page about a run, from its files alone; the run may be going on.
+
+    Args:
+        path: the RUN folder.
+        out: the file; None for ``RUN/report.html``.
+        images: False leaves the user's images out, as ``report.images=false`` of the run does.
+        quick: spend seconds, not minutes, on images that are slow to read.
+
+    Returns: the file.
+
+    Raises: UserError if there is no run, or the file cannot be written.
+    """
+    run = read_run(path)
+    images = images and run.settings.get("report.images") is not False
+    page = page_of(run, images, QUICK_SECONDS if quick else PATIENT_SECONDS)
+    out = out or path / "report.html"
+    write_page(render("report.html", page=page), out)
+    return out
+
+
+def page_of(run: RunData, images: bool, seconds: float) -> ReportPage:
+    """Everything the page says."""
+    shown = galleries(run, images, seconds)
+    first, more = tables.evaluation_tables(run.evaluation) if run.evaluation else ([], [])
+    findings = run.findings or []
+    return ReportPage(
+        name=run.name,
+        state=verdict.state_of(run),
+        tiles=verdict.tiles(run),
+        training=verdict.training(run),
+        health=verdict.health(run),
+        worth=verdict.worth(run),
+        changed=settings.differing_from_preset(run.settings, run.images),
+        settings=settings.all_settings(run.settings),
+        preset=str(run.settings.get("preset", "auto")),
+        loss=curves.drawn(curves.LOSS, run, "loss"),
+        online=curves.drawn(curves.ONLINE, run, "online"),
+        health_charts=curves.drawn(curves.HEALTH, run, "health"),
+        more_health=curves.drawn(curves.MORE_HEALTH, run, "more"),
+        health_measured=run.findings is not None,
+        schedules=curves.drawn(curves.SCHEDULES, run, "schedules"),
+        findings=[
+            (i, verdict.STATES.get(finding.state, finding.state), finding)
+            for i, finding in enumerate(findings, start=1)
+        ],
+        evaluation=first,
+        more_evaluation=more,
+        tested_on=tables.tested_on(run.evaluation) if run.evaluation else "",
+        warnings=[str(text) for text in (run.evaluation or {}).get("warnings", [])],
+        maps=shown.maps,
+        attention=shown.attention,
+        neighbours=shown.neighbours,
+        has_model=run.model_step is not None,
+        snippet=SNIPPET,
+        images_shown=images,
+    )
+
+
+def report_at_end(path: Path, console: Console) -> None:
+    """The page at the end of a run. Whatever goes wrong is one line: the run itself is done."""
+    try:
+        out = report(path, quick=True)
+    except Exception as error:  # a picture that fails must not look like a run that failed
+        what = (str(error).strip().splitlines() or [""])[0]
+        console.print(
+            f"warning   no report was written ({type(error).__name__}: {what}); the run is whole,"
+            f" and `dino-x report {path}` tries again",
+            style="yellow", highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
+    else:
+        console.print(f"report    {out}", highlight=False, soft_wrap=True, markup=False)
