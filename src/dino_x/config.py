@@ -199,6 +199,27 @@ class CheckpointOptions(Section):
     keep: PositiveInt = option(2, "newest checkpoints kept")
 
 
+class HealthOptions(Section):
+    """What watches a run. It changes nothing about the trajectory."""
+
+    every: int = option(
+        25, "steps between looks at features, targets and weights; 0 turns health off", ge=0
+    )
+    rows: int = option(512, "views a look is over, at most", ge=4)
+    on_collapse: Literal["warn", "stop"] = option(
+        "warn", "when a run has collapsed or diverges: say so, or save a checkpoint and stop"
+    )
+
+
+class OnlineOptions(Section):
+    """A small evaluation of the teacher while training. It changes nothing about the trajectory."""
+
+    every: int | None = option(
+        None, "steps between two; null = about 10 times a run, 0 turns it off", ge=0
+    )
+    images: int = option(512, "images it looks at, at most (kNN: references, and queries)", ge=2)
+
+
 class Options(Section):
     """All options of a run."""
 
@@ -213,10 +234,13 @@ class Options(Section):
     optim: OptimOptions = OptimOptions()
     train: TrainOptions = TrainOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
+    health: HealthOptions = HealthOptions()
+    online: OnlineOptions = OnlineOptions()
 
 
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
     "train.micro_batch", "train.device", "data.workers", "data.cache_mb", "data.verify",
     "checkpoint.every", "checkpoint.keep",
+    "health.every", "health.rows", "health.on_collapse", "online.every", "online.images",
 )  # fmt: skip

@@ -25,6 +25,7 @@ from dino_x.losses.centering import center_bias, next_center
 from dino_x.model.head import Head
 from dino_x.model.teacher import Network
 from dino_x.training.queue import Queues
+from dino_x.training.sample import Sample, Sampling
 from dino_x.training.window import GLOBAL_VIEWS, MicroBatch
 
 
@@ -53,11 +54,15 @@ class Targets:
 
 @dataclass(frozen=True)
 class WindowResult:
-    """Loss terms of the effective batch, and the centers and queues that follow from it."""
+    """Loss terms of the effective batch, and the centers and queues that follow from it.
+
+    And a few rows for health to look at, if a ``Sampling`` was given.
+    """
 
     terms: dict[str, float]
     next_centers: Centers
     next_queues: Queues
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class EffectiveBatch:
         centers: Centers,
         queues: Queues,
         teacher_temperature: float,
+        sampling: Sampling | None = None,
     ) -> WindowResult:
         """Add the gradient of the effective batch's loss to ``.grad`` of the student.
 
@@ -93,8 +99,9 @@ class EffectiveBatch:
             centers: as they are before this step.
             queues: likewise.
             teacher_temperature: of this step.
+            sampling: gathers rows for health; it changes nothing.
         """
-        targets = self.targets(micro_batches(), centers, queues, teacher_temperature)
+        targets = self.targets(micro_batches(), centers, queues, teacher_temperature, sampling)
         group = images if self.loss.koleo_group == "effective" else self.loss.koleo_group
         totals: dict[str, Tensor] = {}
         pulls_VbF: Sequence[Tensor] | None = None
@@ -102,18 +109,23 @@ class EffectiveBatch:
             totals["koleo"], pulls_VbF = self.neighbours(micro_batches(), group)
         for position, micro in enumerate(micro_batches()):
             pull_VbF = None if pulls_VbF is None else pulls_VbF[position]
-            terms = self.forward(micro, targets, position, group, pull_VbF, teacher_temperature)
+            terms = self.forward(
+                micro, targets, position, group, pull_VbF, teacher_temperature, sampling
+            )
             terms["loss"].backward()
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0) + value.detach()
         if pulls_VbF is not None:  # what was backpropagated stands for KoLeo, but is not its value
             totals["loss"] = self.weighted(totals)
         values = {name: float(value) for name, value in totals.items()}
-        return WindowResult(values, targets.next_centers, targets.next_queues)
+        sample = None
+        if sampling is not None:
+            sample = sampling.finish(targets.dino_bias_K, teacher_temperature)
+        return WindowResult(values, targets.next_centers, targets.next_queues, sample)
 
     @torch.no_grad()
     def bottlenecks(
-        self, micro_batches: Iterable[MicroBatch]
+        self, micro_batches: Iterable[MicroBatch], sampling: Sampling | None = None
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """The teacher's CLS [V, b, D] and masked-patch [m, D] bottlenecks of each micro-batch.
 
@@ -124,9 +136,12 @@ class EffectiveBatch:
         for micro in micro_batches:
             with self.precision():
                 cls_BF, patches_BNF = self.teacher(micro.global_crops(), None, None)
-                cls.append(self.teacher.dino_head(cls_BF).unflatten(0, (GLOBAL_VIEWS, -1)))
+                cls_BD = self.teacher.dino_head(cls_BF)
+                cls.append(cls_BD.unflatten(0, (GLOBAL_VIEWS, -1)))
                 patches.append(self.teacher.ibot_head(masked_rows(patches_BNF, micro)))
             places.append(micro.masked_places())
+            if sampling is not None:
+                sampling.teacher(micro, cls_BF, patches_BNF, cls_BD)
         order_M = torch.cat(places).argsort()
         return cls, patches, torch.cat(cls, dim=1).flatten(0, 1), torch.cat(patches)[order_M]
 
@@ -137,9 +152,10 @@ class EffectiveBatch:
         centers: Centers,
         queues: Queues,
         temperature: float,
+        sampling: Sampling | None = None,
     ) -> Targets:
         """Phase 1: the teacher's bottlenecks, and the bias of each head over all of them."""
-        cls, patches, cls_RD, patches_MD = self.bottlenecks(micro_batches)
+        cls, patches, cls_RD, patches_MD = self.bottlenecks(micro_batches, sampling)
         dino_bias, dino_center = self.bias(
             cls_RD, queues.dino_QD, self.teacher.dino_head, centers.dino_K, temperature
         )
@@ -209,6 +225,7 @@ class EffectiveBatch:
         group: int,
         pull_VbF: Tensor | None,
         teacher_temperature: float,
+        sampling: Sampling | None,
     ) -> dict[str, Tensor]:
         """Phase 3: this micro-batch's part of each loss term, and of the loss, with a graph."""
         share = micro.images / micro.window.images
@@ -221,6 +238,8 @@ class EffectiveBatch:
             global_BF, patches_BNF = self.student(
                 micro.global_crops(), micro.masks(), micro.global_randomness()
             )
+            if sampling is not None:
+                sampling.student(micro, global_BF)
             views_BF = global_BF
             if micro.window.local_views:
                 local_BF, _ = self.student(micro.local_crops(), None, micro.local_randomness())

@@ -13,13 +13,14 @@ from dino_x.data.cache import canvas_side
 from dino_x.data.index import Index, build_index, is_grey, write_skipped
 from dino_x.data.loader import Loader
 from dino_x.errors import UserError
-from dino_x.evaluation.labels import load_labels
+from dino_x.evaluation.labels import Labelled, load_labels
 from dino_x.evaluation.suite import evaluate, print_table, write_json
 from dino_x.model.backbone import SIZES, load_vit, normalisation
 from dino_x.presets import check, differing, resolve
 from dino_x.progress import progress_bar
 from dino_x.training.device import choose_device, describe_device, dtype_of
 from dino_x.training.micro_batch import check_divides, largest_that_fits
+from dino_x.training.online import Online, labelled_rows
 from dino_x.training.policy import Policy, centering_policy
 from dino_x.training.report import TrainingReport
 from dino_x.training.run import RunFolder
@@ -58,9 +59,10 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
     if early.model.name not in SIZES:
         load_vit(early.model.name)  # fail before reading images
     index = read_index(early, console)
-    held_out = hold_out(early, index)
+    held_out, labelled = hold_out(early, index)
     options, preset_line = resolve(said, len(index))
     prepared = prepare(options, run, index)
+    prepared.trainer.online = online(prepared, labelled)
     if resume and run.exists:
         prepared.trainer.resume()
     else:
@@ -108,20 +110,22 @@ def read_index(options: Options, console: Console) -> Index:
         )
 
 
-def hold_out(options: Options, index: Index) -> int:
-    """Take the images that the labels are tested on out of the index; how many they are.
+def hold_out(options: Options, index: Index) -> tuple[int, Labelled | None]:
+    """Take the images that the labels are tested on out of the index.
+
+    Returns: how many they are, and the labelled images, if there are labels.
 
     Raises: UserError if the labels cannot be used: now, not after training.
     """
     data = options.data
     if not data.labels:
-        return 0
+        return 0, None
     labelled = load_labels(data.labels, index.rows, data.paths, label_column=data.label_column)
     if not data.hold_out:
-        return 0
+        return 0, labelled
     tested = {ref for ref, test in zip(labelled.refs, labelled.is_test, strict=True) if test}
     index.rows = [ref for ref in index.rows if ref not in tested]
-    return len(tested)
+    return len(tested), labelled
 
 
 def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
@@ -152,6 +156,26 @@ def prepare(options: Options, run: RunFolder, index: Index) -> Prepared:
         )
     check_divides(options.train.effective_batch, options.train.micro_batch)
     return Prepared(trainer, loader, index, policy)
+
+
+def online(prepared: Prepared, labelled: Labelled | None) -> Online | None:
+    """The evaluation while training: kNN where labels allow it, else retrieval; None if off."""
+    trainer, options = prepared.trainer, prepared.trainer.options
+    assert isinstance(options.train.micro_batch, int)
+    if not options.online.every:
+        return None
+    return Online(
+        source=prepared.loader,
+        cutter=trainer.cutter,
+        images=len(prepared.index),
+        micro_batch=options.train.micro_batch,
+        precision=trainer.effective_batch.precision,
+        labelled=None
+        if labelled is None
+        else labelled_rows(
+            labelled, prepared.index.rows, options.online.images, options.train.seed
+        ),
+    )
 
 
 def check_koleo_group(options: Options) -> None:

@@ -18,10 +18,13 @@ from dino_x.model.teacher import Network, build_student, build_teacher, update_t
 from dino_x.training import checkpoint
 from dino_x.training.device import autocast, dtype_of, peak_memory_gib
 from dino_x.training.effective_batch import Centers, EffectiveBatch, WindowResult
+from dino_x.training.health import Finding, Health
+from dino_x.training.online import Online
 from dino_x.training.optimizer import build_optimizer, set_values
 from dino_x.training.queue import Queues
 from dino_x.training.report import TrainingReport
-from dino_x.training.run import RunFolder
+from dino_x.training.run import RunFolder, lines
+from dino_x.training.sample import Sampling
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.window import (
     GLOBAL_VIEWS,
@@ -47,6 +50,7 @@ class Trainer:
         images: how many there are.
         images_hash: tells a resumed run whether they are still the same.
         cutter: canvases to crops.
+        online: evaluates the teacher now and then, if there is one.
     """
 
     options: Options
@@ -56,6 +60,7 @@ class Trainer:
     images_hash: str
     cutter: Cutter
     done: int = 0
+    online: Online | None = None
     student: Network = field(init=False)
     teacher: Network = field(init=False)
 
@@ -68,6 +73,7 @@ class Trainer:
         self.centers = Centers(zeros, zeros.clone())
         bottleneck = zeros.new_empty(options.head.bottleneck)
         self.queues = Queues.empty(options.loss.queue, bottleneck)
+        self.health = Health(options, student.backbone.width, self.run.health)
         self.effective_batch = EffectiveBatch(
             student,
             self.teacher,
@@ -85,14 +91,24 @@ class Trainer:
             started = time.perf_counter()
             values = values_at(step, self.options)
             set_values(self.optimizer, self.student, values)
-            result = self.gradients(step, values)
+            result = self.gradients(step, values, self.health.sampling(step))
+            self.health.before_update(result, self.student, self.teacher)
             norm = self.update(step, result, values)
+            seen = self.health.after_update(self.student, self.teacher)
             self.done = step + 1
-            report.step(self.numbers(result, values, norm, time.perf_counter() - started))
-            if self.done % every == 0 or self.done == steps:
+            numbers = self.numbers(result, values, norm, time.perf_counter() - started) | seen
+            for finding in self.health.judge(numbers):
+                report.finding(finding.paragraph())
+            report.step(numbers | self.evaluated(), self.health.word())
+            stop = self.health.stop()
+            if self.done % every == 0 or self.done == steps or stop:
                 self.save()
+            if stop:
+                raise self.collapsed(stop)
 
-    def gradients(self, step: int, values: StepValues) -> WindowResult:
+    def gradients(
+        self, step: int, values: StepValues, sampling: Sampling | None = None
+    ) -> WindowResult:
         """Of the whole effective batch of a step, left in ``.grad``; see effective_batch.py."""
         train = self.options.train
         assert isinstance(train.micro_batch, int)
@@ -106,6 +122,7 @@ class Trainer:
                 self.centers,
                 self.queues,
                 values.teacher_temperature,
+                sampling,
             )
         except NotFiniteError as error:
             raise self.not_finite(step, str(error)) from error
@@ -147,11 +164,22 @@ class Trainer:
 
     def not_finite(self, step: int, what: str) -> UserError:
         """The error for a loss that is no number: where the last good state is."""
+        self.health.not_finite(step + 1, what)
         saved = checkpoint.checkpoints(self.run.checkpoints)
         good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was made yet"
         return UserError(
             f"stopped at step {step + 1}: {what}; {good}; try a lower optim.lr, a longer"
             " optim.warmup or --precision fp32"
+        )
+
+    def collapsed(self, finding: Finding) -> UserError:
+        """The error for a run that has to stop for its health: what, and what may help."""
+        saved = checkpoint.checkpoints(self.run.checkpoints)[-1]
+        return UserError(
+            f"stopped after step {self.done}: {finding.state} since step {finding.since}:"
+            f" {finding.seen}; checkpoint {saved}; in a new run try"
+            f" {'; or '.join(finding.help) or 'other settings'}; to go on as it is:"
+            " --resume --set health.on_collapse=warn"
         )
 
     def numbers(
@@ -172,6 +200,14 @@ class Trainer:
             "images_per_second": batch / seconds,
             "memory_gib": peak_memory_gib(self.cutter.device),
         }
+
+    def evaluated(self) -> dict[str, float]:
+        """The online evaluation after this step, if it is due."""
+        if self.online is None or not self.online.due(self.done):
+            return {}
+        started = time.perf_counter()
+        figures = self.online.evaluate(self.teacher.backbone)
+        return figures | {"online/seconds": time.perf_counter() - started}
 
     def queue_age(self) -> dict[str, int]:
         """How many steps ago the oldest row of the CLS queue was made, if there is a queue."""
@@ -222,6 +258,7 @@ class Trainer:
         self.queues = Queues(self.options.loss.queue, queues["dino"], queues["ibot"])
         self.done = state["step"]
         self.run.truncate_metrics(self.done)
+        self.health.resume(lines(self.run.metrics, self.done), lines(self.run.health, self.done))
 
     def try_micro_batch(self, size: int) -> None:
         """One forward and backward of ``size`` images; for finding what fits."""

@@ -122,12 +122,15 @@ class Cutter:
         aspect = canvases.aspect.to(self.device, self.dtype)
         draws = torch.as_tensor(draws_bVU).to(self.device, self.dtype)
         parameters = view_parameters(draws, aspect, scale, size, self.options.views)
-        crops = apply_views(pixels, parameters, size)
+        return self.normalised(apply_views(pixels, parameters, size))
+
+    def normalised(self, crops: Tensor) -> Tensor:
+        """Crops in [0, 1] as the network takes them; a grey one becomes three channels here."""
         mean, std = (
             torch.tensor(value, device=self.device, dtype=self.dtype)[:, None, None]
             for value in (self.mean, self.std)
         )
-        return (crops - mean) / std  # a grey crop becomes three channels here
+        return (crops - mean) / std
 
 
 @dataclass(frozen=True)
