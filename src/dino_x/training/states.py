@@ -5,6 +5,7 @@ was seen, or None. Thresholds are set between runs that learn and runs that were
 ``docs/health.md`` has the numbers of both.
 """
 
+import itertools
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -226,7 +227,10 @@ def diverging(history: History) -> State | None:
     lines = list(history.steps)
     recent = lines[-SMOOTHED:]
     if len(recent) == SMOOTHED and mean_loss(recent) >= WRONG:
-        since = next(line["step"] for line in recent if line["health/dino_of_log_k"] >= 1)
+        above = itertools.takewhile(
+            lambda line: line["health/dino_of_log_k"] >= 1, reversed(lines)
+        )
+        since = min((line["step"] for line in above), default=recent[-1]["step"])
         return State(
             "diverging",
             int(since),
