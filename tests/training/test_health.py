@@ -8,10 +8,8 @@ import torch
 from dino_x.config import HealthOptions, OnlineOptions
 from dino_x.presets import check
 from dino_x.training.health import Finding, Health
-from dino_x.training.sample import Sampling
 from dino_x.training.states import State
 from tests.conftest import TINY
-from tests.equivalence.conftest import bench  # noqa: F401 - a fixture
 from tests.training.runs import metrics, pretrain, weights
 
 FLAGS = ("--effective-batch", 8, "--steps", 3, "--centering", "sinkhorn")
@@ -63,42 +61,6 @@ def test_looks_are_at_the_first_step_every_so_many_and_the_last(films, tmp_path)
     evaluated = [line["step"] for line in metrics(out) if "online/retrieval_top1" in line]
     assert evaluated == [1, 4, 7]
     assert all("health/gradient/layers" in line for line in metrics(out))
-
-
-@pytest.mark.parametrize("rows", [6, 512])
-def test_what_is_looked_at_does_not_depend_on_the_micro_batch(bench, rows):
-    """Bitwise the same images; their features to rounding."""
-    step, samples = bench(), []
-    for size in (2, 16):
-        trainer = step.trainer
-        samples.append(
-            trainer.effective_batch.backward(
-                lambda size=size: step.micro_batches(size), 16, size, trainer.centers,
-                trainer.queues, step.temperature, Sampling.of(16, rows),
-            ).sample
-        )  # fmt: skip
-    small, whole = samples
-    assert whole.student_features_VSF.shape[:2] == (2, min(rows // 2, 16))
-    for name in vars(whole):
-        torch.testing.assert_close(getattr(small, name), getattr(whole, name), rtol=1e-9, atol=1e-9)
-
-
-def test_the_sample_is_the_teachers_and_the_students_own_rows(bench):
-    step = bench()
-    trainer = step.trainer
-    sample = trainer.effective_batch.backward(
-        lambda: step.micro_batches(4), 16, 4, trainer.centers, trainer.queues, step.temperature,
-        Sampling.of(16, 10),
-    ).sample  # fmt: skip
-    (micro,) = step.micro_batches(16)
-    positions = [0, 3, 6, 9, 12]
-    with torch.no_grad():
-        cls, _ = trainer.teacher(micro.global_crops(), None, None)
-        expected = cls.unflatten(0, (2, -1))[:, positions]
-        torch.testing.assert_close(sample.teacher_features_VSF, expected, rtol=1e-9, atol=1e-9)
-        cls, _ = trainer.student(micro.global_crops(), micro.masks(), micro.global_randomness())
-        expected = cls.unflatten(0, (2, -1))[:, positions]
-        torch.testing.assert_close(sample.student_features_VSF, expected, rtol=1e-9, atol=1e-9)
 
 
 def health(tmp_path, **settings):

@@ -35,7 +35,7 @@ def first(findings, steps=200):
 
 
 def test_a_run_that_learns_is_left_alone(films, tmp_path, capsys):
-    status, findings = run(films, tmp_path / "run", 76, batch=32)
+    status, findings = run(films, tmp_path / "run", 51, batch=32)
     assert (status, findings) == (0, [])
     assert "health " not in capsys.readouterr().out
     last = metrics(tmp_path / "run")[-1]
@@ -48,7 +48,7 @@ def test_a_teacher_that_is_the_student(films, tmp_path, monkeypatch, planted):
     if planted == "one object":
         settings = {}
         monkeypatch.setattr("dino_x.training.trainer.build_teacher", lambda student: student)
-    _, findings = run(films, tmp_path / "run", 26, batch=4, **NO_KOLEO | settings)
+    _, findings = run(films, tmp_path / "run", 25, batch=4, **NO_KOLEO | settings)
     found = first(findings)
     assert found["state"] == "teacher-is-student"
     assert ("teacher.momentum=0.9" in found["help"][0]) == (planted == "momentum 0")
@@ -59,7 +59,8 @@ def test_a_teacher_that_never_moves(films, tmp_path, monkeypatch, planted):
     settings = {"teacher__momentum": 1} if planted == "momentum 1" else {}
     if planted == "no update":
         monkeypatch.setattr("dino_x.training.trainer.update_teacher", lambda *arguments: None)
-    _, findings = run(films, tmp_path / "run", 51, batch=4, **NO_KOLEO | settings)
+    settings |= NO_KOLEO | {"health__every": 10}
+    _, findings = run(films, tmp_path / "run", 21, batch=4, **settings)
     assert first(findings)["state"] == "teacher-frozen"
 
 
@@ -69,17 +70,17 @@ def test_a_center_that_is_never_updated_with_a_cold_temperature(films, tmp_path,
     )
     settings = {
         "loss__centering": "softmax", "teacher__temperature": 0.005,
-        "teacher__temperature_start": 0.005, "health__every": 10,
+        "teacher__temperature_start": 0.005, "health__every": 10, "optim__lr": 0.02,
     }  # fmt: skip
-    _, findings = run(films, tmp_path / "run", 100, **settings)
+    _, findings = run(films, tmp_path / "run", 50, **settings)
     found = first(findings)
     assert found["state"] == "point"
     assert "teacher.temperature=0.04" in found["help"][1]
 
 
 def test_koleo_off_with_a_hot_rate(films, tmp_path):
-    settings = NO_KOLEO | {"optim__lr": 0.4, "health__every": 10}
-    _, findings = run(films, tmp_path / "run", 60, **settings)
+    settings = NO_KOLEO | {"optim__lr": 0.3, "health__every": 10}
+    _, findings = run(films, tmp_path / "run", 40, batch=32, **settings)
     found = first(findings)
     assert found["state"] == "dimensional"
     assert [line.partition("=")[0] for line in found["help"]] == [
@@ -128,7 +129,9 @@ def test_on_collapse_stop_saves_a_checkpoint_and_stops(films, tmp_path, capsys):
     assert "stopped after step 25: teacher-is-student since step 1" in error
     assert (out / "checkpoints" / "step-00000025.pt").is_file()
     assert len(metrics(out)) == 25
-    assert pretrain(films, out, "--resume", health__on_collapse="warn", **settings_of(settings)) == 0
+    assert (
+        pretrain(films, out, "--resume", health__on_collapse="warn", **settings_of(settings)) == 0
+    )
     assert len(metrics(out)) == 30
     again = [json.loads(line) for line in (out / "health.jsonl").read_text().splitlines()]
     assert again == findings, "what is known already is not found again"

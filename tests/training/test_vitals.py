@@ -83,7 +83,8 @@ def test_patch_similarity_is_the_mean_over_all_pairs():
 def test_neighbour_distances_are_those_of_all_pairs():
     features = torch.randn(2, 9, 4, dtype=torch.float64)
     unit = functional.normalize(features[0], dim=1)
-    nearest = [min(float((a - b).norm()) for b in unit if b is not a) for a in unit]
+    nearest = [min(float((a - unit[j]).norm()) for j in range(9) if j != i)
+               for i, a in enumerate(unit)]  # fmt: skip
     found = vitals.neighbour_numbers(features)
     assert found["koleo_distance"] == pytest.approx(np.mean(nearest), rel=1e-10)
     assert found["koleo_nearest"] == pytest.approx(min(nearest), rel=1e-10)

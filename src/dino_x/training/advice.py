@@ -20,7 +20,7 @@ FEW_PROTOTYPES = 1024  # enough for the small data on which runs do not start
 def advice(state: str, options: Options) -> list[str]:
     """Two or three settings for a state, most likely first; none for a state it does not know."""
     made = ADVICE[state](options) if state in ADVICE else []
-    return [line for line in made if line][:MOST]
+    return list(dict.fromkeys(line for line in made if line))[:MOST]
 
 
 def _lower_rate(options: Options, why: str) -> str:

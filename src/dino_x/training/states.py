@@ -28,6 +28,8 @@ STARTING = 3.0  # standard errors by which the loss must have fallen to be no lo
 # mean less their mean entropy. Runs that learn have 0.12 or more, collapsed ones below 0.08; and in
 # these the mean target is not spread over all prototypes, or the state is uniform.
 SAYS_LITTLE = 0.08
+ONE_PROTOTYPE = 0.2  # of log K: 2 of 64 prototypes, 9 of 65,536; a stray image does not matter then
+TARGET_ROWS = 16  # of fewer images than 8, all may well have one target
 FEW_PROTOTYPES = 0.7  # of log K: entropy of the mean target. Runs that learn have 0.98 and more
 # Of features: DINOv3's own start is a point (LayerScale 1e-5), and one organ on one scanner looks
 # much alike to any network. So it is a point only if they were apart before.
@@ -168,7 +170,9 @@ def point(history: History) -> State | None:
 
     def alike_targets(look: Line) -> bool:
         mean = look["health/mean_target_entropy"]
-        return mean <= FEW_PROTOTYPES and mean - look["health/target_entropy"] <= SAYS_LITTLE
+        says = mean - look["health/target_entropy"]
+        few = mean <= ONE_PROTOTYPE or (mean <= FEW_PROTOTYPES and says <= SAYS_LITTLE)
+        return look["health/rows"] >= TARGET_ROWS and few
 
     def alike_features(look: Line) -> bool:
         keys = [f"health/{network}/feature_std" for network in ("student", "teacher")]
@@ -182,8 +186,8 @@ def point(history: History) -> State | None:
         return State(
             "point",
             since,
-            f"all images get the same target: it uses {used:,.1f} of {history.prototypes:,}"
-            " prototypes, whatever the image",
+            f"all images get nearly the same target: it uses {used:,.1f} of"
+            f" {history.prototypes:,} prototypes, whatever the image",
         )
     looks, since = history.since(alike_features)
     if looks >= COLLAPSED_LOOKS:
@@ -227,9 +231,7 @@ def diverging(history: History) -> State | None:
     lines = list(history.steps)
     recent = lines[-SMOOTHED:]
     if len(recent) == SMOOTHED and mean_loss(recent) >= WRONG:
-        above = itertools.takewhile(
-            lambda line: line["health/dino_of_log_k"] >= 1, reversed(lines)
-        )
+        above = itertools.takewhile(lambda line: line["health/dino_of_log_k"] >= 1, reversed(lines))
         since = min((line["step"] for line in above), default=recent[-1]["step"])
         return State(
             "diverging",
