@@ -348,6 +348,27 @@ class ReportOptions(Section):
     )
 
 
+class HealthOptions(Section):
+    """What watches a run. It changes nothing about the trajectory."""
+
+    every: int = option(
+        25, "steps between looks at features, targets and weights; 0 turns health off", ge=0
+    )
+    rows: int = option(512, "views a look is over, at most", ge=4)
+    on_collapse: Literal["warn", "stop"] = option(
+        "warn", "when a run has collapsed or diverges: say so, or save a checkpoint and stop"
+    )
+
+
+class OnlineOptions(Section):
+    """A small evaluation of the teacher while training. It changes nothing about the trajectory."""
+
+    every: int | None = option(
+        None, "steps between two; null = about 10 times a run, 0 turns it off", ge=0
+    )
+    images: int = option(512, "images it looks at, at most (kNN: references, and queries)", ge=2)
+
+
 class Options(Section):
     """All options of a run."""
 
@@ -367,6 +388,8 @@ class Options(Section):
     train: TrainOptions = TrainOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     report: ReportOptions = ReportOptions()
+    health: HealthOptions = HealthOptions()
+    online: OnlineOptions = OnlineOptions()
 
 
 # What may differ when a run is resumed: none of it changes the trajectory.
@@ -374,4 +397,5 @@ FREE_ON_RESUME = (
     "train.micro_batch", "train.device", "data.workers", "data.cache_mb", "data.verify",
     "data.cache", "data.cache_gb", "data.index",
     "checkpoint.every", "checkpoint.keep", "report.page", "report.images", "report.snapshots",
+    "health.every", "health.rows", "health.on_collapse", "online.every", "online.images",
 )  # fmt: skip

@@ -16,6 +16,11 @@ from dino_x.errors import UserError, nearest
 from dino_x.model.backbone import is_size
 
 SMALL_IMAGES = 100_000  # below this many images, auto is the small preset
+ONLINE_TIMES = 10  # a run is evaluated while it trains, where online.every is not given,
+ONLINE_MOST_STEPS = 1000  # but in a long one at least this often,
+# and in a short one so seldom that its views are at most 1 in 20 of what a step's two global views
+# cost an image: a forward of the teacher and about three of the student's (forward and backward).
+ONLINE_STEPS_AN_IMAGE = 5
 PASSES = 100  # over the images, where the number of steps is not given
 
 # Set by measurement; see docs/recipes.md for what each is worth.
@@ -269,6 +274,11 @@ def resolve(
         optim.freeze_last_layer = round(0.01 * train.steps)
     if teacher.temperature_warmup is None:
         teacher.temperature_warmup = round(0.3 * train.steps)
+    if options.online.every is None:
+        often = min(math.ceil(train.steps / ONLINE_TIMES), ONLINE_MOST_STEPS)
+        looked_at = min(options.online.images, images)
+        cheap = math.ceil(ONLINE_STEPS_AN_IMAGE * looked_at / train.effective_batch)
+        options.online.every = max(often, cheap)
     return options, f"preset {preset}, {why}"
 
 

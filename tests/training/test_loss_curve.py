@@ -33,6 +33,7 @@ def test_the_kept_curve_is_reproduced(films, tmp_path, centering, implementation
     kept = json.loads((CURVES / f"{centering}.json").read_text())
     found = curve(films, tmp_path / "run", centering, implementation)
     assert found.keys() == kept.keys()
+    assert not (tmp_path / "run" / "health.jsonl").exists(), "health finds nothing in kept runs"
     for name, values in kept.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
 

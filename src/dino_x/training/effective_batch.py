@@ -31,6 +31,7 @@ from dino_x.model.head import Head
 from dino_x.model.teacher import Network
 from dino_x.training.gram import GramTerm
 from dino_x.training.queue import Queues
+from dino_x.training.sample import Sample, Sampling
 from dino_x.training.window import GLOBAL_VIEWS, MicroBatch
 
 TERMS = ("dino", "ibot", "koleo", "gram", "loss")
@@ -62,11 +63,15 @@ class Targets:
 
 @dataclass(frozen=True)
 class WindowResult:
-    """Loss terms of the effective batch, and the centers and queues that follow from it."""
+    """Loss terms of the effective batch, and the centers and queues that follow from it.
+
+    And a few rows for health to look at, if a ``Sampling`` was given.
+    """
 
     terms: dict[str, float]
     next_centers: Centers
     next_queues: Queues
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class EffectiveBatch:
         queues: Queues,
         teacher_temperature: float,
         gram: GramTerm | None = None,
+        sampling: Sampling | None = None,
     ) -> WindowResult:
         """Add the gradient of the effective batch's loss to ``.grad`` of the student.
 
@@ -109,8 +115,9 @@ class EffectiveBatch:
             queues: likewise.
             teacher_temperature: of this step.
             gram: Gram anchoring, if it counts in this step.
+            sampling: gathers rows for health; it changes nothing.
         """
-        targets = self.targets(micro_batches(), centers, queues, teacher_temperature)
+        targets = self.targets(micro_batches(), centers, queues, teacher_temperature, sampling)
         group = images if self.loss.koleo_group == "effective" else self.loss.koleo_group
         totals: dict[str, Tensor] = {}
         of_group: dict[str, Tensor] = {}
@@ -122,7 +129,7 @@ class EffectiveBatch:
             for position, micro in enumerate(micro_batches()):
                 pull_VbF = None if pulls_VbF is None else pulls_VbF[position]
                 terms = self.forward(
-                    micro, targets, position, group, pull_VbF, teacher_temperature, gram
+                    micro, targets, position, group, pull_VbF, teacher_temperature, gram, sampling
                 )
                 if terms["loss"].requires_grad:  # not if all that is trained has no loss
                     terms["loss"].backward()
@@ -136,11 +143,14 @@ class EffectiveBatch:
         if of_group:  # what was backpropagated stands for KoLeo, but is not its value
             totals["loss"] = self.weighted(totals, gram)
         values = {name: float(value) for name, value in totals.items()}
-        return WindowResult(values, targets.next_centers, targets.next_queues)
+        sample = None
+        if sampling is not None:
+            sample = sampling.finish(targets.dino_bias_K, teacher_temperature, self.of_all_ranks)
+        return WindowResult(values, targets.next_centers, targets.next_queues, sample)
 
     @torch.no_grad()
     def bottlenecks(
-        self, micro_batches: Iterable[MicroBatch]
+        self, micro_batches: Iterable[MicroBatch], sampling: Sampling | None = None
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """The teacher's CLS [V, b, D] and masked-patch [m, D] bottlenecks of each micro-batch.
 
@@ -152,9 +162,12 @@ class EffectiveBatch:
             with self.precision():
                 seen = micro.seen_by(self.teacher.backbone) if self.distilled else micro
                 cls_BF, patches_BNF = self.teacher(seen.global_crops(), None, None)
-                cls.append(self.teacher.dino_head(cls_BF).unflatten(0, (GLOBAL_VIEWS, -1)))
+                cls_BD = self.teacher.dino_head(cls_BF)
+                cls.append(cls_BD.unflatten(0, (GLOBAL_VIEWS, -1)))
                 patches.append(self.teacher.ibot_head(masked_rows(patches_BNF, micro)))
             places.append(micro.masked_places())
+            if sampling is not None:
+                sampling.teacher(micro, cls_BF, patches_BNF, cls_BD)
         all_cls_VBD = self.of_all_ranks(torch.cat(cls, dim=1))
         order_M = self.ranks.concatenate(torch.cat(places)).argsort()
         all_patches_MD = self.ranks.concatenate(torch.cat(patches))[order_M]
@@ -171,9 +184,10 @@ class EffectiveBatch:
         centers: Centers,
         queues: Queues,
         temperature: float,
+        sampling: Sampling | None = None,
     ) -> Targets:
         """Phase 1: the teacher's bottlenecks, and the bias of each head over all of them."""
-        cls, patches, cls_RD, patches_MD = self.bottlenecks(micro_batches)
+        cls, patches, cls_RD, patches_MD = self.bottlenecks(micro_batches, sampling)
         dino_bias, dino_center = self.bias(
             cls_RD, queues.dino_QD, self.teacher.dino_head, centers.dino_K, temperature
         )
@@ -250,6 +264,7 @@ class EffectiveBatch:
         pull_VbF: Tensor | None,
         teacher_temperature: float,
         gram: GramTerm | None = None,
+        sampling: Sampling | None = None,
     ) -> dict[str, Tensor]:
         """Phase 3: this micro-batch's part of each loss term, and of the loss, with a graph."""
         share = micro.images / micro.window.images
@@ -262,6 +277,8 @@ class EffectiveBatch:
             global_BF, patches_BNF = self.student(
                 micro.global_crops(), micro.masks(), micro.global_randomness()
             )
+            if sampling is not None:
+                sampling.student(micro, global_BF)
             views_BF = global_BF
             if micro.window.local_views:
                 local_BF, _ = self.student(micro.local_crops(), None, micro.local_randomness())

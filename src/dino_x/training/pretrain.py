@@ -19,7 +19,7 @@ from dino_x.data.sampler import strata_of
 from dino_x.data.store import CanvasStore, keys_of
 from dino_x.data.volumes import neighbours, refuse_uneven
 from dino_x.errors import UserError
-from dino_x.evaluation.labels import load_labels
+from dino_x.evaluation.labels import Labelled, load_labels
 from dino_x.evaluation.suite import QUICK, evaluate, write_json
 from dino_x.evaluation.table import print_table
 from dino_x.losses.ranks import Ranks
@@ -29,6 +29,7 @@ from dino_x.progress import progress_bar
 from dino_x.report.write import report_at_end
 from dino_x.training.device import choose_device, describe_device, dtype_of
 from dino_x.training.micro_batch import check_divides, largest_that_fits
+from dino_x.training.online import Online, labelled_rows
 from dino_x.training.origin import write_origin
 from dino_x.training.policy import Policy, centering_policy
 from dino_x.training.report import NoReport, TrainingReport
@@ -98,9 +99,10 @@ def train_together(
     resumed = resume and run.exists
     said = together(ranks, lambda: settings(said, run, resume))
     early = together(ranks, lambda: early_checks(said, ranks))
-    index, held_out = from_first(ranks, lambda: images_of(early, console))
+    index, held_out, labelled = from_first(ranks, lambda: images_of(early, console))
     options, preset_line = resolve(said, len(index), inherited(said))
     prepared = together(ranks, lambda: prepare(options, run, index, device, ranks, console))
+    prepared.trainer.online = online(prepared, labelled)
     check_same(ranks, "images", files_hash(index) if ranks.count > 1 else "")
     check_same(ranks, "settings", f"{__version__} {options.model_dump_json()}")
     together(ranks, lambda: begin(prepared, resumed, resume, console))
@@ -122,13 +124,13 @@ def early_checks(said: Mapping[str, Any], ranks: Ranks) -> Options:
     return early
 
 
-def images_of(options: Options, console: Console) -> tuple[Index, int]:
-    """The images to train on, and how many are held out."""
+def images_of(options: Options, console: Console) -> tuple[Index, int, Labelled | None]:
+    """The images to train on, how many are held out, and the labels."""
     index = read_index(options, console)
-    held_out = hold_out(options, index)
+    held_out, labelled = hold_out(options, index)
     if options.data.slices == 3:
         refuse_uneven(index)
-    return index, held_out
+    return index, held_out, labelled
 
 
 def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> None:
@@ -183,20 +185,22 @@ def read_index(options: Options, console: Console) -> Index:
         )
 
 
-def hold_out(options: Options, index: Index) -> int:
-    """Take the images that the labels are tested on out of the index; how many they are.
+def hold_out(options: Options, index: Index) -> tuple[int, Labelled | None]:
+    """Take the images that the labels are tested on out of the index.
+
+    Returns: how many they are, and the labelled images, if there are labels.
 
     Raises: UserError if the labels cannot be used: now, not after training.
     """
     data = options.data
     if not data.labels:
-        return 0
+        return 0, None
     labelled = load_labels(data.labels, index.rows, data.paths, label_column=data.label_column)
     if not data.hold_out:
-        return 0
+        return 0, labelled
     tested = {ref for ref, test in zip(labelled.refs, labelled.is_test, strict=True) if test}
     index.rows = [ref for ref in index.rows if ref not in tested]
-    return len(tested)
+    return len(tested), labelled
 
 
 def prepare(
@@ -279,6 +283,26 @@ def open_store(
         form,
         limit_bytes=int(data.cache_gb * 1e9),
         say=lambda line: console.print(line, style="yellow", highlight=False, soft_wrap=True),
+    )
+
+
+def online(prepared: Prepared, labelled: Labelled | None) -> Online | None:
+    """The evaluation while training: kNN where labels allow it, else retrieval; None if off."""
+    trainer, options = prepared.trainer, prepared.trainer.options
+    assert isinstance(options.train.micro_batch, int)
+    if not options.online.every:
+        return None
+    return Online(
+        source=prepared.loader,
+        cutter=trainer.cutter,
+        images=len(prepared.index),
+        micro_batch=options.train.micro_batch,
+        precision=trainer.effective_batch.precision,
+        labelled=None
+        if labelled is None
+        else labelled_rows(
+            labelled, prepared.index.rows, options.online.images, options.train.seed
+        ),
     )
 
 

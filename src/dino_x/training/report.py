@@ -28,6 +28,7 @@ class TrainingReport:
         self.board = SummaryWriter(str(run.tensorboard), purge_step=done + 1)
         self.started = self.last_line = time.monotonic()
         self.first_step = done
+        self.online = ""
         self.progress = Progress(
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(bar_width=16),
@@ -38,13 +39,17 @@ class TrainingReport:
         )
         self.task = self.progress.add_task("", total=steps, completed=done, numbers="starting")
 
-    def step(self, values: dict[str, Any]) -> None:
-        """Record one finished step. ``values["step"]`` counts from 1."""
+    def step(self, values: dict[str, Any], health: str = "") -> None:
+        """Record one finished step, and show it with ``health`` in a word or two.
+
+        ``values["step"]`` counts from 1.
+        """
+        self.online = online_summary(values) or self.online
         self.file.write(json.dumps(values) + "\n")
         for name, value in values.items():
             if name != "step":
                 self.board.add_scalar(name, value, values["step"])
-        numbers = self.summary(values)
+        numbers = "  ".join(part for part in (self.summary(values), self.online, health) if part)
         self.progress.update(self.task, completed=values["step"], numbers=numbers)
         now = time.monotonic()
         last = values["step"] == self.steps
@@ -65,6 +70,10 @@ class TrainingReport:
             f"  {values['images_per_second']:.1f} img/s  {values['memory_gib']:.1f} GiB"
         )
 
+    def finding(self, text: str) -> None:
+        """Say what health found, as a paragraph of its own."""
+        self.console.print(text, style="yellow", highlight=False, soft_wrap=True, markup=False)
+
     def __enter__(self) -> "TrainingReport":
         self.progress.start()
         return self
@@ -81,8 +90,20 @@ class TrainingReport:
 class NoReport:
     """For the processes that do not report, of several that share a run."""
 
-    def step(self, values: dict[str, Any]) -> None:
+    def step(self, values: dict[str, Any], health: str = "") -> None:
         """Say nothing."""
+
+    def finding(self, text: str) -> None:
+        """Say nothing."""
+
+
+def online_summary(values: dict[str, Any]) -> str:
+    """``kNN 0.78`` or ``retrieval 34.2%``, or nothing for a step without an online evaluation."""
+    if "online/knn_balanced_accuracy" in values:
+        return f"kNN {values['online/knn_balanced_accuracy']:.3f}"
+    if "online/retrieval_top1" in values:
+        return f"retrieval {100 * values['online/retrieval_top1']:.1f}%"
+    return ""
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,8 @@
 """The RUN folder: settings, metrics, checkpoints, the model."""
 
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from dino_x.training.checkpoint import write_atomically
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+HEALTH = "health.jsonl"  # only there if health found something
 
 
 class RunFolder:
@@ -30,6 +33,7 @@ class RunFolder:
         self.origin = path / "origin.json"
         self.snapshots = path / "snapshots"
         self.report = path / "report.html"
+        self.health = path / HEALTH
 
     @property
     def exists(self) -> bool:
@@ -66,17 +70,28 @@ class RunFolder:
         return read_config(self.path / CONFIG)
 
     def truncate_metrics(self, steps: int) -> None:
-        """Keep the metrics of the first ``steps`` steps; what follows will be written again."""
-        if not self.metrics.is_file():
-            return
-        kept = []
-        for line in self.metrics.read_text().splitlines(keepends=True):
+        """Keep the metrics of the first ``steps`` steps; what follows will be written again.
+
+        And what health found in them.
+        """
+        for path in (self.metrics, self.health):
+            if path.is_file():
+                kept = "".join(json.dumps(line) + "\n" for line in lines(path, steps))
+                write_atomically(path, partial(Path.write_text, data=kept))
+
+
+def lines(path: Path, steps: int) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines that are about the first ``steps`` steps, in order."""
+    if not path.is_file():
+        return
+    with path.open() as file:
+        for line in file:
             try:
-                if json.loads(line)["step"] <= steps:
-                    kept.append(line)
+                value = json.loads(line)
+                if value["step"] <= steps:
+                    yield value
             except (ValueError, KeyError):
-                break  # the half line of a run that was killed while writing
-        write_atomically(self.metrics, lambda file: file.write_text("".join(kept)))
+                return  # the half line of a run that was killed while writing
 
 
 def reading_of(model: str | Path) -> Reading:

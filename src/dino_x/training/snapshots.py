@@ -86,8 +86,7 @@ class Snapshots:
         features, squares, aspects = [], [], []
         for canvases in source.prefetch([np.array([index]) for index in chosen]):
             square_1CSS = whole(canvases.pixels.to(cutter.device, cutter.dtype), size)
-            is_ct = canvases.hounsfield is not None and bool(canvases.hounsfield[0])
-            square_1CSS = fixed_window(square_1CSS, is_ct)
+            square_1CSS = fixed_window(square_1CSS, canvases.hounsfield)
             shifted = shifted_squares((square_1CSS - mean) / std, teacher.backbone.patch_size)
             _, patches_BND = teacher(shifted, None, None)
             features.append(as_stored(dense_grid(patches_BND)))

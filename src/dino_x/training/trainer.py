@@ -28,10 +28,13 @@ from dino_x.training.gram import (
     first_gram_teacher,
     next_gram_teacher,
 )
+from dino_x.training.health import Finding, Health
+from dino_x.training.online import Online
 from dino_x.training.optimizer import build_optimizer, set_values
 from dino_x.training.queue import Queues
 from dino_x.training.report import NoReport, TrainingReport
-from dino_x.training.run import RunFolder
+from dino_x.training.run import RunFolder, lines
+from dino_x.training.sample import Sampling
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.snapshots import Snapshots
 from dino_x.training.start import take_heads
@@ -64,6 +67,7 @@ class Trainer:
         backbone: the student's, if it is loaded already.
         strata: which images should not come together, if that is known.
         ranks: the processes that share the run; all have the same state, the first writes it.
+        online: evaluates the teacher now and then, if there is one.
     """
 
     options: Options
@@ -76,6 +80,7 @@ class Trainer:
     strata: Strata | None = None
     ranks: Ranks = ALONE
     done: int = 0
+    online: Online | None = None
     student: Network = field(init=False)
     teacher: Network = field(init=False)
 
@@ -94,6 +99,8 @@ class Trainer:
         self.centers = Centers(zeros, zeros.clone())
         bottleneck = zeros.new_empty(self.targets_of.dino_head.last_layer.shape[1])
         self.queues = Queues.empty(options.loss.queue, bottleneck)
+        health_file = self.run.health if self.ranks.own == 0 else None
+        self.health = Health(options, student.backbone.width, health_file)
         self.effective_batch = EffectiveBatch(
             student,
             self.targets_of,
@@ -116,15 +123,25 @@ class Trainer:
             started = time.perf_counter()
             values = values_at(step, self.options)
             set_values(self.optimizer, self.student, values)
-            result = self.gradients(step, values)
+            result = self.gradients(step, values, self.health.sampling(step))
+            self.health.before_update(result, self.student, self.teacher)
             norm = self.update(step, result, values)
+            seen = self.health.after_update(self.student, self.teacher)
             self.done = step + 1
-            report.step(self.numbers(result, values, norm, time.perf_counter() - started))
+            numbers = self.numbers(result, values, norm, time.perf_counter() - started) | seen
+            for finding in self.health.judge(numbers):
+                report.finding(finding.paragraph())
+            report.step(numbers | self.evaluated(), self.health.word())
             snapshots.take(self.done, self.teacher, self.source, self.cutter, self.ranks)
-            if self.done % every == 0 or self.done == steps:
+            stop = self.health.stop()
+            if self.done % every == 0 or self.done == steps or stop:
                 self.save()
+            if stop:
+                raise self.collapsed(stop)
 
-    def gradients(self, step: int, values: StepValues) -> WindowResult:
+    def gradients(
+        self, step: int, values: StepValues, sampling: Sampling | None = None
+    ) -> WindowResult:
         """Of the whole effective batch of a step, left in ``.grad``; see effective_batch.py."""
         micro_batch = self.options.train.micro_batch
         assert isinstance(micro_batch, int)
@@ -139,6 +156,7 @@ class Trainer:
                 self.queues,
                 values.teacher_temperature,
                 self.gram_term(values.gram_weight),
+                sampling,
             )
         except NotFiniteError as error:
             raise self.not_finite(step, str(error)) from error
@@ -196,12 +214,25 @@ class Trainer:
 
     def not_finite(self, step: int, what: str) -> UserError:
         """The error for a loss that is no number: where the last good state is."""
+        self.health.not_finite(step + 1, what)
         saved = checkpoint.checkpoints(self.run.checkpoints)
         good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was made yet"
         kind = UserError if self.ranks.own == 0 else SaidElsewhereError
         return kind(
             f"stopped at step {step + 1}: {what}; {good}; try a lower optim.lr, a longer"
             " optim.warmup or --precision fp32"
+        )
+
+    def collapsed(self, finding: Finding) -> UserError:
+        """The error for a run that has to stop for its health: what, and what may help."""
+        if self.ranks.own > 0:
+            return SaidElsewhereError(finding.seen)
+        saved = checkpoint.checkpoints(self.run.checkpoints)[-1]
+        return UserError(
+            f"stopped after step {self.done}: {finding.state} since step {finding.since}:"
+            f" {finding.seen}; checkpoint {saved}; in a new run try"
+            f" {'; or '.join(finding.help) or 'other settings'}; to go on as it is:"
+            " --resume --set health.on_collapse=warn"
         )
 
     def numbers(
@@ -223,6 +254,14 @@ class Trainer:
             "images_per_second": batch / seconds,
             "memory_gib": peak_memory_gib(self.cutter.device),
         }
+
+    def evaluated(self) -> dict[str, float]:
+        """The online evaluation after this step, if it is due."""
+        if self.online is None or self.ranks.own > 0 or not self.online.due(self.done):
+            return {}
+        started = time.perf_counter()
+        figures = self.online.evaluate(self.teacher.backbone)
+        return figures | {"online/seconds": time.perf_counter() - started}
 
     def queue_age(self) -> dict[str, int]:
         """How many steps ago the oldest row of the CLS queue was made, if there is a queue."""
@@ -289,6 +328,7 @@ class Trainer:
         self.done = state["step"]
         if self.ranks.own == 0:
             self.run.truncate_metrics(self.done)
+        self.health.resume(lines(self.run.metrics, self.done), lines(self.run.health, self.done))
 
     def resumed_gram(self, state: dict[str, Any]) -> GramTeacher | None:
         """The Gram teacher of a checkpoint."""

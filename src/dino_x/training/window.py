@@ -167,12 +167,15 @@ class Cutter:
             assert windows_bVU is not None
             is_ct = canvases.hounsfield.to(self.device)
             windows = window_parameters(self._here(windows_bVU), is_ct)
-        crops = apply_views(pixels, parameters, size, windows)
+        return self.normalised(apply_views(pixels, parameters, size, windows))
+
+    def normalised(self, crops: Tensor) -> Tensor:
+        """Crops in [0, 1] as the network takes them; a grey one becomes three channels here."""
         mean, std = (
             torch.tensor(value, device=self.device, dtype=self.dtype)[:, None, None]
             for value in (self.mean, self.std)
         )
-        return (crops - mean) / std  # a grey crop becomes three channels here
+        return (crops - mean) / std
 
     def _here(self, values: np.ndarray | Tensor) -> Tensor:
         return torch.as_tensor(values).to(self.device, self.dtype)

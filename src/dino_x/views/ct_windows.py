@@ -78,13 +78,15 @@ def window_parameters(draws_BVU: Tensor, hounsfield_B: Tensor) -> WindowParamete
     )
 
 
-def fixed_window(pixels: Tensor, hounsfield: bool) -> Tensor:
-    """A canvas in the window of evaluation, in [0, 1]; one that is no CT as it is."""
-    if not hounsfield:
-        return pixels
-    low, high = CT_RANGE
-    black, white = CT_WINDOW
-    return ((pixels * (high - low) + low - black) / (white - black)).clamp(0, 1)
+def fixed_window(pixels_bCSS: Tensor, hounsfield_b: Tensor | None) -> Tensor:
+    """Canvases in the window of evaluation, in [0, 1]; those that are no CT as they are."""
+    if hounsfield_b is None:
+        return pixels_bCSS
+    (low, high), (black, white) = CT_RANGE, CT_WINDOW
+    windowed = ((pixels_bCSS * (high - low) + low - black) / (white - black)).clamp(0, 1)
+    return torch.where(
+        hounsfield_b.to(pixels_bCSS.device)[:, None, None, None], windowed, pixels_bCSS
+    )
 
 
 def apply_windows(crops_NCOO: Tensor, windows: WindowParameters) -> Tensor:

@@ -1,0 +1,113 @@
+"""What health and the online evaluation cost: CPU time a step with and without, in one run.
+
+    python benchmarks/health.py
+
+The demo's settings on its own films. Blocks of steps with health on and off take turns, so that a
+busy machine slows both; the medians of CPU time are compared. What a look and an evaluation take is
+measured by itself as well, and divided by the steps between two.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dino_x.demo import demo_folder
+from dino_x.demo.run import SETTINGS
+from dino_x.presets import read_config, resolve
+from dino_x.training.pretrain import online, prepare, read_index
+from dino_x.training.run import RunFolder
+from dino_x.training.schedules import values_at
+
+
+class Clock:
+    """CPU seconds inside a function, added up call by call."""
+
+    def __init__(self, function) -> None:
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *arguments):
+        """As the function."""
+        started = time.process_time()
+        try:
+            return self.function(*arguments)
+        finally:
+            self.seconds += time.process_time() - started
+
+
+def one_step(trainer, step: int, every: int) -> tuple[float, float]:
+    """CPU seconds of a step, and of these the seconds in health, looking if ``every`` is 1."""
+    trainer.options.health.every = every
+    health = trainer.health
+    clocks = [Clock(f) for f in (health.before_update, health.after_update, health.judge)]
+    started = time.process_time()
+    values = values_at(step, trainer.options)
+    result = trainer.gradients(step, values, health.sampling(step))
+    clocks[0](result, trainer.student, trainer.teacher)
+    norm = trainer.update(step, result, values)
+    seen = clocks[1](trainer.student, trainer.teacher)
+    trainer.done = step + 1
+    clocks[2](trainer.numbers(result, values, norm, 1.0) | seen)
+    return time.process_time() - started, sum(clock.seconds for clock in clocks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prototypes", type=int, default=256)
+    arguments = parser.parse_args()
+    console = Console()
+    said = read_config(SETTINGS) | {
+        "data.paths": [str(demo_folder() / "films")],
+        "data.verify": "headers",
+        "head.prototypes": arguments.prototypes,
+    }
+    with tempfile.TemporaryDirectory() as place:
+        index = read_index(resolve(said, 1)[0], console)
+        options, _ = resolve(said, len(index))
+        look_every, online_every = options.health.every, options.online.every
+        assert online_every is not None
+        run = RunFolder(Path(place))
+        prepared = prepare(options, run, index)
+        evaluation, trainer = online(prepared, None), prepared.trainer
+        assert evaluation is not None
+        off, quiet, look, inside_quiet, inside_look, evaluated = [], [], [], [], [], []
+        one_step(trainer, 2, 0)  # images are read, threads start
+        for step in range(3, 3 + 3 * arguments.rounds, 3):
+            off.append(one_step(trainer, step, 0)[0])
+            for kind, inside, every in (
+                (quiet, inside_quiet, 10**6),
+                (look, inside_look, 1),
+            ):
+                whole, part = one_step(trainer, step + (every > 1) + 1, every)
+                kind.append(whole)
+                inside.append(part)
+            started = time.process_time()
+            evaluation.evaluate(trainer.teacher.backbone)
+            evaluated.append(time.process_time() - started)
+        prepared.loader.close()
+    step = statistics.median(off)
+    table = Table("what", "CPU seconds", "share of a step", box=None)
+    rows = {
+        "a step without health": step,
+        "a step with it, no look": statistics.median(quiet),
+        "a step with a look": statistics.median(look),
+        "  inside health, no look": statistics.median(inside_quiet),
+        "  inside health, with a look": statistics.median(inside_look),
+        "an online evaluation": statistics.median(evaluated),
+    }
+    for name, seconds in rows.items():
+        table.add_row(name, f"{seconds:.4f}", f"{seconds / step:.2%}")
+    a_step = rows["  inside health, no look"] + rows["  inside health, with a look"] / look_every
+    table.add_row(f"health, a look every {look_every}", f"{a_step:.4f}", f"{a_step / step:.2%}")
+    a_step = rows["an online evaluation"] / online_every
+    table.add_row(f"online, every {online_every}", f"{a_step:.4f}", f"{a_step / step:.2%}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
