@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import gdcm
-import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
-from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
@@ -33,6 +31,8 @@ from pydicom.uid import (
 )
 
 from dino_x.data.codestream import check_codestream
+from dino_x.data.dicom_values import value
+from dino_x.data.dicom_walk import walk
 from dino_x.data.identity import key
 from dino_x.data.image import Unreadable, check_size
 
@@ -88,7 +88,10 @@ _ELEMENTS: list[BaseTag | int] = [
 _IDENTIFIERS: list[BaseTag | int] = [
     Tag(keyword) for keyword in ("PatientID", "IssuerOfPatientID", "SeriesInstanceUID")
 ]
-_PIXEL_DATA = {Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")}
+_WANTED = frozenset(int(tag) for tag in _ELEMENTS + _IDENTIFIERS)
+_PIXEL_DATA = frozenset(
+    int(Tag(keyword)) for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+)
 # What a deflated file may inflate to, in bytes; it is inflated as a whole for each frame.
 _MOST_INFLATED = 200_000_000
 _VRS = {b"AE", b"AS", b"CS", b"DA", b"DT", b"IS", b"LO", b"OB", b"PN", b"SH", b"TM", b"UI", b"UL"}
@@ -118,17 +121,22 @@ class Header:
     series: str | None = None
     explicit: bool = True
 
+    @cached_property
+    def _groups_by_frame(self) -> Any:
+        return value(self.elements, "PerFrameFunctionalGroupsSequence")
+
+    @cached_property
+    def _shared_groups(self) -> Any:
+        return value(self.elements, "SharedFunctionalGroupsSequence")
+
     def of_frame(self, frame: int, group: str, keyword: str) -> Any:
         """A value as it holds for one frame: the frame's own, else all frames', else the file's."""
-        for groups, item in (
-            (self.elements.get("PerFrameFunctionalGroupsSequence"), frame),
-            (self.elements.get("SharedFunctionalGroupsSequence"), 0),
-        ):
+        for groups, item in ((self._groups_by_frame, frame), (self._shared_groups, 0)):
             if groups and item < len(groups) and groups[item].get(group):
-                value = groups[item].get(group)[0].get(keyword)
-                if value not in (None, ""):
-                    return value
-        return self.elements.get(keyword)
+                own = groups[item].get(group)[0].get(keyword)
+                if own not in (None, ""):
+                    return own
+        return value(self.elements, keyword)
 
 
 def is_dicom(head: bytes) -> bool:
@@ -152,31 +160,19 @@ def is_dicom(head: bytes) -> bool:
 
 def read_header(path: Path) -> Header:
     """Read a file up to its pixel data, and check that all of the pixel data is there."""
-    met: list[tuple[int, int]] = []  # the pixel data's tag and length, once it is met
-
-    def at_pixel_data(tag: Any, vr: str | None, length: int) -> bool:
-        if tag in _PIXEL_DATA:
-            met.append((tag, length))
-        return tag in _PIXEL_DATA
-
     try:
         with path.open("rb") as file:
-            _refuse_inflation(file)
-            elements = read_partial(
-                file, at_pixel_data, force=True, specific_tags=_ELEMENTS + _IDENTIFIERS
-            )
-            if not met:
-                raise Unreadable("no pixel data")
+            elements, offset, length = _elements(file)
             syntax = _syntax(elements)
+            file.seek(offset)
             explicit = file.read(6)[4:] in (b"OB", b"OW", b"OF", b"OD", b"UN")
             header = _dimensions(elements, syntax, explicit)
             check_size(header.rows, header.columns)
             _check_bits(elements)
-            if syntax == JPEGExtended12Bit and elements.get("BitsStored") != 8:
+            if syntax == JPEGExtended12Bit and value(elements, "BitsStored") != 8:
                 raise Unreadable("lossy JPEG of 12 bits is not supported")
             if syntax != DeflatedExplicitVRLittleEndian:
-                file.seek(-6, io.SEEK_CUR)
-                _check_length(file, header, met[-1][1])
+                _check_length(file, header, offset + (12 if explicit else 8), length)
     except Unreadable:
         raise
     except Exception as error:
@@ -184,6 +180,30 @@ def read_header(path: Path) -> Header:
             raise Unreadable(f"cannot be read: {error.strerror}") from None
         raise Unreadable("damaged DICOM header") from None
     return header
+
+
+def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
+    """The wanted elements, and where the pixel data's element begins and how long it says it is.
+
+    The last two mean nothing for a deflated file.
+    """
+    walked = walk(file, _WANTED, _PIXEL_DATA)
+    if walked is not None:
+        return walked.elements, walked.offset, walked.length
+    met: list[int] = []
+
+    def at_pixel_data(tag: Any, vr: str | None, length: int) -> bool:
+        if tag in _PIXEL_DATA:
+            met.append(length)
+        return tag in _PIXEL_DATA
+
+    file.seek(0)
+    _refuse_inflation(file)
+    tags = _ELEMENTS + _IDENTIFIERS
+    elements = read_partial(file, at_pixel_data, force=True, specific_tags=tags)
+    if not met:
+        raise Unreadable("no pixel data")
+    return elements, file.tell(), met[-1]
 
 
 def _syntax(elements: Any) -> UID:
@@ -207,8 +227,8 @@ def _syntax(elements: Any) -> UID:
 
 
 def _dimensions(elements: Dataset, syntax: UID, explicit: bool) -> Header:
-    rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
-    frames = max(1, int(elements.get("NumberOfFrames") or 1))
+    rows, columns = int(value(elements, "Rows") or 0), int(value(elements, "Columns") or 0)
+    frames = max(1, int(value(elements, "NumberOfFrames") or 1))
     patient, series = _keys(elements)
     return Header(elements, syntax, rows, columns, frames, patient, series, explicit)
 
@@ -218,10 +238,10 @@ def _check_bits(elements: Dataset) -> None:
 
     Source: DICOM PS3.3 C.7.6.3.1.
     """
-    allocated = int(elements.get("BitsAllocated") or 0)
-    stored = int(elements.get("BitsStored") or allocated)
-    samples = int(elements.get("SamplesPerPixel") or 1)
-    signed = int(elements.get("PixelRepresentation") or 0)
+    allocated = int(value(elements, "BitsAllocated") or 0)
+    stored = int(value(elements, "BitsStored") or allocated)
+    samples = int(value(elements, "SamplesPerPixel") or 1)
+    signed = int(value(elements, "PixelRepresentation") or 0)
     possible = allocated == 1 or (allocated % 8 == 0 and 8 <= allocated <= 64)
     if not possible or not 1 <= stored <= allocated or samples not in (1, 3, 4) or signed > 1:
         raise Unreadable("damaged DICOM header: its values cannot have the bits that it says")
@@ -229,37 +249,27 @@ def _check_bits(elements: Dataset) -> None:
 
 def _keys(elements: Dataset) -> tuple[str | None, str | None]:
     """The keys of patient and series; what they are made of is taken out of `elements`."""
-    number, issuer, series = (
-        str(elements.get(tag).value or "") if tag in elements else "" for tag in _IDENTIFIERS
-    )
+    number, issuer, series = (_text(elements, tag) for tag in _IDENTIFIERS)
     for tag in _IDENTIFIERS:
         elements.pop(tag, None)
     return key("patient", number, issuer), key("series", series)
 
 
-def number(value: Any) -> float | None:
-    """The first number of an element, or None where there is none."""
-    if isinstance(value, MultiValue | list):
-        value = value[0] if len(value) else None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
+def _text(elements: Dataset, tag: BaseTag | int) -> str:
+    """An identifier as it stands in the file, whatever its character set is."""
+    text = elements.get_item(tag).value if tag in elements else None
+    return text.decode("latin-1") if isinstance(text, bytes) else str(text or "")
 
 
-def numbers(value: Any, count: int) -> np.ndarray | None:
-    """An element of exactly `count` finite numbers, float64 [count], or None."""
-    try:
-        found = np.array([float(part) for part in value])
-    except (TypeError, ValueError):
-        return None
-    return found if len(found) == count and np.isfinite(found).all() else None
+def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> None:
+    """Raise Unreadable unless the file holds all pixel data that its header promises.
 
-
-def _check_length(file: BinaryIO, header: Header, length: int) -> None:
-    """Raise Unreadable unless the file holds all pixel data that its header promises."""
-    offset = file.tell() + (12 if header.explicit else 8)
+    Args:
+        file: the file.
+        header: its header.
+        offset: where the pixel data begin.
+        length: of the pixel data, as their element says it.
+    """
     size = file.seek(0, io.SEEK_END)
     if header.syntax.is_compressed:
         fragments = _count_fragments(file, offset, size, header)
@@ -267,8 +277,8 @@ def _check_length(file: BinaryIO, header: Header, length: int) -> None:
             raise Unreadable(f"truncated: {fragments} of {header.frames} frames are there")
         return
     elements = header.elements
-    samples = int(elements.get("SamplesPerPixel") or 1)
-    if elements.get("PhotometricInterpretation") == "YBR_FULL_422":
+    samples = int(value(elements, "SamplesPerPixel") or 1)
+    if value(elements, "PhotometricInterpretation") == "YBR_FULL_422":
         samples = 2
     bits = header.rows * header.columns * header.frames * samples * int(elements.BitsAllocated)
     there = min(size - offset, length)
