@@ -1,11 +1,11 @@
-"""How fast do images become views, beside what others do? Images a second on two CPU threads.
+"""How fast do images become views, beside what others do? Images a second on CPU threads.
 
 - views: 2 global crops of 224 and 8 local crops of 96 pixels from images of 512 x 512 in memory, to
   normalised float32 of three channels: random resized crops, flips, brightness and contrast, blur.
   Beside it torchvision's transforms image by image on Pillow images, as DINOv2 and DINOv3 compose
   them; on RGB, as they convert every image, and, which is less work, on grey.
 - reading: canvases from the cache on disk, in batches of 64, beside decoding the same JPEG 2000
-  DICOM files with pydicom and GDCM, both with two threads.
+  DICOM files with pydicom and GDCM, both with as many threads.
 - indexing: headers of DICOM files a second, beside pydicom's `stop_before_pixels` in a loop.
 
 Ours and the peers take turns in one run. Images a second are by the clock on the wall, the best of
@@ -14,6 +14,10 @@ by the median over the rounds.
 
     python benchmarks/data.py --dicom FOLDER       # FOLDER: JPEG 2000 files, searched recursively
     python benchmarks/data.py --only views         # needs torchvision for the peer
+    python benchmarks/data.py --only views --threads 1
+
+On a machine that others use, threads wait for each other and spin meanwhile, which counts as
+processor time: compare one thread with one thread there.
 """
 
 import argparse
@@ -41,7 +45,6 @@ from dino_x.data.store import CanvasStore, keys_of
 from dino_x.training.window import Cutter
 from dino_x.views.crops import draw_views
 
-THREADS = 2
 MICRO_BATCH = 16
 READ_BATCH = 64
 EPOCHS = 20
@@ -52,8 +55,8 @@ Rates = tuple[float, float]
 
 def main() -> None:
     options = parse_options()
-    torch.set_num_threads(THREADS)
-    print(f"torch {torch.__version__}, {THREADS} threads, {options.rounds} rounds")
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {options.threads} threads, {options.rounds} rounds")
     parts = {"views": views, "reading": reading, "indexing": indexing}
     for name, part in parts.items():
         if options.only in (None, name):
@@ -64,6 +67,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dicom", type=Path, help="folder with JPEG 2000 DICOM files")
     parser.add_argument("--only", choices=["views", "reading", "indexing"])
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args()
 
@@ -112,14 +116,16 @@ def views(options: argparse.Namespace) -> None:
     peers = {}
     try:
         for mode in ("RGB", "L"):
-            peers[f"torchvision, an image at a time, {mode}"] = of_torchvision(images, mode)
+            peers[f"torchvision, an image at a time, {mode}"] = of_torchvision(
+                images, mode, options.threads
+            )
     except ImportError as error:
         print(f"\nthe peer of views is not installed ({error})")
     take_turns("views of 512 x 512 images, images/s", lambda: rate(ours), peers, options.rounds)
 
 
-def of_torchvision(images: np.ndarray, mode: str) -> Callable[[], Rates]:
-    """The same views by torchvision's transforms, an image in each of two threads."""
+def of_torchvision(images: np.ndarray, mode: str, threads: int) -> Callable[[], Rates]:
+    """The same views by torchvision's transforms, an image in each of some threads."""
     from torchvision.transforms import v2
 
     grey = mode == "L"
@@ -138,19 +144,19 @@ def of_torchvision(images: np.ndarray, mode: str) -> Callable[[], Rates]:
     # The first global crop is always blurred and the second in 1 of 10; solarisation left out.
     kinds = [kind(224, (0.32, 1.0), 1.0), kind(224, (0.32, 1.0), 0.1)]
     kinds += [kind(96, (0.05, 0.32), 0.5)] * 8
-    pictures = [Image.fromarray(image).convert(mode) for image in images[: 2 * THREADS]]
+    pictures = [Image.fromarray(image).convert(mode) for image in images[: 2 * threads]]
 
     def views_of(picture: Image.Image) -> list[torch.Tensor]:
         return [transform(picture) for transform in kinds]
 
     def once() -> Rates:
-        threads = torch.get_num_threads()
+        before = torch.get_num_threads()
         torch.set_num_threads(1)  # a thread an image, as a data loader's workers have
         try:
-            with ThreadPoolExecutor(THREADS) as pool:
+            with ThreadPoolExecutor(threads) as pool:
                 return rate(lambda: len(list(pool.map(views_of, pictures))))
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(before)
 
     return once
 
@@ -196,16 +202,16 @@ def reading(options: argparse.Namespace) -> None:
         return pydicom.dcmread(path).pixel_array
 
     def uncached() -> int:
-        with Loader(index, form, cache_bytes=0, workers=THREADS) as loader:
+        with Loader(index, form, cache_bytes=0, workers=options.threads) as loader:
             return read(loader, [np.arange(len(index))])
 
     def decoded() -> int:
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(options.threads) as pool:
             return len(list(pool.map(decode, files)))
 
     with tempfile.TemporaryDirectory() as folder:
         store = CanvasStore(Path(folder), keys_of(index.rows, form), form, limit_bytes=10**10)
-        with Loader(index, form, cache_bytes=0, workers=THREADS, store=store) as loader:
+        with Loader(index, form, cache_bytes=0, workers=options.threads, store=store) as loader:
             read(loader, [np.arange(len(index))])
             take_turns(
                 f"reading {len(index)} slices as {form.side} x {form.side}, images/s",
@@ -237,7 +243,7 @@ def indexing(options: argparse.Namespace) -> None:
         paths = list(copies(files, folder))
 
         def ours() -> int:
-            return len(build_index([folder], verify="headers", workers=THREADS).rows)
+            return len(build_index([folder], verify="headers", workers=options.threads).rows)
 
         def plain() -> int:
             return len([pydicom.dcmread(path, stop_before_pixels=True) for path in paths])

@@ -195,7 +195,7 @@ def _views_of_block(
 
     def taps(start: Tensor, length: Tensor, flip: Tensor) -> list[Tensor]:
         found = resampling_taps(by_view(start), by_view(length), by_view(flip), side, size)
-        return [value.repeat_interleave(channels, dim=0) for value in found]
+        return [value.repeat_interleave(channels, 0) if channels > 1 else value for value in found]
 
     # Lines are gathered: rows of the canvas, and then, as lines, the columns of what that gave.
     down, across = taps(p.top, p.height, p.flip_y), taps(p.left, p.width, p.flip_x)
