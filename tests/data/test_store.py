@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -64,8 +65,9 @@ def assert_same(found: Canvases, wanted: Canvases) -> None:
     assert torch.equal(found.aspect, wanted.aspect)
 
 
-def assert_as_without_cache(index: Index, folder: Path, **more) -> None:
-    with loader_of(index, None) as plain, loader_of(index, folder, **more) as cached:
+def assert_as_without_cache(index: Index, folder: Path, form=FORM, **more) -> None:
+    plain = loader_of(index, None, form=form)
+    with plain, loader_of(index, folder, form=form, **more) as cached:
         for batch in epochs(index, 3):
             assert_same(cached.batch(batch), plain.batch(batch))
 
@@ -301,6 +303,24 @@ def test_full_disk_costs_the_cache_and_not_the_run(index, folder, monkeypatch):
     assert "No space left on device" in said[0]
     with store_of(index, folder) as store:
         assert len(store) == 4
+
+
+def test_a_disk_that_is_really_full(index, folder):
+    """On a file system of 64 KB, where the tests may mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        said: list[str] = []
+        form = CanvasForm(80, 1)  # 12.8 KB each: four fit
+        assert_as_without_cache(index, folder, form=form, say=said.append)
+        assert len(said) == 1
+        assert "No space left on device" in said[0]
+        with store_of(index, folder, form=form) as store:
+            assert 3 <= len(store) <= 4
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)  # it is still mapped
 
 
 @pytest.mark.parametrize("when", ["ftruncate", "open"])

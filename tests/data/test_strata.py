@@ -62,7 +62,7 @@ def test_no_patient_is_twice_in_a_step_while_there_are_enough():
 
 
 def test_slices_that_must_come_together_are_far_apart():
-    rows = [ref(i, f"p{i % 3}", f"s{i % 3}", i // 3) for i in range(300)]
+    rows = [ref(i, f"p{i % 3}", f"s{i % 3}", i // 3 * 37 % 100) for i in range(300)]
     strata = strata_of(rows)
     for step in range(20):  # 10 steps an epoch, 100 slices a series: 10 of each in a step
         batch = sample_indices(0, step, 30, 300, strata)

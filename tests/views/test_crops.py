@@ -175,10 +175,12 @@ def test_taps_are_the_weights_of_the_whole_line_that_are_not_0(side, size):
     torch.testing.assert_close(matrix.sum(2), torch.ones(20, size, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("block_bytes", [1, 10**9])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-def test_views_equal_the_plain_reference(channels, dtype, tolerance):
+def test_views_equal_the_plain_reference(channels, dtype, tolerance, block_bytes, monkeypatch):
     """All of it as full matrices in float64: crops, flips, blurs, intensities, view-major."""
+    monkeypatch.setattr("dino_x.views.crops.BLOCK_BYTES", block_bytes)
     rng = np.random.default_rng(8)
     canvas = torch.from_numpy(rng.random((3, channels, 45, 45)))
     aspect = torch.from_numpy(rng.uniform(0.5, 2, 3))

@@ -44,16 +44,14 @@ class Strata:
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """All images with those of a patient, and of a series, beside each other; int64 [n].
 
-        Patients and their series come in random order. A series keeps its order and begins
-        anywhere, so that what is far apart in this order is far apart in the patient.
+        Patients and their series come in random order. A series keeps its own, so that what is
+        far apart here is far apart in the patient.
         """
         patients = rng.permutation(int(self.patient.max()) + 1)
         series = rng.random(len(self.start))
-        shift = (rng.random(len(self.start)) * self.size).astype(np.int64)
         blocks = np.lexsort((series, patients[self.patient]))
         size = self.size[blocks]
         within = np.arange(len(self.rows)) - np.repeat(np.cumsum(size) - size, size)
-        within = (within + np.repeat(shift[blocks], size)) % np.repeat(size, size)
         return self.rows[np.repeat(self.start[blocks], size) + within]
 
 

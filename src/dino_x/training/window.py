@@ -175,7 +175,7 @@ class Cutter:
             torch.tensor(value, device=self.device, dtype=self.dtype)[:, None, None]
             for value in (self.mean, self.std)
         )
-        return (crops - mean) / std
+        return (crops - mean).div_(std)
 
     def _here(self, values: np.ndarray | Tensor) -> Tensor:
         return torch.as_tensor(values).to(self.device, self.dtype)

@@ -7,11 +7,12 @@ A crop with its antialiased resize and flip is one linear map along each axis, a
 few weights that are not 0: the pixels under a triangle filter. We write down these pixels and their
 weights for every row of every view, and gather: all views of all images at once, on any device.
 That is what Pillow computes (tested against it); flips cost nothing extra. Blurs are two batched
-matrix products. Measured on two CPU threads, against both maps as full matrices: 2.5 times faster.
+matrix products. On a CPU this is several times faster than both maps as full matrices.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ from dino_x.views.ct_windows import WindowParameters, apply_windows
 
 DRAWS = 12  # uniform numbers a view needs; see the columns in view_parameters
 BLUR_REFERENCE = 224  # blur_sigma is in pixels of a crop of this side
+
+# On a CPU, images are cut a few at a time, so that what lies between canvas and crop stays in its
+# caches and the allocator uses the same memory again: 4.2 ms an image instead of 5.8.
+BLOCK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -146,20 +151,60 @@ def apply_views(
     micro-batch, to rounding. In this order: crop with resize and flip, blur, windows if there are
     any, brightness and contrast, gamma.
     """
-    p, (images, channels, side, _) = parameters, canvas_bCSS.shape
+    images, channels, side, _ = canvas_bCSS.shape
+    views = parameters.left.shape[1]
+    block = images
+    if canvas_bCSS.device.type == "cpu":
+        bytes_an_image = views * channels * size * side * canvas_bCSS.element_size()
+        block = max(1, BLOCK_BYTES // bytes_an_image)
+    if block >= images:
+        return _views_of_block(canvas_bCSS, parameters, size, windows)
+    crops = canvas_bCSS.new_empty(views, images, channels, size, size)
+    for start in range(0, images, block):
+        span = slice(start, start + block)
+        of_block = _views_of_block(
+            canvas_bCSS[span],
+            _of_images(parameters, span),
+            size,
+            None if windows is None else _of_images(windows, span),
+        )
+        crops[:, span] = of_block.unflatten(0, (views, -1))
+    return crops.flatten(0, 1)
+
+
+Parameters = TypeVar("Parameters", ViewParameters, WindowParameters)
+
+
+def _of_images(parameters: Parameters, span: slice) -> Parameters:
+    """The parameters of some of the images."""
+    return replace(
+        parameters, **{f.name: getattr(parameters, f.name)[span] for f in fields(parameters)}
+    )
+
+
+def _views_of_block(
+    canvas_bCSS: Tensor, p: ViewParameters, size: int, windows: WindowParameters | None
+) -> Tensor:
+    """``apply_views`` for images that are few enough."""
+    images, channels, side, _ = canvas_bCSS.shape
     views = p.left.shape[1]
+    planes = views * images * channels
 
     def by_view(value: Tensor) -> Tensor:
         return value.t().flatten()
 
-    down = resampling_taps(by_view(p.top), by_view(p.height), by_view(p.flip_y), side, size)
-    across = resampling_taps(by_view(p.left), by_view(p.width), by_view(p.flip_x), side, size)
-    planes = canvas_bCSS.flatten(0, 1)
-    which = torch.arange(len(planes), device=planes.device).repeat(views)
-    rows_PSO = _gather(planes, which, channels, *down).transpose(1, 2).contiguous()
-    which = torch.arange(len(rows_PSO), device=planes.device)
-    crops_POO = _gather(rows_PSO, which, channels, *across).transpose(1, 2)  # P = V * b * C
-    crops = crops_POO.contiguous().view(views * images, channels, size, size)
+    def taps(start: Tensor, length: Tensor, flip: Tensor) -> list[Tensor]:
+        found = resampling_taps(by_view(start), by_view(length), by_view(flip), side, size)
+        return [value.repeat_interleave(channels, 0) if channels > 1 else value for value in found]
+
+    # Lines are gathered: rows of the canvas, and then, as lines, the columns of what that gave.
+    down, across = taps(p.top, p.height, p.flip_y), taps(p.left, p.width, p.flip_x)
+    first_line = torch.arange(images * channels, device=canvas_bCSS.device).repeat(views) * side
+    rows = _gather(canvas_bCSS.reshape(-1, side), down[0] + first_line[:, None, None], down[1])
+    columns = rows.t().contiguous().view(-1, size)  # a line for each (column, plane)
+    plane = torch.arange(planes, device=canvas_bCSS.device)[:, None, None]
+    crops = _gather(columns, across[0] * planes + plane, across[1]).view(planes, size, size)
+    crops = crops.transpose(1, 2).contiguous().view(-1, channels, size, size)
 
     sigma = by_view(p.sigma)
     blurred = sigma.nonzero().flatten()
@@ -178,19 +223,12 @@ def apply_views(
     return crops.clamp_(0, 1).pow_(of_view(p.gamma))
 
 
-def _gather(
-    planes_MLW: Tensor, which_P: Tensor, channels: int, pixel_NOK: Tensor, weight_NOK: Tensor
-) -> Tensor:
-    """Weighted sums of lines: [P, O, W], P = N * channels, from plane ``which_P`` for each."""
-    _, lines, width = planes_MLW.shape
-    size, taps = pixel_NOK.shape[1:]
-    start_NC = (which_P * lines).view(-1, channels).to(torch.int32)
-    index = pixel_NOK[:, None] + start_NC[:, :, None, None]
-    weight = weight_NOK[:, None].expand(index.shape)
-    sums = functional.embedding_bag(
-        index.view(-1, taps),
-        planes_MLW.reshape(-1, width),
+def _gather(lines_LW: Tensor, line_POK: Tensor, weight_POK: Tensor) -> Tensor:
+    """Weighted sums of K lines each: [P * O, W]."""
+    taps = line_POK.shape[2]
+    return functional.embedding_bag(
+        line_POK.to(torch.int32).view(-1, taps),
+        lines_LW,
         mode="sum",
-        per_sample_weights=weight.reshape(-1, taps),
+        per_sample_weights=weight_POK.view(-1, taps),
     )
-    return sums.view(-1, size, width)
