@@ -42,11 +42,14 @@ def timm_config(config: Any, preparation: Preparation) -> dict[str, Any]:
     version3 = kind == "dinov3_vit"
     if version3 and config.key_bias:
         raise UserError("timm's DINOv3 has no bias for keys, this model has; export transformers")
+    if version3 and config.hidden_act != ("silu" if config.use_gated_mlp else "gelu"):
+        raise UserError(f"timm's DINOv3 has no '{config.hidden_act}' there; export transformers")
     size = preparation.image_size if version3 else square(config.image_size)
     arguments: dict[str, Any] = {
         "img_size": size,
         "patch_size": square(config.patch_size),
         "in_chans": config.num_channels,
+        "global_pool": "token",
         "embed_dim": width,
         "depth": config.num_hidden_layers,
         "num_heads": config.num_attention_heads,
@@ -67,7 +70,6 @@ def timm_config(config: Any, preparation: Preparation) -> dict[str, Any]:
         "architecture": ARCHITECTURE[kind],
         "num_classes": 0,
         "num_features": width,
-        "global_pool": "token",
         "model_args": arguments,
         "pretrained_cfg": {
             "input_size": [config.num_channels, size, size],

@@ -244,6 +244,7 @@ def configuration(state: Mapping[str, Tensor], path: Path, heads: int | None) ->
         num_register_tokens=registers,
         intermediate_size=hidden(state, "mlp.w1.weight" if gated else "mlp.fc1.weight", 4 * width),
         use_gated_mlp=gated,
+        hidden_act="silu" if gated else "gelu",  # SwiGLU
         key_bias=any(bool(bias.any()) for bias in key_biases(state)),
         rope_theta=rope_theta(periods, width // heads, path),
     )
