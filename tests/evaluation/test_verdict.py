@@ -57,6 +57,11 @@ def test_the_best_baseline_is_named_then_the_start_then_the_other_models(offsets
     )
 
 
+def test_the_same_model_again_is_its_equal(offsets):
+    figures = {"model": figure(0.7, offsets), "pixels": figure(0.7, offsets)}
+    assert verdict(figures, "all", "dice")["sentence"] == "the model equals raw pixels"
+
+
 def test_another_model_is_no_baseline(offsets):
     values = {"model": 0.7, "random": 0.6, "pixels": 0.65, "dinov2": 0.9}
     said = verdict({name: figure(v, offsets) for name, v in values.items()}, "all", "dice")
