@@ -24,6 +24,8 @@ def offsets():
     [
         (0.67, 0.005, r"the model beats raw pixels by 0\.030 \(0\.0[12]\d to 0\.0[34]\d\)"),
         (0.73, 0.005, r"the model is worse than raw pixels by 0\.030 \(0\.0[12]\d to 0\.0[34]\d\)"),
+        (0.69, 0.02,
+         r"the model cannot be told from raw pixels: 0\.010 \(-0\.0\d\d to 0\.0\d\d\)"),
         (0.71, 0.02,
          r"the model cannot be told from raw pixels: -0\.010 \(-0\.0\d\d to 0\.0\d\d\)"),
     ],
