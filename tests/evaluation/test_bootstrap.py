@@ -28,7 +28,7 @@ def case(images, patients, class_count, seed=0):
     rng = np.random.default_rng(seed)
     classes = np.concatenate([np.arange(class_count), rng.integers(class_count, size=images)])
     classes = classes[:images]
-    scores = (rng.random((images, class_count)) + np.eye(class_count)[classes]).round(1)
+    scores = (rng.random((images, class_count)) + 0.2 * np.eye(class_count)[classes]).round(1)
     names = np.array([f"p{p}" for p in rng.integers(patients, size=images)])
     return classes, scores, draw_patients(names, seed, draws=40)
 

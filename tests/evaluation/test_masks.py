@@ -221,6 +221,13 @@ def test_names_that_match_no_image_are_refused(data, tmp_path):
         load(data, tmp_path / "other")
 
 
+def test_a_folder_of_masks_that_holds_the_images_is_refused(data):
+    with pytest.raises(UserError, match="all images are below the folder of masks"):
+        load(data, data)
+    with pytest.raises(UserError, match="no such file or folder of masks: .*nowhere"):
+        load(data, data / "nowhere")
+
+
 def test_two_masks_of_one_name_are_refused(data):
     save_mask(data / "masks" / "more" / "p00_0.png", square_mask())
     assert len(load(data, data / "masks").refs) == 20  # the one that lies where the image does

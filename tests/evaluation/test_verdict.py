@@ -24,6 +24,8 @@ def offsets():
     [
         (0.67, 0.005, r"the model beats raw pixels by 0\.030 \(0\.0[12]\d to 0\.0[34]\d\)"),
         (0.73, 0.005, r"the model is worse than raw pixels by 0\.030 \(0\.0[12]\d to 0\.0[34]\d\)"),
+        (0.69, 0.02,
+         r"the model cannot be told from raw pixels: 0\.010 \(-0\.0\d\d to 0\.0\d\d\)"),
         (0.71, 0.02,
          r"the model cannot be told from raw pixels: -0\.010 \(-0\.0\d\d to 0\.0\d\d\)"),
     ],
@@ -55,6 +57,11 @@ def test_the_best_baseline_is_named_then_the_start_then_the_other_models(offsets
     assert said["differences"]["dinov2"] == pytest.approx(
         {"value": -0.2, "low": -0.2, "high": -0.2}
     )
+
+
+def test_the_same_model_again_is_its_equal(offsets):
+    figures = {"model": figure(0.7, offsets), "pixels": figure(0.7, offsets)}
+    assert verdict(figures, "all", "dice")["sentence"] == "the model equals raw pixels"
 
 
 def test_another_model_is_no_baseline(offsets):

@@ -97,6 +97,8 @@ def load_masks(
         UserError: for masks that cannot be found or read, that are not as large as their image,
             that are no masks; for a patient in two splits, and a class that train does not have.
     """
+    if not Path(masks).exists():
+        raise UserError(f"no such file or folder of masks: {masks}")
     frames: dict[Path, list[ImageRef]] = {}
     for ref in refs:
         frames.setdefault(ref.path, []).append(ref)
@@ -182,6 +184,9 @@ def _items_from_folder(
     if labels is not None and str(labels) != "folder":
         rows, _ = items_from_csv(Path(labels), list(frames), roots, "path")
         table = {item.file: item for item in rows}
+    images = sum(not file.is_relative_to(folder) for file in frames)
+    if not images:
+        raise UserError(f"all images are below the folder of masks {folder}: keep them apart")
     items = []
     for file, found in frames.items():
         if file.is_relative_to(folder):
@@ -204,7 +209,6 @@ def _items_from_folder(
             f"no mask in {folder} is called as an image is, such as"
             f" '{_stem(next(iter(frames)))}.png'"
         )
-    images = sum(not file.is_relative_to(folder) for file in frames)
     return items, {"images without a mask": images - len(items)}
 
 

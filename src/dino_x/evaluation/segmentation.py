@@ -30,8 +30,8 @@ from dino_x.evaluation.patches import GRID, class_shares
 from dino_x.randomness import generator
 
 MOST_PATCHES = 20_000  # that a classifier is fitted on
-PENALTIES = (1e-5, 1e-3, 1e-1)  # scikit-learn's C; with thousands of patches little depends on it
-UNCHOSEN = 1e-3
+PENALTIES = (1e-4, 1e-2, 1.0)  # scikit-learn's C; with thousands of patches little depends on it
+UNCHOSEN = 1e-2
 MOST_ITERATIONS = 300
 MEAN = "mean"  # over the foreground classes
 IMPOSSIBLE = -1e9  # the logit of a class that no sampled patch has

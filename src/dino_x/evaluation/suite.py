@@ -204,7 +204,7 @@ def choose_tasks(wanted: Sequence[str] | None, labels: bool, masks: bool) -> lis
         if task not in TASKS:
             raise UserError(f"no task '{task}'{nearest(task, TASKS)} (tasks: {', '.join(TASKS)})")
         if task not in possible:
-            needed = "--masks" if task == "segmentation" else "--labels"
+            needed = "--masks, or labels with a column 'mask'" if labels else "--labels"
             raise UserError(f"the task {task} needs {needed}")
     return [task for task in possible if not wanted or task in wanted]
 

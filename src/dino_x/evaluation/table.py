@@ -175,7 +175,7 @@ def _difference(said: dict[str, Any], name: str) -> str:
 
 
 def _empty_table() -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("features", no_wrap=True)
     return table
 

@@ -60,6 +60,8 @@ def clause(difference: Figure, other: str) -> str:
     'cannot be told from raw pixels: -0.010 (-0.039 to 0.018)'
     """
     low, high = difference.interval
+    if difference.value == low == high == 0:
+        return f"equals {other}"
     if low > 0:
         return f"beats {other} by {difference.value:.3f} ({low:.3f} to {high:.3f})"
     if high < 0:
