@@ -45,21 +45,14 @@ def galleries(run: RunData, images: bool, seconds: float) -> Galleries:
     snapshots = read_snapshots(run.snapshots)
     maps = map_gallery(run, snapshots, images)
     if run.model_step is None or not (run.path / "model" / "config.json").is_file():
-        missing = "There is no model yet: the first checkpoint makes it (checkpoint.every)."
-        return Galleries(maps, Gallery("", missing=missing), Gallery("", missing=missing))
+        no_model = "There is no model yet: the first checkpoint makes it (checkpoint.every)."
+        missing = Gallery("", missing=no_model)
+        return Galleries(maps, missing, missing)
     try:
         return Galleries(maps, *model_galleries(run, snapshots, images, seconds))
     except UserError as error:
-        missing = f"{without_paths(str(error), run)}."
-        return Galleries(maps, Gallery("", missing=missing), Gallery("", missing=missing))
-
-
-def without_paths(message: str, run: RunData) -> str:
-    """A message for the page: paths of the user's data and of the run are not named."""
-    known = [*(run.settings.get("data.paths") or []), str(run.path.resolve()), str(run.path)]
-    for path in sorted(map(str, known), key=len, reverse=True):
-        message = message.replace(path, "a path of the run")
-    return message[:1].upper() + message[1:]
+        missing = Gallery("", missing=str(error))
+        return Galleries(maps, missing, missing)
 
 
 def map_gallery(run: RunData, snapshots: Sequence[Snapshot], images: bool) -> Gallery:
@@ -126,7 +119,7 @@ def model_galleries(
         refs = looking.sample_refs(run.settings.get("data.paths") or [], seed)
         looked = looking.look(model, preparation, refs, seconds)
     except UserError as error:
-        looked, gone = None, f"{without_paths(str(error), run)}."
+        looked, gone = None, str(error)
     if looked is not None and not squares:
         squares, aspects = looked.squares[:SHOWN], looked.aspects[:SHOWN]
     if squares:
