@@ -90,12 +90,11 @@ def map_gallery(run: RunData, snapshots: Sequence[Snapshot], images: bool) -> Ga
         strips.append(Strip(f"Image {image + 1}", pictures))
     grid = last.features_FYXD.shape[1:3]
     caption = (
-        f"The teacher's patch features, {grid[0]} x {grid[1]} places an image, after the steps"
-        " named. At each step the three strongest directions (PCA of all images together) are red,"
-        " green and blue, turned so that colours match the last step's as well as they can. Equal"
-        " colours mean similar features, in all images of a column. In a model that learns, patches"
-        " of one tissue come to share a colour; before training, colours follow brightness and"
-        " position."
+        f"The teacher's patch features after the steps named, {grid[0]} x {grid[1]} places an"
+        " image. Red, green and blue are the three strongest directions of a step (PCA of all images"
+        " together), turned so that colours match the last step's as well as they can: equal"
+        " colours mean similar features. In a model that learns, patches of one tissue come to share"
+        " a colour; at first, colours follow brightness and position."
     )
     shown = images and last.images_FCSS is not None
     return Gallery(caption, strips, note="" if shown else LEFT_OUT)
