@@ -91,10 +91,10 @@ def map_gallery(run: RunData, snapshots: Sequence[Snapshot], images: bool) -> Ga
     grid = last.features_FYXD.shape[1:3]
     caption = (
         f"The teacher's patch features after the steps named, {grid[0]} x {grid[1]} places an"
-        " image. Red, green and blue are the three strongest directions of a step (PCA of all images"
-        " together), turned so that colours match the last step's as well as they can: equal"
-        " colours mean similar features. In a model that learns, patches of one tissue come to share"
-        " a colour; at first, colours follow brightness and position."
+        " image. Red, green and blue are the three strongest directions of a step (PCA of all"
+        " images together), turned so that colours match the last step's as well as they can: equal"
+        " colours mean similar features. In a model that learns, patches of one tissue come to"
+        " share a colour; at first, colours follow brightness and position."
     )
     shown = images and last.images_FCSS is not None
     return Gallery(caption, strips, note="" if shown else LEFT_OUT)
