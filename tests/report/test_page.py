@@ -71,14 +71,26 @@ def test_a_run_told_to_keep_no_images_has_none_in_its_page(films, tmp_path):
 def test_images_that_are_gone_cost_only_their_section(films, tmp_path):
     from shutil import copytree, rmtree
 
-    data, out = tmp_path / "Jane Doe", tmp_path / "run"
+    data, out = tmp_path / "films" / "Jane Doe", tmp_path / "run"
+    (tmp_path / "films" / "Jane Roe").mkdir(parents=True)  # a near name, which errors like to say
     copytree(films, data)
     assert pretrain(data, out, *QUICK) == 0
     rmtree(data)
     page = check(report(out).read_text())
-    assert "A path of the run does not exist" in page.text
+    assert "The run's images are not where they were" in page.text
     assert "Jane" not in page.text
     assert len(page.all("img")) == 6 * 5 + 6  # maps and attention need no files
+
+
+def test_a_damaged_model_costs_only_its_sections(real_run, tmp_path):
+    from shutil import copytree
+
+    run = copytree(real_run, tmp_path / "Jane Doe" / "run")
+    (run / "model" / "model.safetensors").write_bytes(b"half")
+    page = check(report(run).read_text())
+    assert page.text.count("The run's model cannot be loaded") == 2
+    assert "Jane" not in page.text
+    assert len(page.all("img")) == 6 * 5  # the maps
 
 
 def test_findings_are_told_where_they_are(full_page):

@@ -46,21 +46,14 @@ def galleries(run: RunData, images: bool, seconds: float) -> Galleries:
     snapshots = read_snapshots(run.snapshots)
     maps = map_gallery(run, snapshots, images)
     if run.model_step is None or not (run.path / "model" / "config.json").is_file():
-        missing = "There is no model yet: the first checkpoint makes it (checkpoint.every)."
-        return Galleries(maps, Gallery("", missing=missing), Gallery("", missing=missing))
+        no_model = "There is no model yet: the first checkpoint makes it (checkpoint.every)."
+        missing = Gallery("", missing=no_model)
+        return Galleries(maps, missing, missing)
     try:
         return Galleries(maps, *model_galleries(run, snapshots, images, seconds))
     except UserError as error:
-        missing = f"{without_paths(str(error), run)}."
-        return Galleries(maps, Gallery("", missing=missing), Gallery("", missing=missing))
-
-
-def without_paths(message: str, run: RunData) -> str:
-    """A message for the page: paths of the user's data and of the run are not named."""
-    known = [*(run.settings.get("data.paths") or []), str(run.path.resolve()), str(run.path)]
-    for path in sorted(map(str, known), key=len, reverse=True):
-        message = message.replace(path, "a path of the run")
-    return message[:1].upper() + message[1:]
+        missing = Gallery("", missing=str(error))
+        return Galleries(maps, missing, missing)
 
 
 def map_gallery(run: RunData, snapshots: Sequence[Snapshot], images: bool) -> Gallery:
@@ -98,12 +91,11 @@ def map_gallery(run: RunData, snapshots: Sequence[Snapshot], images: bool) -> Ga
         strips.append(Strip(f"Image {image + 1}", pictures))
     grid = last.features_FYXD.shape[1:3]
     caption = (
-        f"The teacher's patch features, {grid[0]} x {grid[1]} places an image, after the steps"
-        " named. At each step the three strongest directions (PCA of all images together) are red,"
-        " green and blue, turned so that colours match the last step's as well as they can. Equal"
-        " colours mean similar features, in all images of a column. In a model that learns, patches"
-        " of one tissue come to share a colour; before training, colours follow brightness and"
-        " position."
+        f"The teacher's patch features after the steps named, {grid[0]} x {grid[1]} places an"
+        " image. Red, green and blue are the three strongest directions of a step (PCA of all"
+        " images together), turned so that colours match the last step's as well as they can: equal"
+        " colours mean similar features. In a model that learns, patches of one tissue come to"
+        " share a colour; at first, colours follow brightness and position."
     )
     shown = images and last.images_FCSS is not None
     return Gallery(caption, strips, note="" if shown else LEFT_OUT)
@@ -132,7 +124,7 @@ def model_galleries(
         )
         looked = looking.look(model, preparation, refs, seconds)
     except UserError as error:
-        looked, gone = None, f"{without_paths(str(error), run)}."
+        looked, gone = None, str(error)
     if looked is not None and not squares:
         squares, aspects = looked.squares[:SHOWN], looked.aspects[:SHOWN]
     if squares:

@@ -28,6 +28,13 @@ BATCH = 25
 SECONDS = 15.0  # for reading and embedding the sample; what was done by then is the sample
 
 
+GONE = (
+    "The run's images are not where they were (data.paths in its config.yaml; a relative path"
+    " counts from the folder the run was started in)."
+)
+UNREADABLE = "None of the run's images can be read any more."
+
+
 @dataclass(frozen=True)
 class Looked:
     """Images as the network sees them, with their features.
@@ -57,17 +64,21 @@ def sample_refs(
     Only the files that are drawn are opened, unless ``where`` asks for what is in all headers; of a
     file with many images one is drawn.
 
-    Raises: UserError if a path is not there any more, or nothing in it can be read.
+    Raises: UserError if a path is not there any more, or nothing in it can be read. What it says
+        may stand in the page: it names no path.
     """
     folders = [Path(path) for path in paths]
     rng = generator(seed, 0, "report sample")
-    if where is not None:
-        rows = build_index(folders, verify="headers", reading=reading, where=where).rows
-        return [rows[position] for position in rng.permutation(len(rows))[:count]]
-    _, taken, others = sources_of(folders)
+    try:
+        if where is not None:
+            rows = build_index(folders, verify="headers", reading=reading, where=where).rows
+            return [rows[position] for position in rng.permutation(len(rows))[:count]]
+        _, taken, others = sources_of(folders)
+    except UserError as error:  # it names the path, and what lies beside it
+        raise UserError(GONE) from error
     files = [*(record for record in taken if record.refs), *others]
     if not files:
-        raise UserError("there are no images any more where the run's were")
+        raise UserError(GONE)
     refs: list[ImageRef] = []
     for position in rng.permutation(len(files)):
         if len(refs) == count:
@@ -79,16 +90,19 @@ def sample_refs(
             continue
         refs.append(found[int(rng.integers(len(found)))])
     if not refs:
-        raise UserError("none of the run's images can be read any more")
+        raise UserError(UNREADABLE)
     return refs
 
 
 def load_model(folder: Path, device: str) -> tuple[nn.Module, Preparation]:
     """The run's model with attentions that can be looked at, and how it wants its images.
 
-    Raises: UserError if there is none that can be loaded.
+    Raises: UserError if there is none that can be loaded; it names no path.
     """
-    backbone = load_backbone(folder, device=device)
+    try:
+        backbone = load_backbone(folder, device=device)
+    except UserError as error:
+        raise UserError("The run's model cannot be loaded; dino-x evaluate says why.") from error
     backbone.model.set_attn_implementation("eager")  # type: ignore[operator] # others keep no weights
     return backbone.model, backbone.preparation
 
@@ -135,7 +149,7 @@ def look(
         if time.monotonic() - started > seconds:
             break
     if not looked["squares"]:
-        raise UserError("none of the run's images can be read any more")
+        raise UserError(UNREADABLE)
     features = np.concatenate(looked["features"])
     return Looked(looked["squares"], looked["aspects"], features, looked["patients"])
 

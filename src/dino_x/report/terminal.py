@@ -23,7 +23,11 @@ def print_comparison(result: SideBySide, console: Console) -> None:
         )
     )
     if not result.scored:
-        console.print("No run is evaluated: dino-x evaluate --model RUN --out RUN/evaluation.json")
+        console.print(
+            "No run is evaluated: dino-x evaluate --model RUN --data FOLDER --labels LABELS.csv"
+            " --out RUN/evaluation.json",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
     else:
         console.print(score_table(result))
 
