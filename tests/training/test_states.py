@@ -137,6 +137,16 @@ def test_not_dimensional(look):
     assert names(history(300, look)) == []
 
 
+def test_three_looks_in_three_steps_are_no_collapse():
+    """``health.every=1`` sees more often, and is not hastier for it."""
+    for steps, expected in ((15, []), (40, ["dimensional"])):
+        made = history(10)
+        for step in range(11, steps + 1):
+            usual = {"step": step, "health/dino_of_log_k": 0.85, "teacher_momentum": 0.9}
+            made.add(usual | HEALTHY | few_directions(step) | {"gradient_norm": 1.0})
+        assert names(made) == expected
+
+
 def test_of_several_collapses_the_most_telling_one_is_named():
     def all_at_once(step):
         return {} if step < 50 else alike(step) | few_directions(step) | uniform_targets(step)

@@ -41,7 +41,8 @@ FEATURE_ROWS = 32  # fewer rows have no spectrum to speak of
 # 3.4; a lower one, which learned well, to 7.
 FEW_DIRECTIONS = 0.15  # of min(rows, features): RankMe
 DIRECTIONS_LOST = 1 / 3  # of the largest RankMe so far
-COLLAPSED_LOOKS = 3  # one after another, for point and dimensional: 50 steps with looks every 25
+# For point and dimensional: looks one after another, 50 steps with one every 25, and at least:
+COLLAPSED_LOOKS, COLLAPSED_STEPS = 3, 20
 
 # diverging. Untrained heads are at 1.0 to 1.4 of log K, and come down.
 WRONG = 1.5  # of log K: sure of the wrong prototype
@@ -104,6 +105,14 @@ class History:
                 break
             count, first = count + 1, int(look["step"])
         return count, first
+
+
+def collapsed_since(history: History, holds: Callable[[Line], bool]) -> int:
+    """Since when something holds, if for long enough to be no accident; else 0."""
+    looks, since = history.since(holds)
+    if looks < COLLAPSED_LOOKS or history.looks[-1]["step"] - since < COLLAPSED_STEPS:
+        return 0
+    return since
 
 
 def states(history: History) -> list[State]:
@@ -180,8 +189,8 @@ def point(history: History) -> State | None:
             look[key] <= min(ALIKE_STD, ALIKE_FALL * history.largest[key]) for key in keys
         )
 
-    looks, since = history.since(alike_targets)
-    if looks >= COLLAPSED_LOOKS:
+    since = collapsed_since(history, alike_targets)
+    if since:
         used = history.looks[-1]["health/prototypes"]
         return State(
             "point",
@@ -189,8 +198,8 @@ def point(history: History) -> State | None:
             f"all images get nearly the same target: it uses {used:,.1f} of"
             f" {history.prototypes:,} prototypes, whatever the image",
         )
-    looks, since = history.since(alike_features)
-    if looks >= COLLAPSED_LOOKS:
+    since = collapsed_since(history, alike_features)
+    if since:
         key = "health/teacher/feature_std"
         now, before = history.looks[-1][key], history.largest[key]
         return State(
@@ -213,8 +222,8 @@ def dimensional(history: History) -> State | None:
             for key in keys
         )
 
-    looks, since = history.since(few)
-    if looks < COLLAPSED_LOOKS:
+    since = collapsed_since(history, few)
+    if not since:
         return None
     look, before = history.looks[-1], history.largest["health/teacher/rankme"]
     possible = min(int(look["health/rows"]), history.features)
@@ -289,6 +298,8 @@ def teacher_frozen(history: History) -> State | None:
     A momentum that has risen to 1 at the end of a run holds the teacher still too, and should; one
     that is 1 throughout never lets it learn.
     """
+    if not history.looks or history.looks[-1].get("health/teacher_moved") != 0:
+        return None
     always_1 = all(line["teacher_momentum"] == 1 for line in history.steps)
     before: Line | None = None
     count, since = 0, 0
