@@ -250,12 +250,10 @@ def resolve(
     """
     preset, why = choose_preset(check(said), images)
     going_on = preset in GOING_ON
-    small = preset == "small" or (going_on and images < SMALL_IMAGES)
-    base = dict(SMALL) if small else {}
-    if not is_size(str(said.get("model.name", Options().model.name))):
-        base = {name: value for name, value in base.items() if name not in LOADED}
-    base |= inherited or {}
-    base |= GOING_ON.get(preset, {})
+    base = preset_values(preset, str(said.get("model.name", Options().model.name)), images)
+    base |= {
+        name: v for name, v in (inherited or {}).items() if name not in GOING_ON.get(preset, {})
+    }
     if preset == "highres":
         base |= larger_crops(check({**base, **said}).views)
     options = check({**base, **said, "preset": preset})
@@ -280,6 +278,16 @@ def resolve(
         cheap = math.ceil(ONLINE_STEPS_AN_IMAGE * looked_at / train.effective_batch)
         options.online.every = max(often, cheap)
     return options, f"preset {preset}, {why}"
+
+
+def preset_values(preset: str, model: str, images: int) -> dict[str, Any]:
+    """What a preset sets, for a model and so many images; what it leaves out is the default."""
+    going_on = GOING_ON.get(preset, {})
+    small = preset == "small" or (bool(going_on) and images < SMALL_IMAGES)
+    base = dict(SMALL) if small else {}
+    if not is_size(model):
+        base = {name: value for name, value in base.items() if name not in LOADED}
+    return base | going_on
 
 
 def larger_crops(views: ViewOptions) -> dict[str, Any]:

@@ -116,12 +116,14 @@ def test_the_card_says_what_it_is_and_nothing_private(run, tmp_path):
         "dino-x export second --to mine --format transformers",
         "dino-x pretrain --config config.yaml --data FOLDER --out second",
         "DINOv3 License", "inherit it", "1. run `1`", "2. file `start.pth`", "41 of 41 tensors",
-        "| model | ", "effective_batch: 8",
+        "| figure | model | ", "effective_batch: 8",
     ):  # fmt: skip
         assert said in card, said
     assert re.search(r"- images: \d\d, without labels; .* were left out", card)
-    accuracy = json.loads((run / "evaluation.json").read_text())["results"]["model"]
-    assert f"{accuracy['balanced_accuracy']:.3f}" in card
+    figures = json.loads((run / "evaluation.json").read_text())["results"]["model"]
+    (setting, accuracy), *_ = figures["knn"].items()
+    assert f"{accuracy['balanced_accuracy']['value']:.3f} (" in card
+    assert f"knn {setting}, balanced accuracy" in card
     for private in ("secret-hospital", str(tmp_path.parent), "/tmp", "films0", "paths:"):
         assert private not in card, private
     assert "secret" not in json.dumps(json.loads((run / "origin.json").read_text()))

@@ -62,7 +62,7 @@ def test_a_truncated_file_is_skipped_counted_and_named(tmp_path, capsys):
     data.mkdir()
     films_with_broken(data, whole=20, broken=1)
     assert pretrain(data, tmp_path / "run", *QUICK) == 0
-    assert "1 files skipped" in capsys.readouterr().out
+    assert "1 file skipped" in capsys.readouterr().out
     table = (tmp_path / "run" / "skipped.csv").read_text().splitlines()
     assert len(table) == 2
     assert "broken-0.png" in table[1]

@@ -46,7 +46,7 @@ def test_dicom_nifti_and_png_train_together(hospital, tmp_path, capsys, slices):
     flags = ("--effective-batch", 16, "--micro-batch", 8, "--steps", 2)
     assert pretrain(hospital, tmp_path / "run", *flags, data__slices=slices) == 0
     images = 2 * SLICES + FILMS
-    assert f"images    {images}, 1 files skipped" in capsys.readouterr().out
+    assert f"images    {images}, 1 file skipped" in capsys.readouterr().out
     assert len(metrics(tmp_path / "run")) == 2
     assert np.isfinite(losses(tmp_path / "run")).all()
     assert "broken.png" in (tmp_path / "run" / "skipped.csv").read_text()

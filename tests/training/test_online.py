@@ -22,6 +22,7 @@ def labelled(patients, images_each=2, tested=10):
     owner = np.repeat(np.arange(patients), images_each)
     return Labelled(
         refs, np.where(owner % 2, "ill", "well"), owner >= patients - tested,
+        np.zeros(count, dtype=bool),
         owner.astype(str), True, "test", "given", {}, [],
     )  # fmt: skip
 

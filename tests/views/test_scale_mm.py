@@ -129,7 +129,7 @@ def test_canvas_is_as_large_as_crops_in_mm_need(rows, common, side):
 def test_the_form_of_a_run_follows_its_options():
     options = Options(views=ViewOptions(global_size=64, local_crops=0, global_scale_mm=(20, 30)))
     options.data.slices = 3
-    form = canvas_form(options, Index([row(2000, (0.1, 0.1))]))
+    form = canvas_form(options, Index([row(2000, (0.1, 0.1))]), 3)
     assert (form.side, form.channels, form.slices) == (640, 3, 3)
     assert form.windows.ct == "random"
 

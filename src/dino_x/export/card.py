@@ -6,6 +6,7 @@ Nothing of a patient and no path is in it: figures, settings and names of models
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,28 +147,33 @@ def evaluation(run: RunFolder) -> str:
     if not run.evaluation.is_file():
         return "None was made: a figure by `dino-x evaluate` with your labels belongs here."
     result = json.loads(run.evaluation.read_text(encoding="utf-8"))
-    rows = {
-        name: {k: v for k, v in figures.items() if isinstance(v, int | float)}
-        for name, figures in result.get("results", {}).items()
-        if isinstance(figures, dict)
-    }
-    columns = list(dict.fromkeys(column for figures in rows.values() for column in figures))
-    lines = [
-        "| features | " + " | ".join(column.replace("_", " ") for column in columns) + " |",
-        "|---|" + "---:|" * len(columns),
+    figures: dict[str, dict[str, str]] = {}
+    for name, tasks in result.get("results", {}).items():
+        for task, settings in tasks.items():
+            for setting, metrics in settings.items():
+                for metric, found in metrics.items():
+                    title = f"{task} {setting}, {metric}".replace("_", " ")
+                    figures.setdefault(title, {})[name] = with_interval(found)
+    names = list(result.get("results", {}))
+    lines = ["| figure | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    lines += [
+        f"| {title} | " + " | ".join(of.get(name, "") for name in names) + " |"
+        for title, of in figures.items()
     ]
-    for name, figures in rows.items():
-        cells = [number(figures[c]) if c in figures else "" for c in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     counts = result.get("counts", {})
     sides = ", ".join(f"{sum(of.values()):,} {side}" for side, of in counts.items())
-    method = result.get("settings", {}).get("method", "")
-    return "\n".join(lines) + (f"\n\n{method}; images: {sides}." if sides else "")
+    said = "Values with their 95% intervals over patients."
+    return "\n".join(lines) + f"\n\n{said}" + (f" Images: {sides}." if sides else "")
 
 
-def number(value: float) -> str:
-    """3 digits for shares, none for counts."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+def with_interval(found: Mapping[str, Any]) -> str:
+    """``0.877 (0.850 to 0.901)``, or the value alone."""
+    value, low, high = (found.get(key) for key in ("value", "low", "high"))
+    if value is None:
+        return ""
+    return (
+        f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+    )
 
 
 def licence_notes(chain: list[dict[str, Any]]) -> tuple[str, str]:

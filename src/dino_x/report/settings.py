@@ -9,13 +9,20 @@ from typing import Any
 
 from dino_x.config import Options
 from dino_x.errors import UserError
-from dino_x.model.backbone import is_size
-from dino_x.presets import LOADED, SMALL, as_yaml, dotted, field_of, known_options, resolve
+from dino_x.presets import as_yaml, dotted, field_of, known_options, preset_values, resolve
 
-PATHS = {"data.paths", "data.labels"}
+PATHS = {
+    "data.paths", "data.labels", "data.index", "data.cache", "gram.teacher", "teacher.model",
+}  # fmt: skip
 # What a run finds by itself where it is not told: no choice of the user, if it is as found.
-FOUND = ("train.steps", "optim.warmup", "optim.freeze_last_layer", "teacher.temperature_warmup")
-NOT_CHOSEN = {"preset", "data.paths", "data.labels", "train.micro_batch", "loss.centering"}
+FOUND = (
+    "train.steps", "optim.warmup", "optim.freeze_last_layer", "optim.freeze_backbone",
+    "teacher.temperature_warmup", "online.every",
+)  # fmt: skip
+NOT_CHOSEN = {
+    "preset", "data.paths", "data.labels", "train.micro_batch", "loss.centering",
+    "model.heads_from",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,9 +63,8 @@ def differing_from_preset(settings: Mapping[str, Any], images: int | None) -> li
         images: trained on; None if not known, when the number of steps is always shown.
     """
     base = dotted(Options().model_dump(mode="json"))
-    if settings.get("preset") == "small":
-        loaded = () if is_size(str(settings.get("model.name"))) else LOADED
-        base |= {name: value for name, value in SMALL.items() if name not in loaded}
+    preset, model = str(settings.get("preset")), str(settings.get("model.name"))
+    base |= preset_values(preset, model, images or 1)
     differ = {
         name: value
         for name, value in settings.items()

@@ -142,7 +142,7 @@ class EffectiveBatch:
         totals = sum_terms(totals, self.ranks) | of_group
         if of_group:  # what was backpropagated stands for KoLeo, but is not its value
             totals["loss"] = self.weighted(totals, gram)
-        values = {name: float(value) for name, value in totals.items()}
+        values = {name: float(totals[name]) for name in TERMS if name in totals}
         sample = None
         if sampling is not None:
             sample = sampling.finish(targets.dino_bias_K, teacher_temperature, self.of_all_ranks)

@@ -375,7 +375,8 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
     assert isinstance(train.micro_batch, int)
     assert train.steps is not None
     parameters = sum(weight.numel() for weight in backbone.parameters()) / 1e6
-    skipped = f", {len(index.skipped)} files skipped (see skipped.csv)" if index.skipped else ""
+    left = len(index.skipped)
+    skipped = f", {left} file{'s' * (left > 1)} skipped (see skipped.csv)" if left else ""
     held = f", {held_out:,} more held out to be tested on" if held_out else ""
     processes = f" on each of {trainer.ranks.count} processes" if trainer.ranks.count > 1 else ""
     steps_per_pass = len(index) / train.effective_batch
