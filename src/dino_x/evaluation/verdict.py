@@ -56,8 +56,8 @@ def clause(difference: Figure, other: str) -> str:
     >>> import numpy as np
     >>> clause(Figure(0.03, np.linspace(0.01, 0.05, 1001)), "raw pixels")
     'beats raw pixels by 0.030 (0.011 to 0.049)'
-    >>> clause(Figure(-0.01, np.linspace(-0.04, 0.02, 1001)), "raw pixels")
-    'cannot be told from raw pixels: -0.010 (-0.039 to 0.018)'
+    >>> clause(Figure(-0.01, np.linspace(-0.05, 0.03, 1001)), "raw pixels")
+    'cannot be told from raw pixels: -0.010 (-0.048 to 0.028)'
     """
     low, high = difference.interval
     if difference.value == low == high == 0:
