@@ -22,6 +22,14 @@ def test_headlines_are_those_of_the_verdicts():
     assert len(comparisons(evaluation_of(0.85))) == 6
 
 
+def test_a_verdict_that_names_a_path_is_quoted_without_it():
+    result = evaluation_of(0.85)
+    result["verdicts"]["knn"]["sentence"] = "the model beats raw pixels and /home/jane/other"
+    knn = headlines(result)[0]
+    assert sentence(result, knn) == "the model beats raw pixels and other"
+    assert knn.short_title == "kNN, k = 20, balanced accuracy"
+
+
 def test_a_verdict_is_only_quoted_for_the_figure_it_is_about():
     result = evaluation_of(0.85)
     knn, linear = headlines(result)

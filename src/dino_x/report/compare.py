@@ -297,6 +297,8 @@ def scored_of(runs: Sequence[RunData], same_test: bool | None) -> list[Scored]:
                     title = scores.title_of(name) + (f" ({letter}'s)" if name == "random" else "")
                     by_key[(item.task, item.setting, item.metric)][title] = item.scores[name]
     names = [f"{letter}: {run.name}" for letter, run in having]
+    tasks = list(dict.fromkeys(task for task, *_ in by_key))
+    by_key = dict(sorted(by_key.items(), key=lambda item: tasks.index(item[0][0])))
     return [
         Scored(Comparison(*key, found), names, against_first(found, names, same_test))
         for key, found in by_key.items()

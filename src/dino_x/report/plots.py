@@ -313,7 +313,9 @@ def interval_axis(scale: Scale) -> list[tuple[float, str]]:
 
     Not part of a picture, as its text would shrink with it on a phone.
     """
-    return [(scale.place(value) / 1.6, number(value)) for value in ticks(scale.low, scale.high, 3)]
+    values = ticks(scale.low, scale.high)
+    values = values[::2] if len(values) > 3 else values
+    return [(scale.place(value) / 1.6, number(value)) for value in values]
 
 
 def sample(style: int) -> str:

@@ -68,6 +68,12 @@ class Comparison:
         return TASKS.get(self.task, self.task)
 
     @property
+    def short_title(self) -> str:
+        """``kNN, k = 20, balanced accuracy``."""
+        task, _, metric = self.title.removeprefix(self.task_title).rpartition(": ")
+        return f"{SHORT.get(self.task, self.task)}{task}, {metric}"
+
+    @property
     def title(self) -> str:
         """``Nearest neighbours (kNN), k = 20: balanced accuracy``."""
         setting = SETTINGS.get(self.task, "{}").format(self.setting)
@@ -148,7 +154,10 @@ def sentence(evaluation: dict[str, Any], comparison: Comparison) -> str:
     verdict = evaluation.get("verdicts", {}).get(comparison.task, {})
     about = (verdict.get("setting"), verdict.get("metric"))
     if about == (comparison.setting, comparison.metric) and verdict.get("sentence"):
-        return str(verdict["sentence"])
+        said = str(verdict["sentence"])
+        for name in sorted(evaluation["results"], key=len, reverse=True):
+            said = said if name in TITLES else said.replace(name, title_of(name))
+        return said
     model = comparison.scores.get(MODEL)
     parts = []
     for name, score in comparison.scores.items():

@@ -53,7 +53,7 @@ def score_table(result: SideBySide) -> Table:
             for name in names
         ]  # fmt: skip
         against = [Text("\n".join(scored.against))] if compared else []
-        table.add_row(Text(scored.comparison.title), *cells, *against)
+        table.add_row(Text(scored.comparison.short_title), *cells, *against)
     return table
 
 

@@ -89,7 +89,8 @@ def loss_against_guessing(run: RunData) -> list[Sentence]:
     where = f"The DINO loss is {figure(dino.last)}, and guessing costs log K = {figure(guessing)}"
     if dino.last < 0.98 * guessing:
         return [Sentence("good", f"{where}: the run has left it.")]
-    hint = "" if run.done < 0.1 * run.steps else "; lower temperatures or a higher rate may help"
+    late = run.done >= 0.1 * run.steps and run.findings is None  # else health knows better
+    hint = "; lower temperatures or a higher rate may help" if late else ""
     return [Sentence("watch", f"{where}: it has not left it yet{hint}.")]
 
 
