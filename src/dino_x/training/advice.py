@@ -52,8 +52,8 @@ def _uniform(options: Options) -> list[str]:
     seen = batch + loss.queue // ROWS_PER_IMAGE
     small = loss.centering == "sinkhorn" and seen < loss.floor
     return [
-        f"train.effective_batch={loss.floor}: Sinkhorn-Knopp over {seen} images blurs targets"
-        " toward uniform; memory does not grow"
+        f"train.effective_batch={loss.floor}: Sinkhorn-Knopp over so few images (now {seen}) blurs"
+        " targets toward uniform; memory does not grow"
         if small
         else "",
         f"head.init=fan_in: heads of std 0.02 say almost nothing at first (now {head.init})"
