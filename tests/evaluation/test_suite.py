@@ -159,8 +159,7 @@ def test_pixels_are_reduced_by_the_references_only_and_for_knn(images, tmp_path)
 
 
 def test_bright_and_dark_images_are_told_apart(result):
-    for task, setting in (("knn", "5"), ("linear", "all")):
-        assert result["results"]["pixels"][task][setting]["auroc"]["value"] > 0.9
+    assert result["results"]["pixels"]["knn"]["5"]["auroc"]["value"] > 0.9
 
 
 def test_counts_settings_and_patients_are_reported(result):

@@ -39,7 +39,6 @@ Figures = dict[str, dict[str, Figure]]  # by setting and metric
 # linear probe chooses its own among more of them, and with few labels there is no telling which
 # directions matter, so they keep the scale they have in the pixels.
 PIXEL_COMPONENTS: dict[str, int | None] = {"knn": 64, "linear": 128, "few_shot": None}
-IMAGES_A_COMPONENT = 4  # at least, for the linear probe, which blows all of them up to one scale
 ALL = "all"  # the one setting of the linear probe
 MAIN_SHOTS = 10
 MAIN_K = 20
@@ -68,10 +67,7 @@ class Classification:
             raise UserError(f"the features of {name} are not finite: were the weights NaN?")
         components = PIXEL_COMPONENTS[task]
         if name == PIXELS and components is not None:
-            train = self.labelled.is_train
-            if task == "linear":
-                components = min(components, max(1, int(train.sum()) // IMAGES_A_COMPONENT))
-            features_ND = principal_components(features_ND, train, components)
+            features_ND = principal_components(features_ND, self.labelled.is_train, components)
         if task == "knn":
             return self._knn(features_ND)
         if task == "linear":

@@ -9,12 +9,6 @@ from rich.text import Text
 
 from dino_x.evaluation.verdict import title
 
-TASK_TITLES = {
-    "knn": "nearest neighbours",
-    "linear": "linear probe",
-    "few_shot": "few labels",
-    "segmentation": "segmentation",
-}
 METRIC_TITLES = {
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
