@@ -62,7 +62,6 @@ CONTINUE: dict[str, Any] = {
     "optim.layer_decay": 0.8,
     "optim.patch_embed_lr": 0.2,
     "optim.freeze_last_layer": 0,
-    "teacher.momentum": 0.99,
 }
 FROZEN = 0.25  # share of the steps in which new heads alone are trained
 # Gram anchoring at DINOv3's weight holds dense features while crops grow (section 5.1).

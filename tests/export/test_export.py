@@ -130,7 +130,14 @@ def test_the_card_says_what_it_is_and_nothing_private(run, tmp_path):
 
 
 def test_settings_tell_no_path_of_a_model_that_is_gone():
-    assert "hospital" not in public({"model.name": "/data/hospital/x/run", "train.steps": 2})
+    settings = {"model.name": "hospital/run", "gram.teacher": "C:\\hospital\\old", "train.steps": 2,
+                "data.paths": ["hospital"], "teacher.model": "/hospital/big/"}  # fmt: skip
+    text = public(settings, [])
+    assert "hospital" not in text
+    assert "name: run" in text
+    assert "teacher: old" in text
+    hub = [{"kind": "hub", "name": "facebook/dinov2-base"}]
+    assert "facebook/dinov2-base" in public({"model.name": "facebook/dinov2-base"}, hub)
 
 
 @pytest.mark.parametrize(

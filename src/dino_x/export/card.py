@@ -14,12 +14,11 @@ import yaml
 
 from dino_x import __version__
 from dino_x.evaluation.backbone import Backbone
-from dino_x.presets import dotted, nested
+from dino_x.presets import nested
 from dino_x.training.origin import read_origin
 from dino_x.training.run import CONFIG, RunFolder
 
 PRIVATE = ("data.paths", "data.labels")  # never leave the machine
-NAMED = ("model.name", "gram.teacher", "teacher.model")  # models: by name, without their folders
 DINOV3 = "dinov3"
 DINOV3_LICENSE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
 USE = {
@@ -54,13 +53,10 @@ def write_card(
     """
     run = RunFolder(source)
     settings = run.settings() if run.exists else {}
-    unknown = {
-        "kind": "folder",
-        "name": source.name,
-        "architecture": backbone.config.model_type,
-    }
-    tag, licence = licence_notes(read_origin(run) if run.exists else [unknown])
-    command = shlex.join(["dino-x", "export", source.name, "--to", name, "--format", format_])
+    chain = read_origin(run) if run.exists else [itself(source, backbone)]
+    tag, licence = licence_notes(chain)
+    title = run.path.resolve().name if source.exists() else str(source)
+    command = shlex.join(["dino-x", "export", title, "--to", name, "--format", format_])
     parts = [
         f"---\nlibrary_name: {format_}\nlicense: {tag}\ntags: [self-supervised, medical-imaging,"
         " image-feature-extraction]\n---",
@@ -75,20 +71,27 @@ def write_card(
         "## Where the weights come from, and licences",
         licence,
         f"## How it was made\n\ndino-x {__version__}:",
-        f"```\n{training_command(source, settings)}{command}\n```",
+        f"```\n{training_command(title, settings)}{command}\n```",
         f"The export was read back: its features differ from those of the run by {worst:.1g} at"
         " most, relative to the largest.",
     ]
     if settings:
-        parts.append(f"{CONFIG}:\n\n```yaml\n{public(settings)}```")
+        parts.append(f"{CONFIG}:\n\n```yaml\n{public(settings, chain)}```")
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def training_command(source: Path, settings: dict[str, Any]) -> str:
+def itself(source: Path, backbone: Backbone) -> dict[str, Any]:
+    """A model that is no RUN, as the one link of its chain."""
+    kind = "file" if source.is_file() else "folder" if source.exists() else "hub"
+    name = str(source) if kind == "hub" else source.resolve().name
+    return {"kind": kind, "name": name, "architecture": backbone.config.model_type}
+
+
+def training_command(title: str, settings: dict[str, Any]) -> str:
     """The line that repeats the run, or nothing if there is none."""
     if not settings:
         return ""
-    return f"dino-x pretrain --config {CONFIG} --data FOLDER --out {source.name}\n"
+    return f"dino-x pretrain --config {CONFIG} --data FOLDER --out {title}\n"
 
 
 def network(backbone: Backbone) -> str:
@@ -218,14 +221,18 @@ def licence_notes(chain: list[dict[str, Any]]) -> tuple[str, str]:
     return tag, f"Started from, newest first:\n\n{steps}\n\n{note}{images_too}"
 
 
-def public(settings: dict[str, Any]) -> str:
-    """The settings as YAML, without what is private to a machine."""
-    kept = {name: value for name, value in settings.items() if name not in PRIVATE}
-    for name in NAMED:
-        if kept.get(name) and Path(kept[name]).exists():
-            kept[name] = Path(kept[name]).resolve().name
-    flat = dotted(nested(kept))
-    for name, value in flat.items():  # a model that is gone: its path must not be told either
-        if name in NAMED and isinstance(value, str) and value.count("/") > 1:
-            flat[name] = Path(value).name
-    return yaml.safe_dump(nested(flat), sort_keys=False)
+def public(settings: dict[str, Any], chain: list[dict[str, Any]]) -> str:
+    """The settings as YAML, without what is private to a machine: of a path the name is kept.
+
+    Args:
+        settings: a run's, as ``section.key`` values.
+        chain: where its weights come from; names on the hub are no paths.
+    """
+    hub = {link["name"] for link in chain if link["kind"] == "hub"}
+
+    def name_of(value: Any) -> Any:
+        is_path = isinstance(value, str) and re.search(r"[/\\]", value) and value not in hub
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path else value
+
+    kept = {name: name_of(v) for name, v in settings.items() if name not in PRIVATE}
+    return yaml.safe_dump(nested(kept), sort_keys=False)

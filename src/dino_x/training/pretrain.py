@@ -333,7 +333,8 @@ def check_patches(options: Options, trainer: Trainer) -> None:
     sizes = [("views.global_size", options.views.global_size, own)]
     for one in crop_sizes(options):
         sizes.append(((of_set or "views.") + "global_size", one.global_size, own))
-        sizes.append(((of_set or "views.") + "local_size", one.local_size, own))
+        if options.views.local_crops:
+            sizes.append(((of_set or "views.") + "local_size", one.local_size, own))
         if options.gram.weight:
             name = f"{of_set}gram_size" if of_set else "gram.size"
             sizes.append((name, one.gram_size or 0, gram))
@@ -425,8 +426,12 @@ def stage_lines(options: Options) -> dict[str, str]:
     if frozen:
         lines["frozen"] = f"the backbone, for the first {frozen:,} steps: the heads warm up"
     if options.views.sizes:
-        sets = (f"{s.global_size} and {s.local_size} px" for s in options.views.sizes)
-        lines["crops"] = f"one set a step of {'; '.join(sets)}"
+        local = options.views.local_crops
+        sets = (
+            f"{s.global_size}{f' and {s.local_size}' if local else ''} px"
+            for s in options.views.sizes
+        )
+        lines["crops"] = f"one set of sizes a step, of {'; '.join(sets)}"
     if gram.weight:
         source = gram.teacher or f"the EMA teacher of step {gram.start:,}"
         anew = f", taken anew every {gram.refresh:,} steps" if gram.refresh else ""
