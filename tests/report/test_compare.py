@@ -45,6 +45,13 @@ def test_differences_are_held_against_the_intervals(two):
     assert against == ["B - A = +0.020 (the intervals overlap: may be chance)."]
 
 
+def test_the_figures_of_the_verdicts_come_first(two):
+    heads = [item.comparison for item in compare(two).scored if item.headline]
+    assert [(c.task, c.setting, c.metric) for c in heads] == [
+        ("knn", "20", "balanced_accuracy"), ("linear", "all", "balanced_accuracy"),
+    ]  # fmt: skip
+
+
 def test_runs_on_other_data_are_flagged(two, tmp_path):
     assert compare([two[0], two[1]]).flags == []
     elsewhere = make_run(tmp_path / "c", data__paths=["/y"], evaluation=evaluation_of(0.8))

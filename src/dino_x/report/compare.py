@@ -56,11 +56,19 @@ class Difference:
 
 @dataclass(frozen=True)
 class Scored:
-    """One task, setting and metric: the runs and baselines, and the others against A."""
+    """One task, setting and metric.
+
+    Attributes:
+        comparison: the runs and the baselines.
+        runs: which of its names are runs.
+        against: what the other runs differ from A by, sentences.
+        headline: whether the verdict on its task is about it.
+    """
 
     comparison: Comparison
     runs: list[str]
     against: list[str]
+    headline: bool
 
     @property
     def table(self) -> Table:
@@ -296,11 +304,16 @@ def scored_of(runs: Sequence[RunData], same_test: bool | None) -> list[Scored]:
                 if name in item.scores:
                     title = scores.title_of(name) + (f" ({letter}'s)" if name == "random" else "")
                     by_key[(item.task, item.setting, item.metric)][title] = item.scores[name]
+    heads: dict[str, Comparison] = {}
+    for _, run in having:
+        for item in scores.headlines(run.evaluation or {}):
+            heads.setdefault(item.task, item)
+    first = {(item.task, item.setting, item.metric) for item in heads.values()}
     names = [f"{letter}: {run.name}" for letter, run in having]
     tasks = list(dict.fromkeys(task for task, *_ in by_key))
     by_key = dict(sorted(by_key.items(), key=lambda item: tasks.index(item[0][0])))
     return [
-        Scored(Comparison(*key, found), names, against_first(found, names, same_test))
+        Scored(Comparison(*key, found), names, against_first(found, names, same_test), key in first)
         for key, found in by_key.items()
     ]
 
@@ -330,16 +343,6 @@ def compare_page(paths: Sequence[Path], out: Path) -> None:
     Raises: UserError as `compare`, or if the file cannot be written.
     """
     result = compare(paths, hide_paths=True)
-    headline, more = split_headlines(result.scored)
-    write_page(render("compare.html", page=result, first=headline, more=more), out)
-
-
-def split_headlines(scored: list[Scored]) -> tuple[list[Scored], list[Scored]]:
-    """The first metric of the first setting of each task, and the rest."""
-    seen: set[str] = set()
-    first: list[Scored] = []
-    rest: list[Scored] = []
-    for item in scored:
-        (rest if item.comparison.task in seen else first).append(item)
-        seen.add(item.comparison.task)
-    return first, rest
+    first = [item for item in result.scored if item.headline]
+    more = [item for item in result.scored if not item.headline]
+    write_page(render("compare.html", page=result, first=first, more=more), out)
