@@ -12,7 +12,7 @@ from dino_x.data.image import Image, ImageRef
 from dino_x.data.index import Index
 from dino_x.errors import UserError
 from dino_x.presets import check
-from dino_x.training.pretrain import canvas_form
+from dino_x.training.prepare import canvas_form
 from dino_x.views.crops import draw_views, view_parameters
 
 OPTIONS = ViewOptions()

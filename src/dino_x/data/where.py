@@ -65,7 +65,7 @@ def parse(where: str) -> pc.Expression:
     """A condition as an Arrow expression.
 
     Raises: UserError that names what is not understood.
-            """
+    """
     if len(where) > _LONGEST:
         raise UserError(f"data.where has {len(where):,} characters, more than {_LONGEST:,}")
     try:

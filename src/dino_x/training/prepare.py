@@ -1,0 +1,203 @@
+"""From resolved options to a run ready to train; what cannot go together is refused here."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from dino_x.config import Options
+from dino_x.data.cache import CanvasForm, Crop, canvas_side
+from dino_x.data.index import Index, is_grey
+from dino_x.data.loader import Loader
+from dino_x.data.sampler import strata_of
+from dino_x.data.store import CanvasStore, keys_of
+from dino_x.data.volumes import neighbours
+from dino_x.errors import UserError
+from dino_x.evaluation.labels import Labelled
+from dino_x.losses.ranks import Ranks
+from dino_x.model.backbone import build_backbone
+from dino_x.training.device import dtype_of
+from dino_x.training.micro_batch import check_divides, largest_that_fits
+from dino_x.training.online import Online, labelled_rows
+from dino_x.training.policy import Policy, centering_policy
+from dino_x.training.run import RunFolder
+from dino_x.training.trainer import Trainer
+from dino_x.training.window import Cutter
+from dino_x.views.sizes import crop_sizes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to train."""
+
+    trainer: Trainer
+    loader: Loader
+    index: Index
+    policy: Policy
+
+
+def prepare(
+    options: Options,
+    run: RunFolder,
+    index: Index,
+    device: torch.device,
+    ranks: Ranks,
+    console: Console,
+) -> Prepared:
+    """Policy, model, loader and micro-batch of a run; ``options`` get their last values."""
+    policy = centering_policy(options.loss, options.train.effective_batch)
+    options.loss.centering = policy.centering
+    options.loss.koleo_weight = policy.koleo_weight
+    check_koleo_group(options)
+    backbone = build_backbone(options.model, options.views.global_size, options.train.seed)
+    if options.data.slices > backbone.channels:
+        raise UserError(
+            f"data.slices {options.data.slices} needs a model of as many channels, and this one has"
+            f" {backbone.channels}; set model.channels={options.data.slices}, or data.slices=1"
+        )
+    form = canvas_form(options, index, backbone.channels)
+    loader = Loader(
+        index,
+        form,
+        cache_bytes=options.data.cache_mb * 2**20,
+        workers=options.data.workers,
+        store=open_store(options, index, form, console),
+    )
+    dtype = dtype_of(options.train.precision)
+    cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
+    strata = strata_of(index.rows, options.data.source_weights)
+    trainer = Trainer(
+        options, run, loader, len(index), hash_of(index), cutter, backbone, strata, ranks
+    )
+    check_patches(options, trainer)
+    if options.train.micro_batch == "auto":
+        share = options.train.effective_batch // ranks.count
+        fits = largest_that_fits(share, device, trainer.try_micro_batch)
+        options.train.micro_batch = min(size for (size,) in ranks.numbers([fits], device))
+    micro_batch = options.train.micro_batch
+    assert isinstance(micro_batch, int)
+    check_divides(options.train.effective_batch, micro_batch, ranks.count)
+    return Prepared(trainer, loader, index, policy)
+
+
+def canvas_form(options: Options, index: Index, channels: int) -> CanvasForm:
+    """How the canvases of a run are made, for a network of so many input channels."""
+    views, data = options.views, options.data
+    globals_mm, locals_mm = views.global_scale_mm, views.local_scale_mm
+    crops = []
+    for sizes in crop_sizes(options):
+        seen = [sizes.global_size, *([sizes.gram_size or 0] if options.gram.weight else [])]
+        side_mm = globals_mm[0] if globals_mm else None
+        crops += [Crop(size, views.global_scale[0], side_mm) for size in seen]
+        if views.local_crops:
+            side_mm = locals_mm[0] if locals_mm else None
+            crops.append(Crop(sizes.local_size, views.local_scale[0], side_mm))
+    grey = channels == 1 or (data.slices == 1 and is_grey(index.rows))
+    return CanvasForm(
+        side=canvas_side(index, crops, data.spacing_mm),
+        channels=1 if grey else 3,
+        slices=data.slices,
+        spacing_mm=data.spacing_mm,
+        windows=options.windows,
+    )
+
+
+def open_store(
+    options: Options, index: Index, form: CanvasForm, console: Console
+) -> CanvasStore | None:
+    """The cache on disk, if there is to be one."""
+    data = options.data
+    if data.cache is None:
+        return None
+    triples = neighbours(index.rows).triples if form.slices == 3 else None
+    return CanvasStore(
+        Path(data.cache),
+        keys_of(index.rows, form, triples),
+        form,
+        limit_bytes=int(data.cache_gb * 1e9),
+        say=lambda line: console.print(line, style="yellow", highlight=False, soft_wrap=True),
+    )
+
+
+def online(prepared: Prepared, labelled: Labelled | None) -> Online | None:
+    """The evaluation while training: kNN where labels allow it, else retrieval; None if off."""
+    trainer, options = prepared.trainer, prepared.trainer.options
+    assert isinstance(options.train.micro_batch, int)
+    if not options.online.every:
+        return None
+    return Online(
+        source=prepared.loader,
+        cutter=trainer.cutter,
+        images=len(prepared.index),
+        micro_batch=options.train.micro_batch,
+        precision=trainer.effective_batch.precision,
+        labelled=None
+        if labelled is None
+        else labelled_rows(
+            labelled, prepared.index.rows, options.online.images, options.train.seed
+        ),
+    )
+
+
+def check_koleo_group(options: Options) -> None:
+    """Refuse a KoLeo group that cannot be cut from the effective batch."""
+    group, batch = options.loss.koleo_group, options.train.effective_batch
+    if not options.loss.koleo_weight:
+        return
+    if batch < 2:
+        raise UserError(
+            "KoLeo looks for neighbours and needs an effective batch of 2 or more; set"
+            " loss.koleo_weight=0 to train on one image a step"
+        )
+    if group != "effective" and (group < 2 or batch % group):
+        raise UserError(
+            f"loss.koleo_group {group} must be 2 or more and divide the effective batch {batch}"
+        )
+
+
+def check_patches(options: Options, trainer: Trainer) -> None:
+    """Refuse crops that are not a whole number of patches.
+
+    Raises: UserError naming the nearest sizes that are.
+    """
+    own = trainer.student.backbone.patch_size
+    gram = trainer.gram.backbone.patch_size if trainer.gram else own
+    of_set = "views.sizes: " if options.views.sizes else ""
+    sizes = [("views.global_size", options.views.global_size, own)]
+    for one in crop_sizes(options):
+        sizes.append(((of_set or "views.") + "global_size", one.global_size, own))
+        if options.views.local_crops:
+            sizes.append(((of_set or "views.") + "local_size", one.local_size, own))
+        if options.gram.weight:
+            name = f"{of_set}gram_size" if of_set else "gram.size"
+            sizes.append((name, one.gram_size or 0, gram))
+    for name, size, patch in sizes:
+        if size % patch:
+            below = size // patch * patch
+            near = ", ".join(str(n) for n in (below, below + patch) if n)
+            raise UserError(
+                f"{name} {size} is not a multiple of the patch size {patch}; nearest: {near}"
+            )
+
+
+def hash_of(index: Index) -> str:
+    """Changes when images are added, removed, renamed or change their size."""
+    digest = hashlib.sha256()
+    for row in index.rows:
+        digest.update(
+            f"{row.path.name}|{row.frame}|{row.height}|{row.width}\n".encode(errors="replace")
+        )
+    return digest.hexdigest()
+
+
+def files_hash(index: Index) -> str:
+    """Of the names and sizes of the files as this machine sees them."""
+    digest = hashlib.sha256()
+    for path in dict.fromkeys(row.path for row in index.rows):
+        try:
+            digest.update(f"{path}|{path.stat().st_size}\n".encode(errors="replace"))
+        except OSError:
+            digest.update(b"missing\n")
+    return digest.hexdigest()
