@@ -236,7 +236,7 @@ def target_entropy(arm: Arm, trainer: Trainer, temperature: float) -> float:
     return float(torch.cat(entropies).mean()) / math.log(len(prototypes_KD))
 
 
-def scores(features_ND: np.ndarray, films: Films) -> dict[str, float]:
+def scores(features_ND: np.ndarray, films: Films) -> dict[str, Any]:
     """kNN and linear probe on the test patients, normal against pneumonia, and the rarest class."""
     train, val, test = (films.split == side for side in ("train", "val", "test"))
     ill = (films.classes != "normal").astype(int)

@@ -13,11 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from dino_x.demo import demo_folder
 from dino_x.demo.run import SETTINGS
+from dino_x.losses.ranks import ALONE
 from dino_x.presets import read_config, resolve
 from dino_x.training.prepare import online, prepare
 from dino_x.training.pretrain import read_index
@@ -73,7 +75,7 @@ def main() -> None:
         look_every, online_every = options.health.every, options.online.every
         assert online_every is not None
         run = RunFolder(Path(place))
-        prepared = prepare(options, run, index)
+        prepared = prepare(options, run, index, torch.device("cpu"), ALONE, console)
         evaluation, trainer = online(prepared, None), prepared.trainer
         assert evaluation is not None
         off, quiet, look, inside_quiet, inside_look, evaluated = [], [], [], [], [], []
