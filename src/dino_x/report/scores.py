@@ -4,13 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dino_x.evaluation.verdict import TITLES as EVALUATION_TITLES
+
 MODEL = "model"
-TITLES = {
-    MODEL: "this model",
-    "random": "random weights",
-    "pixels": "raw pixels",
-    "start": "starting weights",
-}
+TITLES = EVALUATION_TITLES | {MODEL: "this model"}
 TASKS = {
     "knn": "Nearest neighbours (kNN)",
     "linear": "Linear probe",

@@ -28,7 +28,8 @@ def describe_device(device: torch.device) -> str:
     """The card's name, or how many CPU threads there are."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}"
 
 
 def dtype_of(precision: str) -> torch.dtype:
