@@ -125,7 +125,7 @@ def data_summary(run: RunFolder, settings: dict[str, Any]) -> str:
         f"- images: {counted.group(1) if counted else 'not counted'}, without labels; those that"
         " the evaluation below tests on were "
         + ("left out" if settings.get("data.hold_out") else "not left out"),
-        f"- steps: {settings['train.steps']:,} of {settings['train.effective_batch']:,} images",
+        f"- steps in this stage: {settings['train.steps']:,} of {settings['train.effective_batch']:,} images",
         f"- crops: {crops(settings)}",
     ]
     return "\n".join(lines)
