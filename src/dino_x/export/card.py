@@ -122,11 +122,14 @@ def data_summary(run: RunFolder, settings: dict[str, Any]) -> str:
         return "Not known: this is no RUN of dino-x."
     text = (run.path / CONFIG).read_text(encoding="utf-8")
     counted = re.search(r"^# images: ([\d,]+)$", text, re.MULTILINE)
+    held_out = ""
+    if settings.get("data.labels"):
+        left = "left out" if settings.get("data.hold_out") else "not left out"
+        held_out = f"; those that the evaluation below tests on were {left}"
+    steps, batch = settings["train.steps"], settings["train.effective_batch"]
     lines = [
-        f"- images: {counted.group(1) if counted else 'not counted'}, without labels; those that"
-        " the evaluation below tests on were "
-        + ("left out" if settings.get("data.hold_out") else "not left out"),
-        f"- steps: {settings['train.steps']:,} of {settings['train.effective_batch']:,} images",
+        f"- images: {counted.group(1) if counted else 'not counted'}, without labels{held_out}",
+        f"- steps in this stage: {steps:,} of {batch:,} images",
         f"- crops: {crops(settings)}",
     ]
     return "\n".join(lines)
