@@ -4,7 +4,7 @@ The decoders are C code, which may crash or hang: so that either is caught and n
 read in a process of their own, with a limit on time and a look at its memory.
 """
 
-from __future__ import annotations
+from __future__ import contextlib
 
 import io
 import json
@@ -423,8 +423,12 @@ class Watched:
         assert process.stdin is not None
         assert process.stdout is not None
         begin = time.monotonic()
-        process.stdin.write(f"{path}\n")
-        process.stdin.flush()
+        try:
+            process.stdin.write(f"{path}\n")
+            process.stdin.flush()
+        except BrokenPipeError:  # it had died before it was asked
+            self.close()
+            return Outcome("crash", time.monotonic() - begin, 0)
         ready, _, _ = select.select([process.stdout], [], [], _PATIENCE)
         line = process.stdout.readline() if ready else None
         if not line:
@@ -438,7 +442,8 @@ class Watched:
             self._process.wait()
             for stream in (self._process.stdin, self._process.stdout):
                 if stream is not None:
-                    stream.close()
+                    with contextlib.suppress(BrokenPipeError):  # what it was never told
+                        stream.close()
             self._process = None
 
     def _running(self) -> subprocess.Popen[str]:

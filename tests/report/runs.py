@@ -22,7 +22,7 @@ def make_run(
     } | {name.replace("__", "."): value for name, value in said.items()}  # fmt: skip
     options, _ = resolve(settings, 1234)
     text = yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
-    (folder / "config.yaml").write_text(f"# images: 1,234\n# device: CPU, 1 threads\n{text}")
+    (folder / "config.yaml").write_text(f"# images: 1,234\n# device: CPU, 1 thread\n{text}")
     lines = [json.dumps(numbers(step, health)) for step in range(1, done + 1)]
     (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     if evaluation is not None:

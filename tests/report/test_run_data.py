@@ -16,7 +16,7 @@ def test_everything_a_run_says(tmp_path):
     assert data.finished
     assert not data.going_on
     assert data.seconds == STEPS * 16 / 8
-    assert data.facts["device"] == "CPU, 1 threads"
+    assert data.facts["device"] == "CPU, 1 thread"
     assert data.settings["head.prototypes"] == 64
     assert data.skipped == 2
     assert data.model_step is None
