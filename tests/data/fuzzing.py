@@ -4,8 +4,9 @@ The decoders are C code, which may crash or hang: so that either is caught and n
 read in a process of their own, with a limit on time and a look at its memory.
 """
 
-from __future__ import contextlib
+from __future__ import annotations
 
+import contextlib
 import io
 import json
 import lzma
