@@ -11,11 +11,12 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.data.fuzzing import Outcome, Watched, mutants
+from tests.data.fuzzing import BOMBS, Outcome, Watched, mutants
 
 
 def main() -> int:
@@ -27,7 +28,8 @@ def main() -> int:
     outcomes: dict[str, Outcome] = {}
     reader = Watched()
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in mutants(arguments.files, arguments.seed):
+        bombs = ((name, make()) for name, make in BOMBS.items())
+        for name, content in chain(bombs, mutants(arguments.files, arguments.seed)):
             path = Path(folder, name)
             path.write_bytes(content)
             outcomes[name] = reader.read(path)

@@ -32,6 +32,7 @@ from pydicom.uid import generate_uid
 BUNDLED = Path(pydicom.__file__).parent / "data" / "test_files"
 SECONDS = 5.0
 BYTES = 2**30
+_JUST_ALLOWED = 6_300  # pixels a side
 _PATIENCE = 60.0  # of the wall's clock
 
 
@@ -294,8 +295,7 @@ MUTATIONS = (_truncate, _flip, _flip_header, _extremes, _splice, _garbage, _lie)
 
 
 def mutants(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Damaged files with their names: the bombs, then `count` mutations of the whole files."""
-    yield from bombs()
+    """`count` mutations of the whole files, with their names."""
     files = sorted(whole_files().items())
     for number in range(count):
         rng = np.random.default_rng([seed, number])
@@ -305,32 +305,13 @@ def mutants(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
         yield f"{number:05d}-{mutate.__name__.strip('_')}-{name}", made
 
 
-def bombs() -> Iterator[tuple[str, bytes]]:
-    """Small files that unpack to much."""
-    for side, bits, kind in ((60_000, 8, 0), (20_000, 16, 0), (6_300, 8, 2), (9_900, 8, 6)):
-        yield f"bomb-{side}-{bits}-{kind}.png", _png(side, bits, kind)
-    header = nibabel.Nifti1Header()
-    header.set_data_shape((1000, 1000, 700))
-    header.set_data_dtype(np.int16)
-    header["magic"], header["vox_offset"] = b"n+1", 352
-    zeros = b"\0" * 2**20
-    packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-    parts = [packer.compress(header.binaryblock + b"\0" * 4)]
-    parts += [packer.compress(zeros) for _ in range(600)]
-    yield "bomb.nii.gz", b"".join([*parts, packer.flush()])
-    for compression, pack in ((8, _deflated), (34925, _lzma)):
-        data = pack(1_200 * 2**20)
-        yield f"bomb-{compression}.tif", _tiff(data, compression)
-    yield "frames.dcm", _many_frames()
-    for syntax in ("JPEG2000Lossless", "JPEGLSLossless", "JPEGLosslessProcess14_1"):
-        yield f"bomb-{syntax}.dcm", _codestream_lie(syntax)
-
-
 def _png(side: int, bits: int, kind: int) -> bytes:
+    """A black picture; of one that is too large all but a hundred rows are missing."""
     samples = {0: 1, 2: 3, 6: 4}[kind]
     row = b"\0" * (1 + side * samples * bits // 8)
-    packer = zlib.compressobj(9)
-    data = b"".join(packer.compress(row) for _ in range(min(side, 10_000))) + packer.flush()
+    packer = zlib.compressobj(1)
+    rows = side if side == _JUST_ALLOWED else 100
+    data = b"".join(packer.compress(row) for _ in range(rows)) + packer.flush()
     head = struct.pack(">IIBBBBB", side, side, bits, kind, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", data), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -339,14 +320,21 @@ def _png(side: int, bits: int, kind: int) -> bytes:
     )
 
 
-def _deflated(size: int) -> bytes:
-    packer = zlib.compressobj(9)
-    return b"".join(packer.compress(b"\0" * 2**20) for _ in range(size >> 20)) + packer.flush()
+def _zeros(mebibytes: int, bits: int = zlib.MAX_WBITS) -> bytes:
+    """A stream that unpacks to so many zeros: one piece of it, again and again."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, bits)
+    begin = packer.flush(zlib.Z_FULL_FLUSH)
+    piece = packer.compress(b"\0" * 2**20) + packer.flush(zlib.Z_FULL_FLUSH)
+    return begin + piece * mebibytes + packer.flush()
 
 
-def _lzma(size: int) -> bytes:
-    packer = lzma.LZMACompressor(preset=0)
-    return b"".join(packer.compress(b"\0" * 2**20) for _ in range(size >> 20)) + packer.flush()
+def _volume() -> bytes:
+    """600 MB that are there, of 1,400 that the header claims."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((1000, 1000, 700))
+    header.set_data_dtype(np.int16)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    return zlib_gzip(header.binaryblock + b"\0" * 4) + zlib_gzip(b"\0" * 2**20) * 600
 
 
 def _tiff(data: bytes, compression: int) -> bytes:
@@ -376,6 +364,21 @@ def _codestream_lie(syntax: str) -> bytes:
         at = content.find(marker) + 5
         content[at : at + 4] = struct.pack(">HH", 60_000, 60_000)
     return bytes(content)
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "60000-8-grey.png": lambda: _png(60_000, 8, 0),
+    "20000-16-grey.png": lambda: _png(20_000, 16, 0),
+    "9900-8-alpha.png": lambda: _png(9_900, 8, 6),
+    "allowed-8-rgb.png": lambda: _png(_JUST_ALLOWED, 8, 2),
+    "volume.nii.gz": _volume,
+    "deflate.tif": lambda: _tiff(_zeros(1_200), 8),
+    "lzma.tif": lambda: _tiff(lzma.compress(b"\0" * 2**26, preset=0) * 20, 34925),
+    "frames.dcm": lambda: _many_frames(),
+    "JPEG2000Lossless.dcm": lambda: _codestream_lie("JPEG2000Lossless"),
+    "JPEGLSLossless.dcm": lambda: _codestream_lie("JPEGLSLossless"),
+    "JPEGLosslessProcess14_1.dcm": lambda: _codestream_lie("JPEGLosslessProcess14_1"),
+}  # small files that unpack to much, or claim to
 
 
 # ---- reading them under watch

@@ -1,10 +1,7 @@
 """No identifier of a patient in anything that is written or said."""
 
 import io
-import os
 import random
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 from PIL import Image as Pillow
 from pydicom.dataset import Dataset
 
+from dino_x.cli import main
 from tests.conftest import tiny_settings
 
 PLANTED = {
@@ -94,26 +92,29 @@ def everything_below(folder):
                     yield f"{path} ({name})", archive.read(name)
 
 
-def run(tmp_path, *arguments):
-    """A command in a process of its own, with a salt of its own; what it said."""
-    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path / "config"), "COLUMNS": "300"}
-    ran = subprocess.run(
-        [sys.executable, "-m", "dino_x.cli", *map(str, arguments)],
-        capture_output=True, env=environment, cwd=tmp_path, check=False,
-    )  # fmt: skip
-    return ran.returncode, ran.stdout + ran.stderr
+@pytest.fixture
+def run(capfd, monkeypatch):
+    """A command in this process: its status, and all that it said, C libraries too."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def command(*arguments):
+        capfd.readouterr()
+        status = main([*map(str, arguments)])
+        return status, "".join(capfd.readouterr()).encode()
+
+    return command
 
 
-def test_nothing_that_is_written_or_said_holds_an_identifier(scans, tmp_path):
+def test_nothing_that_is_written_or_said_holds_an_identifier(scans, tmp_path, run):
     out = tmp_path / "out"
-    status, said = run(tmp_path, "index", scans, "--out", out / "index.parquet")
+    status, said = run("index", scans, "--out", out / "index.parquet")
     assert status == 0, said.decode()
     assert b"30 in 30 files" in said
     assert b"patients    10, of 3 images" in said
     assert b"3 files" in said
     settings = tiny_settings(data__verify="all")
     status, more = run(
-        tmp_path, "pretrain", "--data", scans, "--out", out / "run", "--index",
+        "pretrain", "--data", scans, "--out", out / "run", "--index",
         out / "kept.parquet", "--effective-batch", 8, "--micro-batch", 4, "--steps", 2, *settings,
     )  # fmt: skip
     assert status == 0, more.decode()
@@ -121,7 +122,7 @@ def test_nothing_that_is_written_or_said_holds_an_identifier(scans, tmp_path):
     # A run that ends with an error: all files are broken.
     for path in scans.glob("*.dcm"):
         path.write_bytes(path.read_bytes()[:-700])
-    status, more = run(tmp_path, "pretrain", "--data", scans, "--out", out / "no", *settings)
+    status, more = run("pretrain", "--data", scans, "--out", out / "no", *settings)
     assert status == 2
     said += more
     written = [("what was said", said), *everything_below(out)]

@@ -12,6 +12,7 @@ import math
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +34,7 @@ from pydicom.uid import (
 )
 
 from dino_x.data.codestream import check_codestream
+from dino_x.data.dicom_walk import walk
 from dino_x.data.identity import key
 from dino_x.data.image import Unreadable, check_size
 
@@ -88,7 +90,10 @@ _ELEMENTS: list[BaseTag | int] = [
 _IDENTIFIERS: list[BaseTag | int] = [
     Tag(keyword) for keyword in ("PatientID", "IssuerOfPatientID", "SeriesInstanceUID")
 ]
-_PIXEL_DATA = {Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")}
+_WANTED = frozenset(int(tag) for tag in _ELEMENTS + _IDENTIFIERS)
+_PIXEL_DATA = frozenset(
+    int(Tag(keyword)) for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+)
 # What a deflated file may inflate to, in bytes; it is inflated as a whole for each frame.
 _MOST_INFLATED = 200_000_000
 _VRS = {b"AE", b"AS", b"CS", b"DA", b"DT", b"IS", b"LO", b"OB", b"PN", b"SH", b"TM", b"UI", b"UL"}
@@ -118,12 +123,17 @@ class Header:
     series: str | None = None
     explicit: bool = True
 
+    @cached_property
+    def _groups_by_frame(self) -> Any:
+        return self.elements.get("PerFrameFunctionalGroupsSequence")
+
+    @cached_property
+    def _shared_groups(self) -> Any:
+        return self.elements.get("SharedFunctionalGroupsSequence")
+
     def of_frame(self, frame: int, group: str, keyword: str) -> Any:
         """A value as it holds for one frame: the frame's own, else all frames', else the file's."""
-        for groups, item in (
-            (self.elements.get("PerFrameFunctionalGroupsSequence"), frame),
-            (self.elements.get("SharedFunctionalGroupsSequence"), 0),
-        ):
+        for groups, item in ((self._groups_by_frame, frame), (self._shared_groups, 0)):
             if groups and item < len(groups) and groups[item].get(group):
                 value = groups[item].get(group)[0].get(keyword)
                 if value not in (None, ""):
@@ -152,22 +162,11 @@ def is_dicom(head: bytes) -> bool:
 
 def read_header(path: Path) -> Header:
     """Read a file up to its pixel data, and check that all of the pixel data is there."""
-    met: list[tuple[int, int]] = []  # the pixel data's tag and length, once it is met
-
-    def at_pixel_data(tag: Any, vr: str | None, length: int) -> bool:
-        if tag in _PIXEL_DATA:
-            met.append((tag, length))
-        return tag in _PIXEL_DATA
-
     try:
         with path.open("rb") as file:
-            _refuse_inflation(file)
-            elements = read_partial(
-                file, at_pixel_data, force=True, specific_tags=_ELEMENTS + _IDENTIFIERS
-            )
-            if not met:
-                raise Unreadable("no pixel data")
+            elements, offset, length = _elements(file)
             syntax = _syntax(elements)
+            file.seek(offset)
             explicit = file.read(6)[4:] in (b"OB", b"OW", b"OF", b"OD", b"UN")
             header = _dimensions(elements, syntax, explicit)
             check_size(header.rows, header.columns)
@@ -175,8 +174,7 @@ def read_header(path: Path) -> Header:
             if syntax == JPEGExtended12Bit and elements.get("BitsStored") != 8:
                 raise Unreadable("lossy JPEG of 12 bits is not supported")
             if syntax != DeflatedExplicitVRLittleEndian:
-                file.seek(-6, io.SEEK_CUR)
-                _check_length(file, header, met[-1][1])
+                _check_length(file, header, offset + (12 if explicit else 8), length)
     except Unreadable:
         raise
     except Exception as error:
@@ -184,6 +182,30 @@ def read_header(path: Path) -> Header:
             raise Unreadable(f"cannot be read: {error.strerror}") from None
         raise Unreadable("damaged DICOM header") from None
     return header
+
+
+def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
+    """The wanted elements, and where the pixel data's element begins and how long it says it is.
+
+    The last two mean nothing for a deflated file.
+    """
+    walked = walk(file, _WANTED, _PIXEL_DATA)
+    if walked is not None:
+        return walked.elements, walked.offset, walked.length
+    met: list[int] = []
+
+    def at_pixel_data(tag: Any, vr: str | None, length: int) -> bool:
+        if tag in _PIXEL_DATA:
+            met.append(length)
+        return tag in _PIXEL_DATA
+
+    file.seek(0)
+    _refuse_inflation(file)
+    tags = _ELEMENTS + _IDENTIFIERS
+    elements = read_partial(file, at_pixel_data, force=True, specific_tags=tags)
+    if not met:
+        raise Unreadable("no pixel data")
+    return elements, file.tell(), met[-1]
 
 
 def _syntax(elements: Any) -> UID:
@@ -229,12 +251,16 @@ def _check_bits(elements: Dataset) -> None:
 
 def _keys(elements: Dataset) -> tuple[str | None, str | None]:
     """The keys of patient and series; what they are made of is taken out of `elements`."""
-    number, issuer, series = (
-        str(elements.get(tag).value or "") if tag in elements else "" for tag in _IDENTIFIERS
-    )
+    number, issuer, series = (_text(elements, tag) for tag in _IDENTIFIERS)
     for tag in _IDENTIFIERS:
         elements.pop(tag, None)
     return key("patient", number, issuer), key("series", series)
+
+
+def _text(elements: Dataset, tag: BaseTag | int) -> str:
+    """An identifier as it stands in the file, whatever its character set is."""
+    value = elements.get_item(tag).value if tag in elements else None
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value or "")
 
 
 def number(value: Any) -> float | None:
@@ -257,9 +283,15 @@ def numbers(value: Any, count: int) -> np.ndarray | None:
     return found if len(found) == count and np.isfinite(found).all() else None
 
 
-def _check_length(file: BinaryIO, header: Header, length: int) -> None:
-    """Raise Unreadable unless the file holds all pixel data that its header promises."""
-    offset = file.tell() + (12 if header.explicit else 8)
+def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> None:
+    """Raise Unreadable unless the file holds all pixel data that its header promises.
+
+    Args:
+        file: the file.
+        header: its header.
+        offset: where the pixel data begin.
+        length: of the pixel data, as their element says it.
+    """
     size = file.seek(0, io.SEEK_END)
     if header.syntax.is_compressed:
         fragments = _count_fragments(file, offset, size, header)

@@ -116,10 +116,13 @@ def _refuse_bomb(page: Any) -> None:
             return
         file = page.parent.filehandle
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-            lzma_packed = page.compression == COMPRESSION.LZMA
-            unpacker: Any = LZMADecompressor() if lzma_packed else zlib.decompressobj()
             file.seek(offset)
-            limit -= len(unpacker.decompress(file.read(count), max_length=limit))
+            data = file.read(count)
+            while data and limit > 0:  # LZMA may have streams one behind another
+                packed = page.compression == COMPRESSION.LZMA
+                unpacker: Any = LZMADecompressor() if packed else zlib.decompressobj()
+                limit -= len(unpacker.decompress(data, max_length=limit))
+                data = unpacker.unused_data if packed and unpacker.eof else b""
             if limit <= 0:
                 raise Unreadable("unpacks to more than its header says")
 
