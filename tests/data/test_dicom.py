@@ -1,4 +1,5 @@
 import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -433,3 +434,152 @@ def test_no_patient_value_leaves_a_file(write_dicom, rng, patient, capfd, caplog
     assert "truncated" in everything
     for value in patient.values():
         assert value not in everything
+
+
+def oriented(place, directions):
+    item, plane, position = Dataset(), Dataset(), Dataset()
+    plane.ImageOrientationPatient, position.ImagePositionPatient = directions, place
+    item.PlaneOrientationSequence, item.PlanePositionSequence = [plane], [position]
+    return item
+
+
+def test_refs_hold_what_an_index_needs(write_dicom, patient):
+    tilt = np.deg2rad(20)
+    directions = [1, 0, 0, 0, float(np.cos(tilt)), float(np.sin(tilt))]
+    elements = {
+        "Modality": "CT", "PixelSpacing": [0.5, 0.25], "SliceThickness": 2.5,
+        "BodyPartExamined": "chest", "RescaleSlope": 2, "RescaleIntercept": -1000,
+        "ImagePositionPatient": [-100, 40, 70.5], "ImageOrientationPatient": directions,
+        "SeriesInstanceUID": "1.2.3.4", "BitsStored": 12, "WindowCenter": 40, "WindowWidth": 401,
+    }  # fmt: skip
+    (ref,) = refs(write_dicom(np.zeros((4, 5), dtype=np.uint16), **elements))
+    normal = np.cross(directions[:3], directions[3:])
+    assert ref.position_mm == pytest.approx(normal @ [-100, 40, 70.5])
+    assert (ref.modality, ref.body_part, ref.photometric) == ("CT", "CHEST", "MONOCHROME2")
+    assert (ref.spacing_mm, ref.thickness_mm, ref.bits) == ((0.5, 0.25), 2.5, 12)
+    assert (ref.slope, ref.intercept, ref.window) == (2, -1000, (-160.5, 239.5))
+    assert ref.format == "DICOM"
+    assert len(ref.patient) == len(ref.series) == 20
+    assert ref.patient != ref.series
+
+
+def test_patients_and_series_are_told_apart(write_dicom):
+    def keys(**elements):
+        (ref,) = refs(write_dicom(np.zeros((4, 5), dtype=np.uint8), **elements))
+        return ref.patient, ref.series
+
+    one = keys(PatientID="1", SeriesInstanceUID="1.2")
+    assert keys(PatientID="1 ", SeriesInstanceUID="1.2") == one
+    assert keys(PatientID="1", IssuerOfPatientID="A", SeriesInstanceUID="1.2")[0] != one[0]
+    assert keys(PatientID="2", SeriesInstanceUID="1.2") == (keys(PatientID="2")[0], one[1])
+    assert keys(PatientID="", SeriesInstanceUID=None) == (None, None)
+    assert keys(PatientID=None) == (None, None)
+
+
+def test_positions_may_differ_by_frame(write_dicom):
+    axial, coronal = [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1]
+    frames = [
+        oriented([5, 6, 7], axial),
+        oriented([5, 6, 9.5], axial),
+        oriented([5, 6, 7], coronal),
+    ]
+    path = write_dicom(
+        np.zeros((3, 2, 2), np.uint8), NumberOfFrames=3, PerFrameFunctionalGroupsSequence=frames
+    )
+    assert [ref.position_mm for ref in refs(path)] == [7, 9.5, 6]
+
+
+def test_dose_frames_lie_at_their_offsets(write_dicom):
+    path = write_dicom(
+        np.zeros((3, 2, 2), np.uint8), NumberOfFrames=3, GridFrameOffsetVector=[0, 2, 5],
+        ImagePositionPatient=[0, 0, 10], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+    )  # fmt: skip
+    assert [ref.position_mm for ref in refs(path)] == [10, 12, 15]
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {},
+        {"ImagePositionPatient": [1, 2, 3]},
+        {"ImagePositionPatient": [1, 2, 3], "ImageOrientationPatient": [1, 0, 0, 1, 0, 0]},
+        {"ImagePositionPatient": [1, 2], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+    ],
+)
+def test_without_a_valid_position_there_is_none(write_dicom, elements):
+    assert refs(write_dicom(np.zeros((2, 2), np.uint8), **elements))[0].position_mm is None
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"BitsStored": 33}, {"BitsAllocated": 12}, {"SamplesPerPixel": 2},
+        {"PixelRepresentation": 7}, {"BitsAllocated": 0, "BitsStored": 0},
+    ],
+)  # fmt: skip
+def test_impossible_bits_are_refused(write_dicom, elements):
+    with pytest.raises(Unreadable, match="cannot have the bits that it says"):
+        refs(write_dicom(np.zeros((4, 4), np.uint16), **elements))
+
+
+def test_words_that_are_not_the_standards_are_dropped(write_dicom):
+    words = {"Modality": "ZEBEDEE", "BodyPartExamined": "QUIXOTES KNEE"}
+    path = write_dicom(np.zeros((4, 4), np.uint8), **words)
+    assert (refs(path)[0].modality, refs(path)[0].body_part, read(path).modality) == (None,) * 3
+
+
+def same_as_pydicom(path):
+    """Whether all images of a file equal what pydicom makes of it; a reason if it is refused."""
+    try:
+        frames = refs(path)
+        images = [read(ref) for ref in frames]
+    except Unreadable as reason:
+        return str(reason)
+    dataset = pydicom.dcmread(path, force=True)
+    stored = dataset.pixel_array
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        wanted = apply_color_lut(stored, dataset)
+    else:
+        wanted = apply_modality_lut(stored, dataset)
+    wanted = wanted.astype(np.float64)
+    if images[0].pixels.shape[0] == 3:
+        wanted = wanted.reshape(len(images), *wanted.shape[-3:]).transpose(0, 3, 1, 2)
+    wanted = wanted.reshape(len(images), -1, frames[0].height, frames[0].width)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        mirror = wanted.min(axis=(2, 3)) + wanted.max(axis=(2, 3))
+        wanted = mirror[:, :, None, None] - wanted
+    for image, frame in zip(images, wanted, strict=True):
+        np.testing.assert_allclose(image.pixels, frame, rtol=1e-6, atol=1e-6, err_msg=path.name)
+    return "read"
+
+
+# Of pydicom's files that have pixels: what is refused, and why. pydicom does not read these either.
+REFUSED = {
+    "JPEG-lossy.dcm": "lossy JPEG of 12 bits is not supported",
+    "JPGExtended.dcm": "lossy JPEG of 12 bits is not supported",
+    "JPEG2000-embedded-sequence-delimiter.dcm": "truncated or damaged: .* no valid header",
+    "MR_truncated.dcm": "truncated: 8,130 of 8,192 bytes",
+    "badVR.dcm": "damaged DICOM header",
+    "meta_missing_tsyntax.dcm": "no pixels",
+    "nested_priv_SQ.dcm": "no pixels",
+}
+
+
+def test_every_file_of_pydicom_with_pixels_is_read_or_refused_with_a_reason():
+    read_files = 0
+    for path in sorted(BUNDLED.rglob("*")):
+        if not path.is_file():
+            continue
+        try:
+            dataset = pydicom.dcmread(path, force=True)
+            has_pixels = any(word in dataset for word in ("PixelData", "FloatPixelData"))
+        except Exception:
+            has_pixels = False
+        if has_pixels:
+            said = same_as_pydicom(path)
+            if path.name in REFUSED:
+                assert re.search(REFUSED[path.name], said), (path.name, said)
+            else:
+                assert said == "read", (path.name, said)
+                read_files += 1
+    assert read_files > 40

@@ -3,12 +3,18 @@
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dino_x.data import dicom, dicom_header, dicom_walk
 from dino_x.data.dicom_header import _PIXEL_DATA, _WANTED
+from dino_x.data.dicom_values import value
 from dino_x.data.image import Unreadable
 from tests.data.fuzzing import BUNDLED, mutants
 
@@ -44,6 +50,51 @@ def test_files_of_pydicom(by_pydicom):
         assert said(path) == by_pydicom(path), path.name
         walked += was_walked(path)
     assert walked > len(FILES) / 3
+
+
+def test_plain_values_are_those_of_pydicom():
+    """All elements of all files, twice: as they stand in the file, and as pydicom converts them."""
+    compared = 0
+    for path in FILES:
+        dataset = pydicom.dcmread(path, force=True, specific_tags=sorted(_WANTED))
+        for tag in _WANTED:
+            keyword = keyword_for_tag(tag)
+            if tag not in dataset:
+                assert value(dataset, keyword) is None
+                continue
+            raw = dataset.get_item(tag)
+            if isinstance(raw, RawDataElement):
+                quick = outcome(lambda d=dataset, k=keyword: value(d, k))
+                slow = outcome(lambda d=dataset, k=keyword: d.get(k))
+                slow = list(slow) if isinstance(slow, MultiValue) else slow
+                quick = list(quick) if isinstance(quick, MultiValue) else quick
+                assert quick == slow or (not quick and not slow), (path.name, keyword)
+                compared += 1
+    assert compared > 500
+
+
+def outcome(convert):
+    try:
+        return convert()
+    except Exception as error:
+        return type(error)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "data", "wanted"),
+    [
+        ("Rows", b"\x05\x01", 261),
+        ("PixelSpacing", b"0.5\\.25 ", [0.5, 0.25]),
+        ("RescaleSlope", b" 1e-3\0", 0.001),
+        ("NumberOfFrames", b"12 ", 12),
+        ("Modality", b"CT", "CT"),
+        ("PhotometricInterpretation", b"MONOCHROME2 ", "MONOCHROME2"),
+    ],
+)
+def test_values_one_by_one(keyword, data, wanted):
+    tag = Tag(keyword)
+    raw = RawDataElement(tag, None, len(data), data, 0, True, True)
+    assert value(Dataset({tag: raw}), keyword) == wanted
 
 
 def test_damaged_files(by_pydicom, tmp_path):

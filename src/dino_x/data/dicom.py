@@ -26,8 +26,9 @@ from pydicom.uid import (
     JPEGLSNearLossless,
 )
 
-from dino_x.data.dicom_header import Header, is_dicom, number, numbers, read_header
+from dino_x.data.dicom_header import Header, is_dicom, read_header
 from dino_x.data.dicom_terms import BODY_PARTS, MODALITIES, PHOTOMETRICS, term
+from dino_x.data.dicom_values import number, numbers, value
 from dino_x.data.image import (
     DEFAULT,
     Image,
@@ -64,25 +65,25 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
 
 def _ref(path: Path, header: Header, frame: int) -> ImageRef:
     elements = header.elements
-    rescale = _rescale(header, frame)
+    slope, intercept = _slope_intercept(header, frame)
     thickness = number(header.of_frame(frame, "PixelMeasuresSequence", "SliceThickness"))
     return ImageRef(
         path=path,
         frame=frame,
         height=header.rows,
         width=header.columns,
-        modality=term(elements.get("Modality"), MODALITIES),
+        modality=term(value(elements, "Modality"), MODALITIES),
         spacing_mm=_spacing(header, frame),
         thickness_mm=thickness if thickness and thickness > 0 else None,
         position_mm=_position(header, frame),
         patient=header.patient,
         series=header.series,
         format="DICOM",
-        bits=int(elements.get("BitsStored") or elements.get("BitsAllocated") or 0) or None,
-        body_part=term(elements.get("BodyPartExamined"), BODY_PARTS),
-        slope=number(rescale.get("RescaleSlope")),
-        intercept=number(rescale.get("RescaleIntercept")),
-        photometric=term(elements.get("PhotometricInterpretation"), PHOTOMETRICS),
+        bits=int(value(elements, "BitsStored") or value(elements, "BitsAllocated") or 0) or None,
+        body_part=term(value(elements, "BodyPartExamined"), BODY_PARTS),
+        slope=slope,
+        intercept=intercept,
+        photometric=term(value(elements, "PhotometricInterpretation"), PHOTOMETRICS),
         window=_file_window(header, frame),
     )
 
@@ -105,15 +106,15 @@ def read(ref: ImageRef) -> Image:
 def _to_image(stored: np.ndarray, header: Header, frame: int) -> Image:
     """Stored values, [H, W] or [H, W, 3], to an image in physical units."""
     elements = header.elements
-    modality = term(elements.get("Modality"), MODALITIES)
+    modality = term(value(elements, "Modality"), MODALITIES)
     spacing = _spacing(header, frame)
-    if elements.get("PhotometricInterpretation") == "PALETTE COLOR":
+    if value(elements, "PhotometricInterpretation") == "PALETTE COLOR":
         colours = apply_color_lut(stored, elements)
         pixels = channels_first(colours)
         # Entries of 16 bits fill them, unless their writer used only 8.
         wide = colours.dtype != np.uint8 and colours.max() > 255
         return Image(pixels, (0.0, 65535.0 if wide else 255.0), spacing, modality)
-    bits = int(elements.get("BitsStored") or elements.get("BitsAllocated") or 0)
+    bits = int(value(elements, "BitsStored") or value(elements, "BitsAllocated") or 0)
     if stored.ndim == 3:
         pixels = channels_first(stored)
         return Image(pixels, choose_window(pixels, bits=bits), spacing, modality)
@@ -121,7 +122,7 @@ def _to_image(stored: np.ndarray, header: Header, frame: int) -> Image:
     rescale = _rescale(header, frame)
     values = apply_modality_lut(stored, rescale)
     window = _file_window(header, frame)
-    if elements.get("PhotometricInterpretation") == "MONOCHROME1":
+    if value(elements, "PhotometricInterpretation") == "MONOCHROME1":
         mirror = float(np.nanmin(values)) + float(np.nanmax(values))
         values = mirror - values.astype(np.float64)
         window = (mirror - window[1], mirror - window[0]) if window else None
@@ -140,15 +141,23 @@ def _rescale(header: Header, frame: int) -> Dataset:
     """The elements that `apply_modality_lut` needs, as they hold for one frame, if any."""
     rescale = Dataset()
     rescale.file_meta = header.elements.file_meta
-    if lut := header.elements.get("ModalityLUTSequence"):
+    if lut := value(header.elements, "ModalityLUTSequence"):
         rescale.ModalityLUTSequence = lut
         return rescale
-    group = "PixelValueTransformationSequence"
-    slope = number(header.of_frame(frame, group, "RescaleSlope"))
-    intercept = number(header.of_frame(frame, group, "RescaleIntercept"))
+    slope, intercept = _slope_intercept(header, frame)
     if slope is not None and intercept is not None:
         rescale.RescaleSlope, rescale.RescaleIntercept = slope, intercept
     return rescale
+
+
+def _slope_intercept(header: Header, frame: int) -> tuple[float | None, float | None]:
+    """Both, as they hold for one frame; neither where there is a table instead."""
+    if value(header.elements, "ModalityLUTSequence"):
+        return None, None
+    group = "PixelValueTransformationSequence"
+    slope = number(header.of_frame(frame, group, "RescaleSlope"))
+    intercept = number(header.of_frame(frame, group, "RescaleIntercept"))
+    return (slope, intercept) if slope is not None and intercept is not None else (None, None)
 
 
 def _file_window(header: Header, frame: int) -> tuple[float, float] | None:
@@ -165,9 +174,9 @@ def _file_window(header: Header, frame: int) -> tuple[float, float] | None:
 def _spacing(header: Header, frame: int) -> tuple[float, float] | None:
     """(row, column) spacing in mm: in the patient, else at the detector."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
-        value = header.of_frame(frame, "PixelMeasuresSequence", keyword)
+        sizes = header.of_frame(frame, "PixelMeasuresSequence", keyword)
         try:
-            row, column = (float(part) for part in value)
+            row, column = (float(part) for part in sizes)
         except (TypeError, ValueError):
             continue
         if 0 < row < math.inf and 0 < column < math.inf:
@@ -185,20 +194,21 @@ def _position(header: Header, frame: int) -> float | None:
     directions = numbers(rows_columns, 6)
     if place is None or directions is None:
         return None
-    normal = np.cross(directions[:3], directions[3:])
-    length = float(np.linalg.norm(normal))
+    (a, b, c), (d, e, f) = directions[:3], directions[3:]
+    normal = (b * f - c * e, c * d - a * f, a * e - b * d)  # np.cross would take longest of all
+    length = math.hypot(*normal)
     if not 0 < length < math.inf:
         return None
-    position = float(place @ normal) / length
-    offsets = numbers(header.elements.get("GridFrameOffsetVector"), header.frames)
+    position = sum(p * n for p, n in zip(place, normal, strict=True)) / length
+    offsets = numbers(value(header.elements, "GridFrameOffsetVector"), header.frames)
     if offsets is not None:  # relative to the first, or for one patient orientation absolute
-        position += float(offsets[frame] - offsets[0])
+        position += offsets[frame] - offsets[0]
     return position if math.isfinite(position) else None
 
 
 def _without_padding(pixels: np.ndarray, stored: np.ndarray, elements: Dataset) -> np.ndarray:
     """`pixels` with not-a-number where the file says there is no image, for the percentiles."""
-    padding = number(elements.get("PixelPaddingValue"))
+    padding = number(value(elements, "PixelPaddingValue"))
     if padding is None:
         return pixels
     return np.where(stored == padding, np.float32(np.nan), pixels)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -17,11 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import gdcm
-import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
-from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
@@ -34,6 +31,7 @@ from pydicom.uid import (
 )
 
 from dino_x.data.codestream import check_codestream
+from dino_x.data.dicom_values import value
 from dino_x.data.dicom_walk import walk
 from dino_x.data.identity import key
 from dino_x.data.image import Unreadable, check_size
@@ -125,20 +123,20 @@ class Header:
 
     @cached_property
     def _groups_by_frame(self) -> Any:
-        return self.elements.get("PerFrameFunctionalGroupsSequence")
+        return value(self.elements, "PerFrameFunctionalGroupsSequence")
 
     @cached_property
     def _shared_groups(self) -> Any:
-        return self.elements.get("SharedFunctionalGroupsSequence")
+        return value(self.elements, "SharedFunctionalGroupsSequence")
 
     def of_frame(self, frame: int, group: str, keyword: str) -> Any:
         """A value as it holds for one frame: the frame's own, else all frames', else the file's."""
         for groups, item in ((self._groups_by_frame, frame), (self._shared_groups, 0)):
             if groups and item < len(groups) and groups[item].get(group):
-                value = groups[item].get(group)[0].get(keyword)
-                if value not in (None, ""):
-                    return value
-        return self.elements.get(keyword)
+                own = groups[item].get(group)[0].get(keyword)
+                if own not in (None, ""):
+                    return own
+        return value(self.elements, keyword)
 
 
 def is_dicom(head: bytes) -> bool:
@@ -171,7 +169,7 @@ def read_header(path: Path) -> Header:
             header = _dimensions(elements, syntax, explicit)
             check_size(header.rows, header.columns)
             _check_bits(elements)
-            if syntax == JPEGExtended12Bit and elements.get("BitsStored") != 8:
+            if syntax == JPEGExtended12Bit and value(elements, "BitsStored") != 8:
                 raise Unreadable("lossy JPEG of 12 bits is not supported")
             if syntax != DeflatedExplicitVRLittleEndian:
                 _check_length(file, header, offset + (12 if explicit else 8), length)
@@ -229,8 +227,8 @@ def _syntax(elements: Any) -> UID:
 
 
 def _dimensions(elements: Dataset, syntax: UID, explicit: bool) -> Header:
-    rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
-    frames = max(1, int(elements.get("NumberOfFrames") or 1))
+    rows, columns = int(value(elements, "Rows") or 0), int(value(elements, "Columns") or 0)
+    frames = max(1, int(value(elements, "NumberOfFrames") or 1))
     patient, series = _keys(elements)
     return Header(elements, syntax, rows, columns, frames, patient, series, explicit)
 
@@ -240,10 +238,10 @@ def _check_bits(elements: Dataset) -> None:
 
     Source: DICOM PS3.3 C.7.6.3.1.
     """
-    allocated = int(elements.get("BitsAllocated") or 0)
-    stored = int(elements.get("BitsStored") or allocated)
-    samples = int(elements.get("SamplesPerPixel") or 1)
-    signed = int(elements.get("PixelRepresentation") or 0)
+    allocated = int(value(elements, "BitsAllocated") or 0)
+    stored = int(value(elements, "BitsStored") or allocated)
+    samples = int(value(elements, "SamplesPerPixel") or 1)
+    signed = int(value(elements, "PixelRepresentation") or 0)
     possible = allocated == 1 or (allocated % 8 == 0 and 8 <= allocated <= 64)
     if not possible or not 1 <= stored <= allocated or samples not in (1, 3, 4) or signed > 1:
         raise Unreadable("damaged DICOM header: its values cannot have the bits that it says")
@@ -259,28 +257,8 @@ def _keys(elements: Dataset) -> tuple[str | None, str | None]:
 
 def _text(elements: Dataset, tag: BaseTag | int) -> str:
     """An identifier as it stands in the file, whatever its character set is."""
-    value = elements.get_item(tag).value if tag in elements else None
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value or "")
-
-
-def number(value: Any) -> float | None:
-    """The first number of an element, or None where there is none."""
-    if isinstance(value, MultiValue | list):
-        value = value[0] if len(value) else None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def numbers(value: Any, count: int) -> np.ndarray | None:
-    """An element of exactly `count` finite numbers, float64 [count], or None."""
-    try:
-        found = np.array([float(part) for part in value])
-    except (TypeError, ValueError):
-        return None
-    return found if len(found) == count and np.isfinite(found).all() else None
+    text = elements.get_item(tag).value if tag in elements else None
+    return text.decode("latin-1") if isinstance(text, bytes) else str(text or "")
 
 
 def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> None:
@@ -299,8 +277,8 @@ def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> N
             raise Unreadable(f"truncated: {fragments} of {header.frames} frames are there")
         return
     elements = header.elements
-    samples = int(elements.get("SamplesPerPixel") or 1)
-    if elements.get("PhotometricInterpretation") == "YBR_FULL_422":
+    samples = int(value(elements, "SamplesPerPixel") or 1)
+    if value(elements, "PhotometricInterpretation") == "YBR_FULL_422":
         samples = 2
     bits = header.rows * header.columns * header.frames * samples * int(elements.BitsAllocated)
     there = min(size - offset, length)

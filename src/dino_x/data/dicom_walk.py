@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import BinaryIO
 
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
@@ -84,7 +84,7 @@ def _walk(head: bytes, wanted: frozenset[int], pixel_data: frozenset[int]) -> Wa
         raise _GiveUp
     at, syntax = _after_meta(head)
     implicit = syntax.is_implicit_VR
-    found: dict[BaseTag, RawDataElement] = {}
+    found: dict[BaseTag, DataElement | RawDataElement] = {}
     last = 0
     while True:
         tag, vr, length, start = _element(head, at, implicit)
