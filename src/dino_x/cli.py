@@ -251,7 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dino-x: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("dino-x: stopped; a run goes on with --resume", file=sys.stderr)
+        print(
+            "dino-x: stopped; a run goes on with --resume, an index with the same command",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
