@@ -291,7 +291,34 @@ def _lie(content: bytearray, rng: np.random.Generator) -> bytearray:
     return content
 
 
-MUTATIONS = (_truncate, _flip, _flip_header, _extremes, _splice, _garbage, _lie)
+Mutation = Callable[[bytearray, np.random.Generator], bytearray]
+MUTATIONS: tuple[Mutation, ...] = (
+    _truncate,
+    _flip,
+    _flip_header,
+    _extremes,
+    _splice,
+    _garbage,
+    _lie,
+)
+
+
+def _mutated(content: bytes, mutate: Mutation, rng: np.random.Generator) -> bytes:
+    """Half of the time below the checksums, which otherwise keep most damage from the decoders."""
+    deep = rng.uniform() < 0.5
+    if deep and content[:2] == b"\x1f\x8b":
+        plain = zlib.decompress(content, zlib.MAX_WBITS | 16)
+        return zlib_gzip(bytes(mutate(bytearray(plain), rng)))
+    made = mutate(bytearray(content), rng)
+    if deep and made.startswith(b"\x89PNG"):
+        at = 8
+        while at + 12 <= len(made):
+            end = at + 8 + int.from_bytes(made[at : at + 4], "big")
+            if end + 4 > len(made):
+                break
+            made[end : end + 4] = struct.pack(">I", zlib.crc32(made[at + 4 : end]))
+            at = end + 4
+    return bytes(made)
 
 
 def mutants(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
@@ -301,7 +328,7 @@ def mutants(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
         rng = np.random.default_rng([seed, number])
         name, content = files[number % len(files)]
         mutate = MUTATIONS[int(rng.integers(0, len(MUTATIONS)))]
-        made = bytes(mutate(bytearray(content), rng))
+        made = _mutated(content, mutate, rng)
         yield f"{number:05d}-{mutate.__name__.strip('_')}-{name}", made
 
 

@@ -288,6 +288,8 @@ def test_silly_arguments(data, tmp_path, capsys):
     assert "does not exist; did you mean 'data'" in refused(tmp_path / "dta", "--out", out)
     assert "required: --out" in refused(data)
     assert "no such file of labels" in refused(data, "--out", out, "--labels", "l.csv")
+    assert len(read_table(out).records) == 8  # what was read is not lost
+    out.unlink()
     (tmp_path / "empty").mkdir()
     assert "no images in" in refused(tmp_path / "empty", "--out", tmp_path / "none.parquet")
     assert not (tmp_path / "none.parquet").exists()
@@ -306,12 +308,12 @@ def test_the_summary(data, tmp_path, capsys, write_png):
     assert said["images"] == "9 in 8 files"
     assert said["patients"] == "1; unknown for 7 images"
     assert said["series"] == "1; unknown for 7 images"
-    assert said["formats"] == "PNG 7, DICOM 2"
-    assert said["modalities"] == "CT 2; unknown for 7 images"
-    assert said["sizes"] == "12 x 10 7, 9 x 7 2"
+    assert said["formats"] == "PNG (7), DICOM (2)"
+    assert said["modalities"] == "CT (2); unknown for 7 images"
+    assert said["sizes"] == "12 x 10 (7), 9 x 7 (2)"
     assert said["spacing"] == "0.5 mm; unknown for 7 images"
     assert said["thickness"] == "2.5 mm; unknown for 7 images"
-    assert said["labels"] == "b 4, a 3; unknown for 2 images"
+    assert said["labels"] == "b (4), a (3); unknown for 2 images"
     assert said["duplicates"].startswith("1 files are copies of others, such as ")
     assert said["unusable"] == "3 files"
     assert said["written"].startswith(f"to  {out} (11 files read)") or "11 files read" in str(said)

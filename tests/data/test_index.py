@@ -59,6 +59,17 @@ def test_loops_of_links_end(write_png, tmp_path, target):
     assert names(build_index([tmp_path])) == ["1.png"]
 
 
+def test_a_link_to_itself_is_listed(write_png, tmp_path):
+    for number in range(12):
+        write_png(f"{number}.png", number)
+    (tmp_path / "self.png").symlink_to("self.png")
+    (skipped,) = build_index([tmp_path]).skipped
+    assert (skipped.path.name, skipped.reason) == (
+        "self.png",
+        "cannot be opened: Too many levels of symbolic links",
+    )
+
+
 def test_linked_folders_are_followed(write_png, tmp_path):
     write_png("elsewhere/1.png")
     (tmp_path / "data").mkdir()

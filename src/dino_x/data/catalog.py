@@ -95,6 +95,7 @@ def update(
         raise
     found = sorted((r for r in records.values() if r is not None), key=lambda record: record.path)
     if label_of is not None:
+        keeper.save(records, complete=False)  # labels may be wrong: what was read is not lost
         labels = label_of([record.path for record in found if record.refs])
         found = [replace(record, label=labels.get(record.path)) for record in found]
     keeper.save({record.path: record for record in found}, complete=True)

@@ -95,7 +95,7 @@ def _counts(values: Iterable[str | None]) -> str:
         return "not known"
     shown = counts.most_common(_MOST_SHOWN)
     more = len(counts) - len(shown)
-    text = ", ".join(f"{name} {count:,}" for name, count in shown)
+    text = ", ".join(f"{name} ({count:,})" for name, count in shown)
     return text + (f" and {more} more" if more else "") + _unknown(unknown)
 
 
