@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from dino_x.data.image import ImageRef
 from dino_x.data.index import build_index
 from dino_x.errors import UserError
 from dino_x.evaluation.labels import load_labels
@@ -206,3 +207,45 @@ def test_labels_that_do_not_exist_are_refused(images, labels):
 def test_images_without_class_folders_are_refused(images):
     with pytest.raises(UserError, match="no image is in a folder below"):
         load(images, "folder")
+
+
+def test_patients_of_headers_are_used_where_the_labels_name_none(tmp_path):
+    """Four images of each of ten patients, whose keys are hashes with any salt."""
+    files = [tmp_path / f"{number:02}.dcm" for number in range(40)]
+    refs = [
+        ImageRef(path=file, height=2, width=2, patient=f"{number // 4 * 7919 % 97:02x}")
+        for number, file in enumerate(files)
+    ]
+    table = tmp_path / "labels.csv"
+    rows = [f"{file.name},{'ab'[number // 4 % 2]}\n" for number, file in enumerate(files)]
+    table.write_text("path,label\n" + "".join(rows))
+    labelled = load_labels(table, refs, [tmp_path])
+    assert (labelled.split_by, labelled.patients_known) == ("patient", True)
+    sides = {}
+    for patient, test in zip(labelled.patients, labelled.is_test, strict=True):
+        sides.setdefault(patient, set()).add(bool(test))
+    assert len(sides) == 10
+    assert all(len(side) == 1 for side in sides.values())
+    assert not any("patients" in warning for warning in labelled.warnings)
+
+
+def test_a_given_split_is_checked_by_the_patients_of_headers(tmp_path):
+    refs = [
+        ImageRef(path=tmp_path / f"{n}.dcm", height=2, width=2, patient="ab" if n < 2 else f"{n}")
+        for n in range(6)
+    ]
+    table = tmp_path / "labels.csv"
+    sides = ("train", "test", "train", "test", "train", "test")
+    rows = [f"{n}.dcm,{'ab'[n % 4 // 2]},{side}\n" for n, side in enumerate(sides)]
+    table.write_text("path,label,split\n" + "".join(rows))
+    with pytest.raises(UserError, match="1 of 5 patients are in more than one split"):
+        load_labels(table, refs, [tmp_path])
+
+
+def test_patients_of_the_table_come_before_those_of_headers(tmp_path):
+    refs = [ImageRef(path=tmp_path / f"{n}.dcm", height=2, width=2, patient="ab") for n in range(4)]
+    table = tmp_path / "labels.csv"
+    rows = [f"{n}.dcm,{'ab'[n % 2]},p{n}\n" for n in range(4)]
+    table.write_text("path,label,patient\n" + "".join(rows))
+    labelled = load_labels(table, refs, [tmp_path])
+    assert len(set(labelled.patients)) == 4

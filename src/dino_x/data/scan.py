@@ -67,6 +67,10 @@ def scan(
     """
     portions = [(files[i : i + _PORTION], reading) for i in range(0, len(files), _PORTION)]
     workers = min(workers or os.cpu_count() or 1, max(1, len(portions)))
+    if workers == 1:
+        for portion in portions:
+            yield from _scan_portion(portion)
+        return
     executor = _executor(len(files), workers)
     try:
         for records in executor.map(_scan_portion, portions):
@@ -81,7 +85,7 @@ def scan(
 
 
 def _executor(files: int, workers: int) -> Executor:
-    if files < PROCESSES_FROM or workers == 1:
+    if files < PROCESSES_FROM:
         return ThreadPoolExecutor(workers)
     context = get_context("spawn")  # a fork would copy locks that other threads hold
     return ProcessPoolExecutor(workers, context, _start_process, (identity.salt(),))

@@ -67,7 +67,7 @@ def parse(where: str) -> pc.Expression:
     Raises: UserError that names what is not understood.
 
     >>> parse("0.5 < spacing_row_mm <= 1")
-    <pyarrow.compute.Expression ((spacing_row_mm > 0.5) and (spacing_row_mm <= 1))>
+    <pyarrow.compute.Expression ((0.5 < spacing_row_mm) and (spacing_row_mm <= 1))>
     """
     if len(where) > _LONGEST:
         raise UserError(f"data.where has {len(where):,} characters, more than {_LONGEST:,}")
