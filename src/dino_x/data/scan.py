@@ -19,7 +19,7 @@ from dino_x.errors import UserError
 
 # Reading headers is Python's work, of which threads do no more than one at a time. Processes do,
 # and each takes about a second to start.
-PROCESSES_FROM = 3000
+PROCESSES_FROM = 5000
 _PORTION = 64
 
 _SAMPLE = 4096
@@ -81,7 +81,7 @@ def scan(
             " with fewer --workers"
         ) from None
     finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _executor(files: int, workers: int) -> Executor:
