@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.data.fuzzing import BOMBS, Outcome, Watched, mutants
+from tests.data.fuzzing import BOMBS, mutants
+from tests.data.watched import Outcome, Watched
 
 
 def main() -> int:

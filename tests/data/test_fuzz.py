@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.data.fuzzing import BOMBS, BYTES, SECONDS, Watched, mutants
+from tests.data.fuzzing import BOMBS, mutants
+from tests.data.watched import BYTES, SECONDS, Watched
 
 FILES = 300
 
@@ -43,10 +44,10 @@ def test_bombs_are_refused(reader, tmp_path, name):
 
 def test_a_crash_and_a_hang_are_seen(reader, tmp_path, monkeypatch):
     """What the tests above rest on."""
-    from tests.data import fuzzing
+    from tests.data import watched
 
     process = reader._running()
     process.kill()
     assert not reader.read(tmp_path / "a").is_good
-    monkeypatch.setattr(fuzzing, "_PATIENCE", 0.0)
+    monkeypatch.setattr(watched, "_PATIENCE", 0.0)
     assert reader.read(tmp_path / "a").said == "hang"

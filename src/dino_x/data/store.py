@@ -58,7 +58,9 @@ def keys_of(
         if row.path not in files:
             files[row.path] = _state(row.path)
         file = files[row.path]
-        what = f"|{row.frame}|{row.height}|{row.width}|{row.spacing_mm}|".encode()
+        what = (
+            f"|{row.frame}|{row.height}|{row.width}|{row.spacing_mm}|{row.axis}|{row.modality}|"
+        ).encode()
         sources.append(None if file is None else file + what)
     if neighbours is not None:
         triples = ([sources[i] for i in triple] for triple in neighbours)
