@@ -55,7 +55,9 @@ class GramTerm:
         """The Gram teacher's features of the same crops, unmasked, on a grid of side * side."""
         backbone = self.backbone
         _, patches_RNF = backbone(micro.seen_by(backbone).gram_crops(), None, None)
-        own = micro.window.sizes.gram_size // backbone.patch_size
+        size = micro.window.sizes.gram_size
+        assert size is not None
+        own = size // backbone.patch_size
         if own == side:
             return patches_RNF
         grid_RFHW = patches_RNF.float() if patches_RNF.dtype.itemsize < 4 else patches_RNF

@@ -214,7 +214,7 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint, and the teacher's backbone as transformers saves it."""
-        state = {
+        state: dict[str, Any] = {
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
