@@ -162,3 +162,15 @@ def test_a_hub_name_without_network_fails_in_one_line_and_quickly(tmp_path, monk
         find_model("someone/no-such-model-dino-x")
     assert "\n" not in str(error.value)
     assert time.monotonic() - started < 5  # the hub's client would go on trying for 23 s
+
+
+def test_a_released_file_of_weights_is_evaluated_as_it_is(tmp_path):
+    from tests.model.released_format import network, released
+
+    vit = network("dinov3")
+    torch.save(released(vit), tmp_path / "m.pth")
+    loaded = load_backbone(tmp_path / "m.pth", device="cpu")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(images).pooler_output, vit(images).pooler_output)
+    assert not loaded.preparation.stated
