@@ -11,7 +11,9 @@ matrix products. On a CPU this is several times faster than both maps as full ma
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -160,8 +162,8 @@ def apply_views(
     if block >= images:
         return _views_of_block(canvas_bCSS, parameters, size, windows)
     crops = canvas_bCSS.new_empty(views, images, channels, size, size)
-    for start in range(0, images, block):
-        span = slice(start, start + block)
+
+    def make(span: slice) -> None:
         of_block = _views_of_block(
             canvas_bCSS[span],
             _of_images(parameters, span),
@@ -169,7 +171,17 @@ def apply_views(
             None if windows is None else _of_images(windows, span),
         )
         crops[:, span] = of_block.unflatten(0, (views, -1))
+
+    # A block is too small for several threads: they would wait for each other at every operation.
+    spans = [slice(start, start + block) for start in range(0, images, block)]
+    list(_makers(torch.get_num_threads()).map(make, spans))
     return crops.flatten(0, 1)
+
+
+@cache
+def _makers(threads: int) -> ThreadPoolExecutor:
+    """Threads that make a block each, with one thread inside."""
+    return ThreadPoolExecutor(threads, "dino-x-views", torch.set_num_threads, (1,))
 
 
 Parameters = TypeVar("Parameters", ViewParameters, WindowParameters)
