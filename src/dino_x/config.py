@@ -340,9 +340,7 @@ class ReportOptions(Section):
     """The page about the run, report.html. None of it changes the training."""
 
     page: bool = option(True, "write RUN/report.html at the end of the run")
-    images: bool = option(
-        True, "show some of the images in it; turn it off where text is burnt into them"
-    )
+    images: bool = option(True, "show images in it; turn it off where text is burnt into them")
     snapshots: bool = option(
         True, "keep patch features of 6 images at 6 steps, to show how they change"
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gdcm
 import numpy as np
 import pytest
 from PIL import Image as Pillow
@@ -95,3 +96,21 @@ def _make_dicom(pixels: np.ndarray, **elements: Any) -> Dataset:
         dataset.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
         dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
     return dataset
+
+
+def transcode(path: Path, syntax: str) -> Path:
+    """Encode a file anew, by GDCM's name of a transfer syntax."""
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    encoded = path.with_name(f"{path.stem}-{syntax}.dcm")
+    writer.SetFileName(str(encoded))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    return encoded
