@@ -46,3 +46,36 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     (tmp_path / "step-00000001.pt").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(UserError, match="damaged"):
         load_newest(tmp_path, CPU)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_that_is_said(tmp_path):
+    for step in (3, 6):
+        save(tmp_path, step, {"x": torch.arange(1000)}, keep=2)
+    flip_a_bit(tmp_path / "step-00000006.pt")
+    said = []
+    assert load_newest(tmp_path, CPU, said.append)["step"] == 3
+    assert "step-00000006.pt is damaged (its checksum is another)" in said[0]
+    assert "step-00000003.pt" in said[0]
+    flip_a_bit(tmp_path / "step-00000003.pt")
+    with pytest.raises(UserError, match=r"step-00000006.pt is damaged .* no other that is whole"):
+        load_newest(tmp_path, CPU)
+
+
+def test_a_checkpoint_of_a_future_that_was_given_up_is_removed(tmp_path):
+    save(tmp_path, 6, {}, keep=1)
+    save(tmp_path, 4, {}, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000004.pt", "step-00000004.sha256",
+    ]  # fmt: skip
+
+
+def test_checkpoints_without_a_checksum_are_loaded(tmp_path):
+    save(tmp_path, 2, {}, keep=1)
+    (tmp_path / "step-00000002.sha256").unlink()
+    assert load_newest(tmp_path, CPU)["step"] == 2

@@ -151,7 +151,7 @@ def test_images_that_are_tested_on_are_not_trained_on(films, tmp_path, monkeypat
 def test_old_checkpoints_are_removed(films, tmp_path):
     settings = {"checkpoint__every": 1, "checkpoint__keep": 2}
     assert pretrain(films, tmp_path / "run", *QUICK, **settings) == 0
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.pt")) == [
         "step-00000002.pt", "step-00000003.pt",
     ]  # fmt: skip
 

@@ -1,12 +1,16 @@
 """Checkpoints: whole or not there at all, and loaded without running any pickled code."""
 
+import errno
+import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dino_x.errors import UserError
+from dino_x.model.pretrained import first_line
 
 PATTERN = "step-{:08d}.pt"
 
@@ -32,27 +36,76 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write the state after ``step`` finished steps and remove all but the newest ``keep``."""
+    """Write the state after ``step`` finished steps and its checksum; keep the newest ``keep``.
+
+    Later ones than this are of a future that is given up, as after going back to an earlier one,
+    and are removed too.
+
+    Raises: OSError if it cannot be written; all that were there still are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PATTERN.format(step)
-    write_atomically(path, lambda temporary: torch.save({"step": step, **state}, temporary))
-    for old in checkpoints(folder)[:-keep]:
+
+    def write(temporary: Path) -> None:
+        try:
+            torch.save({"step": step, **state}, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(errno.ENOSPC, f"cannot be written ({error})") from error
+        digest = checksum(temporary)
+        write_atomically(checksum_file(path), lambda file: file.write_text(digest + "\n"))
+
+    write_atomically(path, write)
+    kept = [old for old in checkpoints(folder) if old <= path][-keep:]
+    for old in set(checkpoints(folder)) - set(kept):
         old.unlink()
+        checksum_file(old).unlink(missing_ok=True)
     return path
 
 
-def load_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest checkpoint, or None if there is none.
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    Raises: UserError if it cannot be read, naming it.
+
+def checksum_file(path: Path) -> Path:
+    """Where a checkpoint's checksum is."""
+    return path.with_suffix(".sha256")
+
+
+def load_newest(
+    folder: Path, device: torch.device, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole, or None if there is none at all.
+
+    Args:
+        folder: of the checkpoints.
+        device: where to put the tensors.
+        say: told of damaged ones that are passed over.
+
+    Raises: UserError if all of them are damaged, naming the newest.
     """
-    paths = checkpoints(folder)
-    if not paths:
-        return None
-    try:
-        return torch.load(paths[-1], map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(
-            f"checkpoint {paths[-1]} is damaged ({type(error).__name__}); remove it to resume from"
-            " the one before"
-        ) from error
+    damaged = ""
+    for path in reversed(checkpoints(folder)):
+        try:
+            state = load(path, device)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            damaged = damaged or f"checkpoint {path} is damaged ({first_line(error)})"
+            continue
+        if damaged:
+            say(f"{damaged}; going on from the one before, {path.name}")
+        return state
+    if damaged:
+        raise UserError(f"{damaged}, and there is no other that is whole; start a new run")
+    return None
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint, checked against its checksum; no pickled code is run.
+
+    Raises: ValueError for another checksum; whatever torch raises for a damaged file.
+    """
+    expected = checksum_file(path)
+    if expected.is_file() and expected.read_text().strip() != checksum(path):
+        raise ValueError("its checksum is another")
+    return torch.load(path, map_location=device, weights_only=True)

@@ -117,7 +117,7 @@ def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> 
     """Take up the run's newest checkpoint, or make its folder."""
     trainer, index = prepared.trainer, prepared.index
     if resumed:
-        trainer.resume()
+        trainer.resume(lambda line: console.print(line, style="yellow", soft_wrap=True))
     elif trainer.ranks.own == 0:
         if resume:
             console.print(

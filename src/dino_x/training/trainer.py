@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from dino_x.config import CropSizes, Options
@@ -135,7 +136,7 @@ class Trainer:
             snapshots.take(self.done, self.teacher, self.source, self.cutter, self.ranks)
             stop = self.health.stop()
             if self.done % every == 0 or self.done == steps or stop:
-                self.save()
+                self.save(report)
             if stop:
                 raise self.collapsed(stop)
 
@@ -270,11 +271,27 @@ class Trainer:
         rows = GLOBAL_VIEWS * self.options.train.effective_batch
         return {"queue_age": math.ceil(self.queues.length / rows)}
 
-    def save(self) -> None:
-        """A checkpoint, and the teacher's backbone as transformers saves it; by one process."""
+    def save(self, report: TrainingReport | NoReport) -> None:
+        """A checkpoint, and the teacher's backbone as transformers saves it; by one process.
+
+        Raises: UserError if that fails after the last step; before it, there is a next time.
+        """
         check_alike(self.student, self.ranks)
         if self.ranks.own > 0:
             return
+        try:
+            self.write()
+        except (OSError, SafetensorError) as error:
+            saved = checkpoint.checkpoints(self.run.checkpoints)
+            good = f"the last good one is {saved[-1]}" if saved else "there is none yet"
+            line = f"no checkpoint could be written after step {self.done}: {error}; {good}"
+            if self.done == self.options.train.steps:
+                raise UserError(f"{line}; make room, and finish with --resume") from error
+            report.finding(f"{line}; going on, and trying again after the next"
+                           f" {self.options.checkpoint.every} steps")  # fmt: skip
+
+    def write(self) -> None:
+        """What ``save`` saves."""
         state: dict[str, Any] = {
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
@@ -300,12 +317,14 @@ class Trainer:
             prepared_with(self.options.data.slices, self.options.windows),
         )
 
-    def resume(self) -> None:
-        """Take up the newest checkpoint of the run, if there is one.
+    def resume(self, say: Callable[[str], None] = lambda line: None) -> None:
+        """Take up the newest checkpoint of the run that is whole, if there is one.
+
+        ``say`` is told of damaged ones.
 
         Raises: UserError if the images are not those it was trained on.
         """
-        state = checkpoint.load_newest(self.run.checkpoints, self.cutter.device)
+        state = checkpoint.load_newest(self.run.checkpoints, self.cutter.device, say)
         if state is None:
             return
         if state["images_hash"] != self.images_hash:
