@@ -90,5 +90,6 @@ def test_another_teacher_on_resume_is_refused(large, films, tmp_path, capsys):
     state = torch.load(path, weights_only=True)
     state["teacher"]["dino_head.last_layer"] += 1
     torch.save(state, path)
+    path.with_suffix(".sha256").unlink()
     assert main(["pretrain", "--out", str(tmp_path / "run"), "--resume"]) == 2
     assert "is not the model that" in capsys.readouterr().err
