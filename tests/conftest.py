@@ -1,6 +1,8 @@
 """What tests share: images made on the spot, and a run small enough for a test."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +58,21 @@ def config_home(tmp_path_factory):
 def films(tmp_path_factory):
     """A folder of 40 small films."""
     return make_films(tmp_path_factory.mktemp("films"))
+
+
+@pytest.fixture
+def small_disk():
+    """Mounts a file system of so many KB on a folder, or skips the test."""
+    mounted = []
+
+    def mount(folder, kilobytes):
+        folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("no file system can be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)  # it may be mapped still

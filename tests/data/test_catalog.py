@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -260,6 +263,24 @@ def test_threads_and_processes_find_the_same(data, tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "_PORTION", 3)
     processes = update([data], reading=DEFAULT, workers=2)
     assert processes.table == threads.table  # the keys too: the processes have the same salt
+
+
+def test_what_killed_processes_leave_is_read_here(data, monkeypatch):
+    class Killed(ThreadPoolExecutor):
+        def map(self, work, portions):
+            yield work(portions[0])
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(scan, "_PORTION", 3)
+    whole = update([data], reading=DEFAULT, workers=1)
+    monkeypatch.setattr(scan, "_executor", lambda files, workers: Killed(workers))
+    assert update([data], reading=DEFAULT, workers=2).table == whole.table
+
+
+def test_a_process_that_may_have_no_children_reads_in_threads(monkeypatch):
+    monkeypatch.setattr(scan, "current_process", lambda: SimpleNamespace(daemon=True))
+    with scan._executor(10**6, 2) as executor:
+        assert isinstance(executor, ThreadPoolExecutor)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 import errno
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -305,22 +304,16 @@ def test_full_disk_costs_the_cache_and_not_the_run(index, folder, monkeypatch):
         assert len(store) == 4
 
 
-def test_a_disk_that_is_really_full(index, folder):
+def test_a_disk_that_is_really_full(index, folder, small_disk):
     """On a file system of 64 KB, where the tests may mount one."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    try:
-        said: list[str] = []
-        form = CanvasForm(80, 1)  # 12.8 KB each: four fit
-        assert_as_without_cache(index, folder, form=form, say=said.append)
-        assert len(said) == 1
-        assert "No space left on device" in said[0]
-        with store_of(index, folder, form=form) as store:
-            assert 3 <= len(store) <= 4
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)  # it is still mapped
+    small_disk(folder, 64)
+    said: list[str] = []
+    form = CanvasForm(80, 1)  # 12.8 KB each: four fit
+    assert_as_without_cache(index, folder, form=form, say=said.append)
+    assert len(said) == 1
+    assert "No space left on device" in said[0]
+    with store_of(index, folder, form=form) as store:
+        assert 3 <= len(store) <= 4
 
 
 @pytest.mark.parametrize("when", ["ftruncate", "open"])

@@ -18,18 +18,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from dino_x.config import Options, ViewOptions
-from dino_x.data.cache import CanvasForm, Crop, canvas_side
-from dino_x.data.index import Index, is_grey
+from dino_x.data.index import Index
 from dino_x.data.loader import Loader
 from dino_x.errors import UserError
 from dino_x.evaluation.backbone import load_backbone
 from dino_x.randomness import generator
 from dino_x.training.device import choose_device, dtype_of
+from dino_x.training.prepare import canvas_form
 from dino_x.training.run import RunFolder
 from dino_x.training.schedules import values_at
 from dino_x.training.start import has_heads, load_run
 from dino_x.training.window import GLOBAL_VIEWS, Cutter
 from dino_x.views.crops import draw_views
+from dino_x.views.ct_windows import draw_windows
 
 MICRO_BATCH = 64  # images that go through the network together
 MOST_FITTED = 1024  # prototypes fitted for a backbone without a head
@@ -144,10 +145,7 @@ def make_rows(model: Model, index: Index, passes: int, seed: int, progress: Prog
         UserError: if the features are not finite.
     """
     views = model.cutter.options.views
-    side = canvas_side(index, [Crop(views.global_size, views.global_scale[0])])
-    slices = model.cutter.options.data.slices
-    grey = len(model.cutter.mean) == 1 or (slices == 1 and is_grey(index.rows))
-    form = CanvasForm(side, 1 if grey else 3, slices)
+    form = canvas_form(model.cutter.options, index, len(model.cutter.mean))
     spans = [
         np.arange(start, min(start + MICRO_BATCH, len(index)))
         for start in range(0, len(index), MICRO_BATCH)
@@ -157,10 +155,12 @@ def make_rows(model: Model, index: Index, passes: int, seed: int, progress: Prog
     with loader, torch.no_grad():
         for number in range(passes):
             draws = draw_views(generator(seed, number, "global crops"), len(index), GLOBAL_VIEWS)
+            windows = draw_windows(generator(seed, number, "global windows"), *draws.shape[:2])
             for span, canvases in zip(spans, loader.prefetch(spans), strict=True):
                 crops = model.cutter.crops(
-                    canvases, draws[span], views.global_size, views.global_scale
-                )
+                    canvases, draws[span], views.global_size, views.global_scale,
+                    scale_mm=views.global_scale_mm, windows_bVU=windows[span],
+                )  # fmt: skip
                 features_RF, bottlenecks_RD = model.network(crops)
                 bottlenecks.append(_by_image(bottlenecks_RD))
                 if number == 0:

@@ -9,13 +9,12 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 
 from dino_x.data import identity, readers
 from dino_x.data.files import Candidate
 from dino_x.data.image import ImageRef, Reading, Unreadable
-from dino_x.errors import UserError
 
 # Reading headers is Python's work, of which threads do no more than one at a time. Processes do,
 # and each takes about a second to start.
@@ -63,29 +62,28 @@ def scan(
     Yields: for each file, in order, its record, or None for a file that is no image and does not
         claim to be one.
 
-    Raises: UserError if a process that reads was killed from outside.
+    What other processes do not read, because they cannot be started (a script without
+    ``if __name__ == "__main__"``) or were killed, is read in this one.
     """
     portions = [(files[i : i + _PORTION], reading) for i in range(0, len(files), _PORTION)]
     workers = min(workers or os.cpu_count() or 1, max(1, len(portions)))
-    if workers == 1:
-        for portion in portions:
-            yield from _scan_portion(portion)
-        return
-    executor = _executor(len(files), workers)
-    try:
-        for records in executor.map(_scan_portion, portions):
-            yield from records
-    except BrokenProcessPool:
-        raise UserError(
-            "a process that reads headers was killed, most likely for want of memory; run it again"
-            " with fewer --workers"
-        ) from None
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+    done = 0
+    if workers > 1:
+        executor = _executor(len(files), workers)
+        try:
+            for records in executor.map(_scan_portion, portions):
+                done += 1
+                yield from records
+        except BrokenProcessPool:
+            pass
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+    for portion in portions[done:]:
+        yield from _scan_portion(portion)
 
 
 def _executor(files: int, workers: int) -> Executor:
-    if files < PROCESSES_FROM:
+    if files < PROCESSES_FROM or current_process().daemon:  # which may have no children
         return ThreadPoolExecutor(workers)
     context = get_context("spawn")  # a fork would copy locks that other threads hold
     return ProcessPoolExecutor(workers, context, _start_process, (identity.salt(),))

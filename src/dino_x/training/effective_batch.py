@@ -137,9 +137,9 @@ class EffectiveBatch:
                     totals[name] = totals.get(name, 0) + value.detach()
         except NotFiniteError as error:  # raised by all processes: the others would wait for it
             refusal = error
-        raise_together(refusal, self.ranks)
+        raise_together(refusal, self.ranks, centers.dino_K.device)
         sum_gradients(self.student, self.ranks)
-        totals = sum_terms(totals, self.ranks) | of_group
+        totals = sum_terms(totals, self.ranks, centers.dino_K.device) | of_group
         if of_group:  # what was backpropagated stands for KoLeo, but is not its value
             totals["loss"] = self.weighted(totals, gram)
         values = {name: float(totals[name]) for name in TERMS if name in totals}
@@ -337,19 +337,20 @@ def sum_over_views(cls_VBF: Tensor, group: int) -> Tensor:
     return torch.stack([koleo(cls_BF, group) for cls_BF in cls_VBF]).sum()
 
 
-def raise_together(refusal: NotFiniteError | None, ranks: Ranks) -> None:
+def raise_together(refusal: NotFiniteError | None, ranks: Ranks, device: torch.device) -> None:
     """Raise in every process if one has to."""
-    if ranks.max_(torch.tensor(float(refusal is not None))) > 0:
+    if any(refused for (refused,) in ranks.numbers([int(refusal is not None)], device)):
         raise refusal or NotFiniteError("not finite in another process")
 
 
-def sum_terms(totals: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+def sum_terms(totals: dict[str, Tensor], ranks: Ranks, device: torch.device) -> dict[str, Tensor]:
     """Loss terms summed over processes; a process may lack a term that others have."""
     if ranks.count == 1:
         return totals
-    values = ranks.sum_(torch.stack([totals.get(name, torch.tensor(0.0)) for name in TERMS]))
-    present = ranks.max_(torch.tensor([float(name in totals) for name in TERMS]))
-    return {name: values[i] for i, name in enumerate(TERMS) if present[i]}
+    none = torch.zeros((), device=device)  # processes speak through their card
+    values = ranks.sum_(torch.stack([totals.get(name, none) for name in TERMS]))
+    present = ranks.numbers([int(name in totals) for name in TERMS], device)
+    return {name: values[i] for i, name in enumerate(TERMS) if any(row[i] for row in present)}
 
 
 def sum_gradients(student: Network, ranks: Ranks) -> None:

@@ -80,7 +80,7 @@ def train_together(
     said = together(ranks, lambda: settings(said, run, resume))
     early = together(ranks, lambda: early_checks(said, ranks))
     index, held_out, labelled = from_first(ranks, lambda: images_of(early, console))
-    options, preset_line = resolve(said, len(index), inherited(said))
+    options, preset_line = together(ranks, lambda: resolve(said, len(index), inherited(said)))
     prepared = together(ranks, lambda: prepare(options, run, index, device, ranks, console))
     prepared.trainer.online = online(prepared, labelled)
     check_same(ranks, "images", files_hash(index) if ranks.count > 1 else "")

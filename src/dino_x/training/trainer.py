@@ -216,22 +216,24 @@ class Trainer:
     def not_finite(self, step: int, what: str) -> UserError:
         """The error for a loss that is no number: where the last good state is."""
         self.health.not_finite(step + 1, what)
-        saved = checkpoint.checkpoints(self.run.checkpoints)
-        good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was made yet"
         kind = UserError if self.ranks.own == 0 else SaidElsewhereError
         return kind(
-            f"stopped at step {step + 1}: {what}; {good}; try a lower optim.lr, a longer"
-            " optim.warmup or --precision fp32"
+            f"stopped at step {step + 1}: {what}; {self.last_good()}; try a lower optim.lr, a"
+            " longer optim.warmup or --precision fp32"
         )
+
+    def last_good(self) -> str:
+        """A clause on what a run can go back to."""
+        saved = checkpoint.checkpoints(self.run.checkpoints)
+        return f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was made yet"
 
     def collapsed(self, finding: Finding) -> UserError:
         """The error for a run that has to stop for its health: what, and what may help."""
         if self.ranks.own > 0:
             return SaidElsewhereError(finding.seen)
-        saved = checkpoint.checkpoints(self.run.checkpoints)[-1]
         return UserError(
             f"stopped after step {self.done}: {finding.state} since step {finding.since}:"
-            f" {finding.seen}; checkpoint {saved}; in a new run try"
+            f" {finding.seen}; {self.last_good()}; in a new run try"
             f" {'; or '.join(finding.help) or 'other settings'}; to go on as it is:"
             " --resume --set health.on_collapse=warn"
         )
@@ -282,9 +284,7 @@ class Trainer:
         try:
             self.write()
         except (OSError, SafetensorError) as error:
-            saved = checkpoint.checkpoints(self.run.checkpoints)
-            good = f"the last good one is {saved[-1]}" if saved else "there is none yet"
-            line = f"no checkpoint could be written after step {self.done}: {error}; {good}"
+            line = f"nothing could be saved after step {self.done}: {error}; {self.last_good()}"
             if self.done == self.options.train.steps:
                 raise UserError(f"{line}; make room, and finish with --resume") from error
             report.finding(f"{line}; going on, and trying again after the next"
