@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +11,16 @@ from PIL import Image
 
 from dino_x.audit.batch_floor import passes_for, queues_for
 from dino_x.audit.distance import Queue
-from dino_x.audit.rows import fit_prototypes, load_model
+from dino_x.audit.rows import fit_prototypes, load_model, make_rows
 from dino_x.audit.verdict import equivalent_batch, recommend, warnings_of
+from dino_x.data.index import build_index
 from dino_x.errors import UserError
 from dino_x.presets import check
 from dino_x.training.run import RunFolder
 from dino_x.training.schedules import values_at
 from tests.audit.conftest import measured
+from tests.conftest import draw_film
+from tests.data.conftest import make_dicom_file
 from tests.evaluation.conftest import write_csv
 
 
@@ -231,3 +235,22 @@ def test_an_out_that_holds_other_files_is_left_alone(tiny_run, films, tmp_path):
     with pytest.raises(UserError, match="is a file"):
         measured(tiny_run, films, tmp_path / "thesis.txt")
     assert (tmp_path / "thesis.txt").read_text() == "all of it"
+
+
+def test_rows_of_ct_have_the_windows_of_a_run(tmp_path, tiny_run):
+    """Each view its own: those of a run with one window for all are others."""
+    folder, rng = tmp_path / "ct", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(9):
+        make_dicom_file(
+            folder / f"{number}.dcm", draw_film(rng).astype(np.int16) * 8, Modality="CT",
+            RescaleSlope=1, RescaleIntercept=-1024,
+        )  # fmt: skip
+    index = build_index([folder])
+    model = replace(load_model(tiny_run, "cpu"), network=lambda crops: (crops.flatten(1),) * 2)
+    found = {}
+    for ct in ("random", "fixed"):
+        model.cutter.options.windows.ct = ct
+        found[ct] = make_rows(model, index, 1, 0, lambda done, total: None).bottlenecks_PNVD
+        assert found[ct].shape[1:3] == (9, 2)
+    assert (found["random"] - found["fixed"]).abs().mean() > 0.1
