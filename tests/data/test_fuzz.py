@@ -1,5 +1,7 @@
 """Damaged files: an image or a reason, and no crash, no hang and no flood of memory."""
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -49,5 +51,6 @@ def test_a_crash_and_a_hang_are_seen(reader, tmp_path, monkeypatch):
     process = reader._running()
     process.kill()
     assert not reader.read(tmp_path / "a").is_good
-    monkeypatch.setattr(watched, "_PATIENCE", 0.0)
+    reader._running().send_signal(signal.SIGSTOP)  # it will not answer
+    monkeypatch.setattr(watched, "_PATIENCE", 0.1)
     assert reader.read(tmp_path / "a").said == "hang"
