@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 from pydicom.uid import (
     JPEG2000,
@@ -28,7 +30,6 @@ from pydicom.uid import (
 
 from dino_x.data.dicom_header import Header, is_dicom, read_header
 from dino_x.data.dicom_terms import BODY_PARTS, MODALITIES, PHOTOMETRICS, term
-from dino_x.data.dicom_values import number, numbers, value
 from dino_x.data.image import (
     DEFAULT,
     Image,
@@ -66,24 +67,24 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
 def _ref(path: Path, header: Header, frame: int) -> ImageRef:
     elements = header.elements
     slope, intercept = _slope_intercept(header, frame)
-    thickness = number(header.of_frame(frame, "PixelMeasuresSequence", "SliceThickness"))
+    thickness = _number(header.of_frame(frame, "PixelMeasuresSequence", "SliceThickness"))
     return ImageRef(
         path=path,
         frame=frame,
         height=header.rows,
         width=header.columns,
-        modality=term(value(elements, "Modality"), MODALITIES),
+        modality=term(elements.get("Modality"), MODALITIES),
         spacing_mm=_spacing(header, frame),
         thickness_mm=thickness if thickness and thickness > 0 else None,
         position_mm=_position(header, frame),
         patient=header.patient,
         series=header.series,
         format="DICOM",
-        bits=int(value(elements, "BitsStored") or value(elements, "BitsAllocated") or 0) or None,
-        body_part=term(value(elements, "BodyPartExamined"), BODY_PARTS),
+        bits=int(elements.get("BitsStored") or elements.get("BitsAllocated") or 0) or None,
+        body_part=term(elements.get("BodyPartExamined"), BODY_PARTS),
         slope=slope,
         intercept=intercept,
-        photometric=term(value(elements, "PhotometricInterpretation"), PHOTOMETRICS),
+        photometric=term(elements.get("PhotometricInterpretation"), PHOTOMETRICS),
         window=_file_window(header, frame),
     )
 
@@ -106,15 +107,15 @@ def read(ref: ImageRef) -> Image:
 def _to_image(stored: np.ndarray, header: Header, frame: int) -> Image:
     """Stored values, [H, W] or [H, W, 3], to an image in physical units."""
     elements = header.elements
-    modality = term(value(elements, "Modality"), MODALITIES)
+    modality = term(elements.get("Modality"), MODALITIES)
     spacing = _spacing(header, frame)
-    if value(elements, "PhotometricInterpretation") == "PALETTE COLOR":
+    if elements.get("PhotometricInterpretation") == "PALETTE COLOR":
         colours = apply_color_lut(stored, elements)
         pixels = channels_first(colours)
         # Entries of 16 bits fill them, unless their writer used only 8.
         wide = colours.dtype != np.uint8 and colours.max() > 255
         return Image(pixels, (0.0, 65535.0 if wide else 255.0), spacing, modality)
-    bits = int(value(elements, "BitsStored") or value(elements, "BitsAllocated") or 0)
+    bits = int(elements.get("BitsStored") or elements.get("BitsAllocated") or 0)
     if stored.ndim == 3:
         pixels = channels_first(stored)
         return Image(pixels, choose_window(pixels, bits=bits), spacing, modality)
@@ -122,7 +123,7 @@ def _to_image(stored: np.ndarray, header: Header, frame: int) -> Image:
     rescale = _rescale(header, frame)
     values = apply_modality_lut(stored, rescale)
     window = _file_window(header, frame)
-    if value(elements, "PhotometricInterpretation") == "MONOCHROME1":
+    if elements.get("PhotometricInterpretation") == "MONOCHROME1":
         mirror = float(np.nanmin(values)) + float(np.nanmax(values))
         values = mirror - values.astype(np.float64)
         window = (mirror - window[1], mirror - window[0]) if window else None
@@ -141,7 +142,7 @@ def _rescale(header: Header, frame: int) -> Dataset:
     """The elements that `apply_modality_lut` needs, as they hold for one frame, if any."""
     rescale = Dataset()
     rescale.file_meta = header.elements.file_meta
-    if lut := value(header.elements, "ModalityLUTSequence"):
+    if lut := header.elements.get("ModalityLUTSequence"):
         rescale.ModalityLUTSequence = lut
         return rescale
     slope, intercept = _slope_intercept(header, frame)
@@ -152,19 +153,19 @@ def _rescale(header: Header, frame: int) -> Dataset:
 
 def _slope_intercept(header: Header, frame: int) -> tuple[float | None, float | None]:
     """Both, as they hold for one frame; neither where there is a table instead."""
-    if value(header.elements, "ModalityLUTSequence"):
+    if header.elements.get("ModalityLUTSequence"):
         return None, None
     group = "PixelValueTransformationSequence"
-    slope = number(header.of_frame(frame, group, "RescaleSlope"))
-    intercept = number(header.of_frame(frame, group, "RescaleIntercept"))
+    slope = _number(header.of_frame(frame, group, "RescaleSlope"))
+    intercept = _number(header.of_frame(frame, group, "RescaleIntercept"))
     return (slope, intercept) if slope is not None and intercept is not None else (None, None)
 
 
 def _file_window(header: Header, frame: int) -> tuple[float, float] | None:
     """(low, high) of the file's first window, or None where it has no valid one."""
     group = "FrameVOILUTSequence"
-    center = number(header.of_frame(frame, group, "WindowCenter"))
-    width = number(header.of_frame(frame, group, "WindowWidth"))
+    center = _number(header.of_frame(frame, group, "WindowCenter"))
+    width = _number(header.of_frame(frame, group, "WindowWidth"))
     if center is None or width is None:
         return None
     function = header.of_frame(frame, group, "VOILUTFunction") or "LINEAR"
@@ -189,9 +190,9 @@ def _position(header: Header, frame: int) -> float | None:
 
     Source: DICOM PS3.3 C.7.6.2.1.1 (position, orientation), C.8.8.3.2 (offsets of dose frames).
     """
-    place = numbers(header.of_frame(frame, "PlanePositionSequence", "ImagePositionPatient"), 3)
+    place = _numbers(header.of_frame(frame, "PlanePositionSequence", "ImagePositionPatient"), 3)
     rows_columns = header.of_frame(frame, "PlaneOrientationSequence", "ImageOrientationPatient")
-    directions = numbers(rows_columns, 6)
+    directions = _numbers(rows_columns, 6)
     if place is None or directions is None:
         return None
     (a, b, c), (d, e, f) = directions[:3], directions[3:]
@@ -200,7 +201,7 @@ def _position(header: Header, frame: int) -> float | None:
     if not 0 < length < math.inf:
         return None
     position = sum(p * n for p, n in zip(place, normal, strict=True)) / length
-    offsets = numbers(value(header.elements, "GridFrameOffsetVector"), header.frames)
+    offsets = _numbers(header.elements.get("GridFrameOffsetVector"), header.frames)
     if offsets is not None:  # relative to the first, or for one patient orientation absolute
         position += offsets[frame] - offsets[0]
     return position if math.isfinite(position) else None
@@ -208,7 +209,7 @@ def _position(header: Header, frame: int) -> float | None:
 
 def _without_padding(pixels: np.ndarray, stored: np.ndarray, elements: Dataset) -> np.ndarray:
     """`pixels` with not-a-number where the file says there is no image, for the percentiles."""
-    padding = number(value(elements, "PixelPaddingValue"))
+    padding = _number(elements.get("PixelPaddingValue"))
     if padding is None:
         return pixels
     return np.where(stored == padding, np.float32(np.nan), pixels)
@@ -236,3 +237,23 @@ def _decoding_failed(error: Exception, syntax: UID) -> str:
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     return f"truncated or damaged pixel data ({syntax.name})"
+
+
+def _number(value: Any) -> float | None:
+    """The first number of an element, or None where there is none."""
+    if isinstance(value, MultiValue):
+        value = value[0] if len(value) else None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _numbers(value: Any, count: int) -> list[float] | None:
+    """An element of exactly `count` finite numbers, or None."""
+    try:
+        found = [float(part) for part in value]
+    except (TypeError, ValueError):
+        return None
+    return found if len(found) == count and all(map(math.isfinite, found)) else None

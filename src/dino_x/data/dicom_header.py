@@ -31,8 +31,6 @@ from pydicom.uid import (
 )
 
 from dino_x.data.codestream import check_codestream
-from dino_x.data.dicom_values import value
-from dino_x.data.dicom_walk import walk
 from dino_x.data.identity import key
 from dino_x.data.image import Unreadable, check_size
 
@@ -88,7 +86,6 @@ _ELEMENTS: list[BaseTag | int] = [
 _IDENTIFIERS: list[BaseTag | int] = [
     Tag(keyword) for keyword in ("PatientID", "IssuerOfPatientID", "SeriesInstanceUID")
 ]
-_WANTED = frozenset(int(tag) for tag in _ELEMENTS + _IDENTIFIERS)
 _PIXEL_DATA = frozenset(
     int(Tag(keyword)) for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 )
@@ -123,11 +120,11 @@ class Header:
 
     @cached_property
     def _groups_by_frame(self) -> Any:
-        return value(self.elements, "PerFrameFunctionalGroupsSequence")
+        return self.elements.get("PerFrameFunctionalGroupsSequence")
 
     @cached_property
     def _shared_groups(self) -> Any:
-        return value(self.elements, "SharedFunctionalGroupsSequence")
+        return self.elements.get("SharedFunctionalGroupsSequence")
 
     def of_frame(self, frame: int, group: str, keyword: str) -> Any:
         """A value as it holds for one frame: the frame's own, else all frames', else the file's."""
@@ -136,7 +133,7 @@ class Header:
                 own = groups[item].get(group)[0].get(keyword)
                 if own not in (None, ""):
                     return own
-        return value(self.elements, keyword)
+        return self.elements.get(keyword)
 
 
 def is_dicom(head: bytes) -> bool:
@@ -169,7 +166,7 @@ def read_header(path: Path) -> Header:
             header = _dimensions(elements, syntax, explicit)
             check_size(header.rows, header.columns)
             _check_bits(elements)
-            if syntax == JPEGExtended12Bit and value(elements, "BitsStored") != 8:
+            if syntax == JPEGExtended12Bit and elements.get("BitsStored") != 8:
                 raise Unreadable("lossy JPEG of 12 bits is not supported")
             if syntax != DeflatedExplicitVRLittleEndian:
                 _check_length(file, header, offset + (12 if explicit else 8), length)
@@ -187,9 +184,6 @@ def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
 
     The last two mean nothing for a deflated file.
     """
-    walked = walk(file, _WANTED, _PIXEL_DATA)
-    if walked is not None:
-        return walked.elements, walked.offset, walked.length
     met: list[int] = []
 
     def at_pixel_data(tag: Any, vr: str | None, length: int) -> bool:
@@ -197,7 +191,6 @@ def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
             met.append(length)
         return tag in _PIXEL_DATA
 
-    file.seek(0)
     _refuse_inflation(file)
     tags = _ELEMENTS + _IDENTIFIERS
     elements = read_partial(file, at_pixel_data, force=True, specific_tags=tags)
@@ -227,8 +220,8 @@ def _syntax(elements: Any) -> UID:
 
 
 def _dimensions(elements: Dataset, syntax: UID, explicit: bool) -> Header:
-    rows, columns = int(value(elements, "Rows") or 0), int(value(elements, "Columns") or 0)
-    frames = max(1, int(value(elements, "NumberOfFrames") or 1))
+    rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
+    frames = max(1, int(elements.get("NumberOfFrames") or 1))
     patient, series = _keys(elements)
     return Header(elements, syntax, rows, columns, frames, patient, series, explicit)
 
@@ -238,10 +231,10 @@ def _check_bits(elements: Dataset) -> None:
 
     Source: DICOM PS3.3 C.7.6.3.1.
     """
-    allocated = int(value(elements, "BitsAllocated") or 0)
-    stored = int(value(elements, "BitsStored") or allocated)
-    samples = int(value(elements, "SamplesPerPixel") or 1)
-    signed = int(value(elements, "PixelRepresentation") or 0)
+    allocated = int(elements.get("BitsAllocated") or 0)
+    stored = int(elements.get("BitsStored") or allocated)
+    samples = int(elements.get("SamplesPerPixel") or 1)
+    signed = int(elements.get("PixelRepresentation") or 0)
     possible = allocated == 1 or (allocated % 8 == 0 and 8 <= allocated <= 64)
     if not possible or not 1 <= stored <= allocated or samples not in (1, 3, 4) or signed > 1:
         raise Unreadable("damaged DICOM header: its values cannot have the bits that it says")
@@ -277,8 +270,8 @@ def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> N
             raise Unreadable(f"truncated: {fragments} of {header.frames} frames are there")
         return
     elements = header.elements
-    samples = int(value(elements, "SamplesPerPixel") or 1)
-    if value(elements, "PhotometricInterpretation") == "YBR_FULL_422":
+    samples = int(elements.get("SamplesPerPixel") or 1)
+    if elements.get("PhotometricInterpretation") == "YBR_FULL_422":
         samples = 2
     bits = header.rows * header.columns * header.frames * samples * int(elements.BitsAllocated)
     there = min(size - offset, length)

@@ -18,7 +18,7 @@ from dino_x.data.image import ImageRef, Reading, Unreadable
 
 # Reading headers is Python's work, of which threads do no more than one at a time. Processes do,
 # and each takes about a second to start.
-PROCESSES_FROM = 5000
+PROCESSES_FROM = 3000
 _PORTION = 64
 
 _SAMPLE = 4096
