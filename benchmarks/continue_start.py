@@ -12,6 +12,7 @@ import csv
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from make_demo_data import choose
@@ -21,6 +22,7 @@ from rich.table import Table
 from dino_x.evaluation.suite import evaluate
 from dino_x.training.pretrain import pretrain
 
+K = 20  # neighbours
 PLAIN = {"preset": "small", "train.effective_batch": 256, "train.micro_batch": 16,
          "views.global_size": 64, "model.heads_from": "new"}  # fmt: skip
 SETTINGS = {  # name: what it changes
@@ -62,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         labels = Path(place) / "labels.csv"
         paths = other_films(arguments.data, arguments.images, labels)
-        start = evaluate(arguments.start, paths, labels)["results"]
+        start = evaluate(arguments.start, paths, labels, tasks=["knn"], ks=[K])["results"]
         for name in ("model", "random", "pixels"):
             add(figures, {"model": "the start"}.get(name, name), start[name])
         said = PLAIN | {"data.paths": paths, "data.labels": str(labels), "train.seed":
@@ -74,7 +76,6 @@ def main() -> None:
             run = pretrain(said | {"optim.freeze_backbone": frozen},
                            Path(place) / str(number), False, Console(quiet=True))  # fmt: skip
             result = json.loads(run.evaluation.read_text())["results"]["model"]
-            console.print(name, result)
             add(figures, name, result)
     console.print(figures)
     console.print(
@@ -83,8 +84,9 @@ def main() -> None:
     )
 
 
-def add(figures: Table, name: str, result: dict[str, float]) -> None:
-    figures.add_row(name, *(f"{result[key]:.3f}" for key in ("balanced_accuracy", "auroc")))
+def add(figures: Table, name: str, result: dict[str, Any]) -> None:
+    knn = result["knn"][str(K)]
+    figures.add_row(name, *(f"{knn[key]['value']:.3f}" for key in ("balanced_accuracy", "auroc")))
 
 
 if __name__ == "__main__":
