@@ -21,6 +21,7 @@ def test_bottlenecks_have_norm_one_and_half_precision_does_not_blunt_it():
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_layers_and_their_initial_scale(layers):
+    torch.manual_seed(0)
     options = {"prototypes": 7, "hidden": 300, "bottleneck": 200, "layers": layers}
     linear = [m for m in Head(400, HeadOptions(**options)).mlp if hasattr(m, "weight")]
     assert len(linear) == layers

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 from transformers.models.dinov3_vit.modeling_dinov3_vit import (
     DINOv3ViTRopePositionEmbedding,
@@ -22,7 +24,8 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
 from dino_x.config import ModelOptions
 from dino_x.errors import UserError, nearest
 from dino_x.model.accounting import Accounting
-from dino_x.model.families import layers_of, registers_of, square
+from dino_x.model.blocks import Block, Looked
+from dino_x.model.families import final_norm, layers_of, registers_of, square
 from dino_x.model.pretrained import quiet_transformers
 from dino_x.model.weights import load_start
 
@@ -44,34 +47,14 @@ class ForwardRandomness:
     """The random numbers of one training forward.
 
     Attributes:
-        keep: bool [L, 2, B], whether a row keeps each layer's attention and MLP branch.
+        keep: bool [L, 2, B], whether a row keeps each layer's attention and MLP branch. On the CPU:
+            what is computed depends on it.
         rescale: what RoPE coordinates are multiplied by; one number, as in the reference, but the
             same for every micro-batch of a step.
     """
 
-    keep: Tensor
+    keep: np.ndarray
     rescale: float
-
-
-class StochasticDepth(nn.Module):
-    """Stochastic depth whose draws are given, not made (Huang et al. 2016).
-
-    A layer calls it twice a forward, for its attention branch and then for its MLP branch.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.keep: Tensor | None = None  # [2, B]
-        self.calls = 0
-
-    def forward(self, branch: Tensor) -> Tensor:
-        """Rows that are not kept become 0, the others 1 / (1 - rate) times themselves."""
-        if self.keep is None or self.rate == 0:
-            return branch
-        keep = self.keep[self.calls % 2].to(branch.dtype) / (1 - self.rate)
-        self.calls += 1
-        return branch * keep[:, None, None]
 
 
 class CountedRope(nn.Module):
@@ -101,6 +84,9 @@ class Backbone(nn.Module):
 
     Attributes:
         vit: transformers' network, of an architecture in families.py.
+        drop_path: stochastic depth, the same rate in every block.
+        recompute: whether the backward pass computes a block's activations again (activation
+            checkpointing): memory of one block instead of all, for a third more time.
         mean, std: of its images in [0, 1], a number a channel.
         accounting: what became of each tensor of the weights it was loaded from; None if new.
     """
@@ -108,10 +94,11 @@ class Backbone(nn.Module):
     def __init__(self, vit: Any, drop_path: float) -> None:
         super().__init__()
         self.vit = vit
+        self.drop_path = drop_path
+        self.recompute = False
         layers = layers_of(vit)
-        self.depth_layers = [StochasticDepth(drop_path) for _ in layers]
-        for layer, depth in zip(layers, self.depth_layers, strict=True):
-            layer.drop_path = depth
+        for index, layer in enumerate(layers):
+            layers[index] = Block(layer)
         self.rope: CountedRope | None = None
         if hasattr(vit, "rope_embeddings"):  # DINOv2 has learned positions
             self.rope = CountedRope(vit.rope_embeddings, self.patch_size)
@@ -140,16 +127,72 @@ class Backbone(nn.Module):
         return self.vit.config.num_channels
 
     def forward(
-        self, crops_BCOO: Tensor, mask_BN: Tensor | None, randomness: ForwardRandomness | None
+        self,
+        crops_BCOO: Tensor,
+        mask_BN: Tensor | None,
+        randomness: ForwardRandomness | None,
+        patches_W: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """CLS [B, D] and patch tokens [B, N, D] after the final norm; no randomness if None."""
-        for index, depth in enumerate(self.depth_layers):
-            depth.keep = None if randomness is None else randomness.keep[index]
-            depth.calls = 0
+        """CLS [B, D] and patch tokens [B, N, D] after the final norm.
+
+        Args:
+            crops_BCOO: images of side O.
+            mask_BN: patches that are hidden from the network.
+            randomness: none if None.
+            patches_W: the patches that are looked at, as places in [B * N]; patch tokens are then
+                [W, D], and the last block computes no others. None looks at all.
+        """
         if self.rope is not None:
             self.rope.rescale = 1.0 if randomness is None else randomness.rescale
-        tokens = self.vit(crops_BCOO, bool_masked_pos=mask_BN).last_hidden_state
+        rope = None if self.rope is None else self.rope(crops_BCOO)
+        tokens = self.vit.embeddings(crops_BCOO, bool_masked_pos=mask_BN)
+        rows, count = tokens.shape[:2]
+        keep_L2B = None if randomness is None or not self.drop_path else randomness.keep
+        looked = None
+        if patches_W is not None:
+            places = places_of(patches_W, rows, count, registers_of(self.vit.config))
+            looked = Looked.at(places, None if keep_L2B is None else keep_L2B[-1], count)
+            looked = looked.to(tokens.device)
+        for index, block in enumerate(layers_of(self.vit)):
+            keep_2B = None if keep_L2B is None else keep_L2B[index]
+            settings = {
+                "position_embeddings": rope,
+                **kept_rows(keep_2B, self.drop_path, tokens.device),
+                "looked": looked if index == self.depth - 1 else None,
+            }
+            if self.recompute and torch.is_grad_enabled():  # nothing in a block is drawn
+                tokens = checkpoint(
+                    block, tokens, use_reentrant=False, preserve_rng_state=False, **settings
+                )
+            else:
+                tokens = block(tokens, **settings)
+        tokens = final_norm(self.vit)(tokens)
+        if looked is not None:
+            return tokens[:rows], tokens[rows:]
         return tokens[:, 0], tokens[:, 1 + registers_of(self.vit.config) :]
+
+
+def places_of(patches_W: np.ndarray, rows: int, tokens: int, registers: int) -> np.ndarray:
+    """Where the CLS token of each row and then the patches looked at are in [B * T] tokens."""
+    first = 1 + registers
+    row_W, patch_W = np.divmod(patches_W, tokens - first)
+    return np.concatenate([np.arange(rows) * tokens, row_W * tokens + first + patch_W])
+
+
+def kept_rows(
+    keep_2B: np.ndarray | None, rate: float, device: torch.device
+) -> dict[str, Tensor | float | None]:
+    """The rows that keep a block's branches and what these are multiplied by, as it takes them.
+
+    Source: Huang et al. 2016, with the factor in training, as in DINOv2/v3.
+    """
+    if keep_2B is None:
+        return {}
+    attention, mlp = (
+        None if keep.all() else torch.from_numpy(np.flatnonzero(keep)).to(device, non_blocking=True)
+        for keep in keep_2B
+    )
+    return {"attention_rows": attention, "mlp_rows": mlp, "factor": 1 / (1 - rate)}
 
 
 def new_backbone(options: ModelOptions, image_size: int) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +21,14 @@ class Network(nn.Module):
         self.ibot_head = ibot_head
 
     def forward(
-        self, crops: Tensor, mask_BN: Tensor | None, randomness: ForwardRandomness | None
+        self,
+        crops: Tensor,
+        mask_BN: Tensor | None,
+        randomness: ForwardRandomness | None,
+        patches_W: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The backbone's CLS [B, D] and patch tokens [B, N, D]."""
-        return self.backbone(crops, mask_BN, randomness)
+        """The backbone's CLS [B, D] and patch tokens [B, N, D], or [W, D]; see ``Backbone``."""
+        return self.backbone(crops, mask_BN, randomness, patches_W)
 
 
 def build_student(options: Options, backbone: Backbone | None = None) -> Network:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from dino_x.training.sample import Sample, Sampling
 from dino_x.training.window import GLOBAL_VIEWS, MicroBatch
 
 TERMS = ("dino", "ibot", "koleo", "gram", "loss")
+NONE = np.empty(0, dtype=np.int64)  # of the patches: only CLS tokens are looked at
 PIECE = 2**24  # gradients summed over processes in one message: 64 MiB in float32
 
 
@@ -246,7 +248,7 @@ class EffectiveBatch:
         for micro in micro_batches:
             with torch.no_grad(), self.precision():
                 cls_BF, _ = self.student(
-                    micro.global_crops(), micro.masks(), micro.global_randomness()
+                    micro.global_crops(), micro.masks(), micro.global_randomness(), NONE
                 )
             cls.append(cls_BF.unflatten(0, (GLOBAL_VIEWS, -1)))
         cls_VBF = self.of_all_ranks(torch.cat(cls, dim=1)).requires_grad_()
@@ -274,14 +276,21 @@ class EffectiveBatch:
             "implementation": self.loss.implementation,
         }
         with self.precision():
-            global_BF, patches_BNF = self.student(
-                micro.global_crops(), micro.masks(), micro.global_randomness()
+            # Gram looks at all patches, iBOT at masked ones.
+            masked_m = micro.masked_index()
+            global_BF, patches = self.student(
+                micro.global_crops(),
+                micro.masks(),
+                micro.global_randomness(),
+                masked_m if gram is None else None,
             )
             if sampling is not None:
                 sampling.student(micro, global_BF)
             views_BF = global_BF
             if micro.window.local_views:
-                local_BF, _ = self.student(micro.local_crops(), None, micro.local_randomness())
+                local_BF, _ = self.student(
+                    micro.local_crops(), None, micro.local_randomness(), NONE
+                )
                 views_BF = torch.cat([global_BF, local_BF])
             student, teacher = self.student.dino_head, self.teacher.dino_head
             views = len(views_BF) // micro.images
@@ -297,11 +306,11 @@ class EffectiveBatch:
                     **temperatures,
                 )
             }
-            if self.loss.ibot_weight and micro.masked_index().numel():
+            if self.loss.ibot_weight and len(masked_m):
                 student, teacher = self.student.ibot_head, self.teacher.ibot_head
                 rows = torch.arange(len(targets.patches_mD[position]), device=views_BF.device)
                 terms["ibot"] = prototype_cross_entropy(
-                    student(masked_rows(patches_BNF, micro)),
+                    student(patches if gram is None else masked_rows(patches, micro)),
                     student.prototypes(),
                     targets.patches_mD[position],
                     teacher.prototypes(),
@@ -312,7 +321,7 @@ class EffectiveBatch:
                 )
             if gram is not None:
                 patch_size = self.student.backbone.patch_size
-                terms["gram"] = share * gram.loss(patches_BNF, micro, patch_size)
+                terms["gram"] = share * gram.loss(patches, micro, patch_size)
         cls_VbF = global_BF.unflatten(0, (GLOBAL_VIEWS, -1))
         if pull_VbF is not None:
             pull = (cls_VbF * pull_VbF).sum()
@@ -381,4 +390,5 @@ def sum_gradients(student: Network, ranks: Ranks) -> None:
 
 def masked_rows(patches_BNF: Tensor, micro: MicroBatch) -> Tensor:
     """Patch tokens where the micro-batch's masks are, [m, F]."""
-    return patches_BNF.flatten(0, 1).index_select(0, micro.masked_index())
+    index_m = torch.from_numpy(micro.masked_index()).to(patches_BNF.device)
+    return patches_BNF.flatten(0, 1).index_select(0, index_m)

@@ -234,10 +234,9 @@ class MicroBatch:
         masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
         return torch.from_numpy(masks.reshape(-1, masks.shape[-1]).copy()).to(self.cutter.device)
 
-    def masked_index(self) -> Tensor:
+    def masked_index(self) -> np.ndarray:
         """Which rows of [2 * b * N] patch tokens are masked, int64 [m]."""
-        masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
-        return torch.from_numpy(np.flatnonzero(masks)).to(self.cutter.device)
+        return np.flatnonzero(self.window.masks_BVN[self.span].swapaxes(0, 1))
 
     def masked_places(self) -> Tensor:
         """Where each masked patch is in the window, by view, image and patch: int64 [m]."""
@@ -263,8 +262,7 @@ class MicroBatch:
 
     def _randomness(self, keep_LBV: np.ndarray, rescale: float) -> ForwardRandomness:
         view_major = keep_LBV[:, :, self.span].swapaxes(2, 3)
-        keep = torch.from_numpy(view_major.reshape(*view_major.shape[:2], -1).copy())
-        return ForwardRandomness(keep.to(self.cutter.device), rescale)
+        return ForwardRandomness(view_major.reshape(*view_major.shape[:2], -1), rescale)
 
 
 def micro_batches(

@@ -1,0 +1,200 @@
+"""A transformer block that computes what is used, with the weights and names of transformers' own.
+
+- A branch that stochastic depth drops is not computed, row by row; the rows are given, not drawn.
+- The last block computes only the tokens that someone looks at: CLS, and the patches asked for.
+- LayerScale and the factor of stochastic depth are multiplied into the branch's last matrix, and
+  queries, keys and values are one product.
+
+The result is that of the plain block to rounding. B: rows of a forward (crops), T: tokens of a row,
+N: patches of a row, F: features, H: heads, C: features of a head, W: tokens looked at.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Rope = tuple[Tensor, Tensor]  # cosines and sines of each patch's angles, [N, C] each
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The tokens of the last block that are looked at: which, and where branches add to them.
+
+    Attributes:
+        tokens_W: places in [B * T].
+        attention_source, attention_target: of the tokens whose rows keep the attention branch,
+            places in [kept rows * T] and in [W]; None if all rows keep it.
+        mlp_target: likewise of the MLP branch, places in [W].
+    """
+
+    tokens_W: Tensor
+    attention_source: Tensor | None = None
+    attention_target: Tensor | None = None
+    mlp_target: Tensor | None = None
+
+    @classmethod
+    def at(cls, tokens_W: np.ndarray, keep_2B: np.ndarray | None, tokens: int) -> "Looked":
+        """Of a block that keeps the branches of some rows; ``tokens`` is T."""
+        if keep_2B is None:
+            return cls(torch.from_numpy(tokens_W))
+        row_W, place_W = np.divmod(tokens_W, tokens)
+        attention_B, mlp_B = keep_2B
+        found: list[Tensor | None] = [None, None, None]
+        if not attention_B.all():
+            target = np.flatnonzero(attention_B[row_W])
+            kept_row_B = np.cumsum(attention_B) - 1
+            source = kept_row_B[row_W[target]] * tokens + place_W[target]
+            found[:2] = torch.from_numpy(source), torch.from_numpy(target)
+        if not mlp_B.all():
+            found[2] = torch.from_numpy(np.flatnonzero(mlp_B[row_W]))
+        return cls(torch.from_numpy(tokens_W), *found)
+
+    def to(self, device: torch.device) -> "Looked":
+        """The same on a device."""
+        parts = (self.tokens_W, self.attention_source, self.attention_target, self.mlp_target)
+        moved = [None if part is None else part.to(device, non_blocking=True) for part in parts]
+        return Looked(*moved)  # type: ignore[arg-type]
+
+
+class Block(nn.Module):
+    """A block of a ViT; it takes the place of transformers' and keeps the names of its parameters.
+
+    Called as transformers calls it, it does what transformers' block does without stochastic depth.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        for name, part in layer.named_children():
+            self.add_module(name, part)
+        attention, mlp = self.attention, self.mlp
+        heads = "num_heads" if hasattr(attention, "num_heads") else "num_attention_heads"
+        self.heads: int = getattr(attention, heads)
+        self.last_of_mlp = "down_proj" if hasattr(mlp, "down_proj") else "fc2"
+
+    def forward(
+        self,
+        tokens_BTF: Tensor,
+        attention_mask: None = None,
+        position_embeddings: Rope | None = None,
+        attention_rows: Tensor | None = None,
+        mlp_rows: Tensor | None = None,
+        factor: float = 1.0,
+        looked: Looked | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Tokens after the block, [B, T, F]; [W, F] if only some of them are looked at.
+
+        Args:
+            tokens_BTF: before it.
+            attention_mask: none is known here.
+            position_embeddings: RoPE, if the model has it; tokens before the patches have none.
+            attention_rows, mlp_rows: the rows that keep each branch, rising; None if all do.
+            factor: what a kept branch is multiplied by.
+            looked: the tokens that are looked at; None if all are.
+        """
+
+        def attention(tokens: Tensor) -> Tensor:
+            return self.attended(self.norm1(tokens), position_embeddings)
+
+        def add_attention(attended: Tensor) -> Tensor:
+            return scaled(self.attention.o_proj, self.layer_scale1, factor, attended)
+
+        def mlp(tokens: Tensor) -> Tensor:
+            expanded = self.expanded(self.norm2(tokens))
+            last = getattr(self.mlp, self.last_of_mlp)
+            return scaled(last, self.layer_scale2, factor, expanded)
+
+        if looked is None:
+            after = with_branch(
+                tokens_BTF, attention_rows, lambda tokens: add_attention(attention(tokens))
+            )
+            return with_branch(after, mlp_rows, mlp)
+        tokens_WF = tokens_BTF.flatten(0, 1).index_select(0, looked.tokens_W)
+        if attention_rows is None:
+            attended = attention(tokens_BTF).flatten(0, 1).index_select(0, looked.tokens_W)
+            tokens_WF = tokens_WF + add_attention(attended)
+        elif len(attention_rows):
+            attended = attention(tokens_BTF.index_select(0, attention_rows)).flatten(0, 1)
+            added = add_attention(attended.index_select(0, looked.attention_source))
+            tokens_WF = tokens_WF.index_add(0, looked.attention_target, added.to(tokens_WF.dtype))
+        return with_branch(tokens_WF, looked.mlp_target, mlp)
+
+    def attended(self, tokens_BTF: Tensor, rope: Rope | None) -> Tensor:
+        """Values averaged by attention, [B, T, F], before the output projection."""
+        parts = [self.attention.q_proj, self.attention.k_proj, self.attention.v_proj]
+        biases = [part.bias for part in parts]
+        bias = None
+        if any(b is not None for b in biases):  # DINOv3 has none for keys
+            like = next(b for b in biases if b is not None)
+            bias = torch.cat([torch.zeros_like(like) if b is None else b for b in biases])
+        qkv = functional.linear(tokens_BTF, torch.cat([part.weight for part in parts]), bias)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B, T, H, C] each
+        if rope is not None:
+            q, k = Rotate.apply(q, *rope), Rotate.apply(k, *rope)
+        averaged = functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=self.attention.scaling
+        )
+        return averaged.transpose(1, 2).flatten(2)
+
+    def expanded(self, tokens: Tensor) -> Tensor:
+        """The MLP up to its last matrix, gated or not."""
+        mlp = self.mlp
+        if hasattr(mlp, "gate_proj"):
+            return mlp.act_fn(mlp.gate_proj(tokens)) * mlp.up_proj(tokens)
+        if hasattr(mlp, "up_proj"):
+            return mlp.act_fn(mlp.up_proj(tokens))
+        return mlp.activation_fn(mlp.fc1(tokens))
+
+
+def with_branch(tokens: Tensor, rows: Tensor | None, branch: Callable[[Tensor], Tensor]) -> Tensor:
+    """``tokens + branch(tokens)``, the branch for some rows only; for all if None."""
+    if rows is None:
+        return tokens + branch(tokens)
+    if len(rows) == 0:
+        return tokens
+    return tokens.index_add(0, rows, branch(tokens.index_select(0, rows)).to(tokens.dtype))
+
+
+def scaled(linear: Any, layer_scale: Any, factor: float, tokens: Tensor) -> Tensor:
+    """``factor * layer_scale(linear(tokens))`` with the scales in the matrix, not on each token."""
+    scale_F = layer_scale.lambda1 * factor
+    bias = None if linear.bias is None else linear.bias * scale_F
+    return functional.linear(tokens, linear.weight * scale_F[:, None], bias)
+
+
+class Rotate(torch.autograd.Function):
+    """RoPE of the patch tokens, the last N of [B, T, H, C]: a rotation, whose gradient rotates back.
+
+    Source: Su et al. 2021, section 3.2; halves are paired as in DINOv3.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens_BTHC: Tensor, cos_NC: Tensor, sin_NC: Tensor) -> Tensor:
+        """Rotated tokens."""
+        ctx.save_for_backward(cos_NC, sin_NC)
+        return rotated(tokens_BTHC, cos_NC, sin_NC)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient, rotated back."""
+        cos_NC, sin_NC = ctx.saved_tensors
+        return rotated(gradients[0], cos_NC, -sin_NC), None, None
+
+
+def rotated(tokens_BTHC: Tensor, cos_NC: Tensor, sin_NC: Tensor) -> Tensor:
+    """Each pair (c, c + C / 2) of a patch's features turned by its angle."""
+    half = cos_NC.shape[1] // 2  # the angles of both halves are the same
+    cos, sin = cos_NC[:, None, :half], sin_NC[:, None, :half]
+    out = torch.empty_like(tokens_BTHC)
+    before = tokens_BTHC.shape[1] - len(cos_NC)
+    out[:, :before] = tokens_BTHC[:, :before]
+    first, second = tokens_BTHC[:, before:].chunk(2, dim=-1)
+    out_first, out_second = out[:, before:].chunk(2, dim=-1)
+    out_first.copy_(first * cos).addcmul_(second, sin, value=-1)
+    out_second.copy_(second * cos).addcmul_(first, sin)
+    return out
