@@ -327,6 +327,12 @@ class TrainOptions(Section):
     seed: int = option(0, "everything random comes from it", ge=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")
     precision: Literal["fp32", "bf16", "fp64"] = option("fp32", "bf16 is mixed precision")
+    activation_checkpointing: bool = option(
+        False, "compute activations again in the backward pass: much less memory, a third more time"
+    )
+    compile: bool = option(
+        False, "torch.compile the blocks: takes minutes at the start, and gains nothing on a CPU"
+    )
 
 
 class CheckpointOptions(Section):
@@ -392,8 +398,8 @@ class Options(Section):
 
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
-    "train.micro_batch", "train.device", "data.workers", "data.cache_mb", "data.verify",
-    "data.cache", "data.cache_gb", "data.index",
+    "train.micro_batch", "train.device", "train.activation_checkpointing", "train.compile",
+    "data.workers", "data.cache_mb", "data.verify", "data.cache", "data.cache_gb", "data.index",
     "checkpoint.every", "checkpoint.keep", "report.page", "report.images", "report.snapshots",
     "health.every", "health.rows", "health.on_collapse", "online.every", "online.images",
 )  # fmt: skip

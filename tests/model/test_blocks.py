@@ -32,9 +32,15 @@ NETWORKS = {
         DINOv3ViTConfig(**SIZES, intermediate_size=40, use_gated_mlp=True, key_bias=True)
     ),
     "DINOv3 without biases": lambda: DINOv3ViTModel(
-        DINOv3ViTConfig(**SIZES, intermediate_size=40, query_bias=False, value_bias=False,
-                        proj_bias=False, mlp_bias=False)
-    ),  # fmt: skip
+        DINOv3ViTConfig(
+            **SIZES,
+            intermediate_size=40,
+            query_bias=False,
+            value_bias=False,
+            proj_bias=False,
+            mlp_bias=False,
+        )
+    ),
     "DINOv2": lambda: Dinov2Model(Dinov2Config(**SIZES)),
     "DINOv2 SwiGLU": lambda: Dinov2Model(Dinov2Config(**SIZES, use_swiglu_ffn=True)),
     "DINOv2 with registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SIZES)),

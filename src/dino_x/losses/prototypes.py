@@ -112,7 +112,7 @@ def prototype_cross_entropy(
         ValueError: naming the argument, its value and what was expected, before any work.
 
     Memory beyond the inputs and their gradients, "fused": 24 MiB (CUDA: a 64th of the device), or
-        64 rows of K if these need more; and copies of inputs that are not in the result's dtype.
+        128 rows of K if these need more; and copies of inputs that are not in the result's dtype.
 
     Source: Caron et al. 2021, equation 3; Zhou et al. 2022, equation 2. Gradients in the forward
         pass, chunk by chunk, as for language models in Wijmans et al. 2025.

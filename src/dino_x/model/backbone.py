@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,25 +152,29 @@ class Backbone(nn.Module):
         looked = None
         if patches_W is not None:
             places = places_of(patches_W, rows, count, registers_of(self.vit.config))
-            looked = Looked.at(places, None if keep_L2B is None else keep_L2B[-1], count)
-            looked = looked.to(tokens.device)
+            keep_2B = None if keep_L2B is None else keep_L2B[-1]
+            looked = Looked.at(places, keep_2B, count, tokens.device)
         for index, block in enumerate(layers_of(self.vit)):
             keep_2B = None if keep_L2B is None else keep_L2B[index]
-            settings = {
-                "position_embeddings": rope,
+            run = partial(
+                block,
+                position_embeddings=rope,
+                looked=looked if index == self.depth - 1 else None,
                 **kept_rows(keep_2B, self.drop_path, tokens.device),
-                "looked": looked if index == self.depth - 1 else None,
-            }
+            )
             if self.recompute and torch.is_grad_enabled():  # nothing in a block is drawn
-                tokens = checkpoint(
-                    block, tokens, use_reentrant=False, preserve_rng_state=False, **settings
-                )
+                tokens = checkpoint(run, tokens, use_reentrant=False, preserve_rng_state=False)
             else:
-                tokens = block(tokens, **settings)
+                tokens = run(tokens)
         tokens = final_norm(self.vit)(tokens)
         if looked is not None:
             return tokens[:rows], tokens[rows:]
         return tokens[:, 0], tokens[:, 1 + registers_of(self.vit.config) :]
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Have torch.compile make the blocks, for any number of rows; copies made later are not."""
+        for block in layers_of(self.vit):
+            block.compile(dynamic=True, backend=backend)
 
 
 def places_of(patches_W: np.ndarray, rows: int, tokens: int, registers: int) -> np.ndarray:

@@ -27,38 +27,36 @@ class Looked:
 
     Attributes:
         tokens_W: places in [B * T].
-        attention_source, attention_target: of the tokens whose rows keep the attention branch,
-            places in [kept rows * T] and in [W]; None if all rows keep it.
-        mlp_target: likewise of the MLP branch, places in [W].
+        attention: of the tokens whose rows keep the attention branch, places in [kept rows * T] and
+            in [W]; None if all rows keep it.
+        mlp: of the tokens whose rows keep the MLP branch, places in [W]; None if all rows do.
     """
 
     tokens_W: Tensor
-    attention_source: Tensor | None = None
-    attention_target: Tensor | None = None
-    mlp_target: Tensor | None = None
+    attention: tuple[Tensor, Tensor] | None = None
+    mlp: Tensor | None = None
 
     @classmethod
-    def at(cls, tokens_W: np.ndarray, keep_2B: np.ndarray | None, tokens: int) -> "Looked":
-        """Of a block that keeps the branches of some rows; ``tokens`` is T."""
-        if keep_2B is None:
-            return cls(torch.from_numpy(tokens_W))
-        row_W, place_W = np.divmod(tokens_W, tokens)
-        attention_B, mlp_B = keep_2B
-        found: list[Tensor | None] = [None, None, None]
-        if not attention_B.all():
-            target = np.flatnonzero(attention_B[row_W])
-            kept_row_B = np.cumsum(attention_B) - 1
-            source = kept_row_B[row_W[target]] * tokens + place_W[target]
-            found[:2] = torch.from_numpy(source), torch.from_numpy(target)
-        if not mlp_B.all():
-            found[2] = torch.from_numpy(np.flatnonzero(mlp_B[row_W]))
-        return cls(torch.from_numpy(tokens_W), *found)
+    def at(
+        cls, tokens_W: np.ndarray, keep_2B: np.ndarray | None, tokens: int, device: torch.device
+    ) -> "Looked":
+        """Of a block that keeps the branches of some rows, or all; ``tokens`` is T."""
 
-    def to(self, device: torch.device) -> "Looked":
-        """The same on a device."""
-        parts = (self.tokens_W, self.attention_source, self.attention_target, self.mlp_target)
-        moved = [None if part is None else part.to(device, non_blocking=True) for part in parts]
-        return Looked(*moved)  # type: ignore[arg-type]
+        def there(places: np.ndarray) -> Tensor:
+            return torch.from_numpy(places).to(device, non_blocking=True)
+
+        attention, mlp = None, None
+        if keep_2B is not None:
+            row_W, place_W = np.divmod(tokens_W, tokens)
+            attention_B, mlp_B = keep_2B
+            if not attention_B.all():
+                target = np.flatnonzero(attention_B[row_W])
+                kept_row_B = np.cumsum(attention_B) - 1
+                source = kept_row_B[row_W[target]] * tokens + place_W[target]
+                attention = there(source), there(target)
+            if not mlp_B.all():
+                mlp = there(np.flatnonzero(mlp_B[row_W]))
+        return cls(there(tokens_W), attention, mlp)
 
 
 class Block(nn.Module):
@@ -67,14 +65,19 @@ class Block(nn.Module):
     Called as transformers calls it, it does what transformers' block does without stochastic depth.
     """
 
+    norm1: nn.LayerNorm
+    attention: Any
+    layer_scale1: Any
+    norm2: nn.LayerNorm
+    mlp: Any
+    layer_scale2: Any
+
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         for name, part in layer.named_children():
             self.add_module(name, part)
-        attention, mlp = self.attention, self.mlp
-        heads = "num_heads" if hasattr(attention, "num_heads") else "num_attention_heads"
-        self.heads: int = getattr(attention, heads)
-        self.last_of_mlp = "down_proj" if hasattr(mlp, "down_proj") else "fc2"
+        heads = "num_heads" if hasattr(self.attention, "num_heads") else "num_attention_heads"
+        self.heads: int = getattr(self.attention, heads)
 
     def forward(
         self,
@@ -97,35 +100,44 @@ class Block(nn.Module):
             factor: what a kept branch is multiplied by.
             looked: the tokens that are looked at; None if all are.
         """
-
-        def attention(tokens: Tensor) -> Tensor:
-            return self.attended(self.norm1(tokens), position_embeddings)
-
-        def add_attention(attended: Tensor) -> Tensor:
-            return scaled(self.attention.o_proj, self.layer_scale1, factor, attended)
+        rope = position_embeddings
 
         def mlp(tokens: Tensor) -> Tensor:
-            expanded = self.expanded(self.norm2(tokens))
-            last = getattr(self.mlp, self.last_of_mlp)
-            return scaled(last, self.layer_scale2, factor, expanded)
+            return self.mlp_branch(tokens, factor)
 
-        if looked is None:
-            after = with_branch(
-                tokens_BTF, attention_rows, lambda tokens: add_attention(attention(tokens))
-            )
-            return with_branch(after, mlp_rows, mlp)
+        if looked is not None:
+            tokens_WF = self.add_attention_at(tokens_BTF, rope, attention_rows, factor, looked)
+            return with_branch(tokens_WF, looked.mlp, mlp)
+        after = with_branch(
+            tokens_BTF,
+            attention_rows,
+            lambda tokens: self.projected(self.attended(tokens, rope), factor),
+        )
+        return with_branch(after, mlp_rows, mlp)
+
+    def add_attention_at(
+        self,
+        tokens_BTF: Tensor,
+        rope: Rope | None,
+        rows: Tensor | None,
+        factor: float,
+        looked: Looked,
+    ) -> Tensor:
+        """The tokens looked at, [W, F], after the attention branch: all attend, some are made."""
         tokens_WF = tokens_BTF.flatten(0, 1).index_select(0, looked.tokens_W)
-        if attention_rows is None:
-            attended = attention(tokens_BTF).flatten(0, 1).index_select(0, looked.tokens_W)
-            tokens_WF = tokens_WF + add_attention(attended)
-        elif len(attention_rows):
-            attended = attention(tokens_BTF.index_select(0, attention_rows)).flatten(0, 1)
-            added = add_attention(attended.index_select(0, looked.attention_source))
-            tokens_WF = tokens_WF.index_add(0, looked.attention_target, added.to(tokens_WF.dtype))
-        return with_branch(tokens_WF, looked.mlp_target, mlp)
+        if rows is None or looked.attention is None:
+            attended = self.attended(tokens_BTF, rope).flatten(0, 1)
+            return tokens_WF + self.projected(attended.index_select(0, looked.tokens_W), factor)
+        if len(rows) == 0:
+            return tokens_WF
+        attended = self.attended(tokens_BTF.index_select(0, rows), rope).flatten(0, 1)
+        source, target = looked.attention
+        added = self.projected(attended.index_select(0, source), factor)
+        return tokens_WF.index_add(0, target, added.to(tokens_WF.dtype))
 
     def attended(self, tokens_BTF: Tensor, rope: Rope | None) -> Tensor:
         """Values averaged by attention, [B, T, F], before the output projection."""
+        tokens_BTF = self.norm1(tokens_BTF)
         parts = [self.attention.q_proj, self.attention.k_proj, self.attention.v_proj]
         biases = [part.bias for part in parts]
         bias = None
@@ -141,14 +153,21 @@ class Block(nn.Module):
         )
         return averaged.transpose(1, 2).flatten(2)
 
-    def expanded(self, tokens: Tensor) -> Tensor:
-        """The MLP up to its last matrix, gated or not."""
-        mlp = self.mlp
+    def projected(self, attended: Tensor, factor: float) -> Tensor:
+        """The attention branch from what ``attended`` gives."""
+        return scaled(self.attention.o_proj, self.layer_scale1, factor, attended)
+
+    def mlp_branch(self, tokens: Tensor, factor: float) -> Tensor:
+        """The MLP branch, gated or not."""
+        tokens, mlp = self.norm2(tokens), self.mlp
         if hasattr(mlp, "gate_proj"):
-            return mlp.act_fn(mlp.gate_proj(tokens)) * mlp.up_proj(tokens)
-        if hasattr(mlp, "up_proj"):
-            return mlp.act_fn(mlp.up_proj(tokens))
-        return mlp.activation_fn(mlp.fc1(tokens))
+            expanded = mlp.act_fn(mlp.gate_proj(tokens)) * mlp.up_proj(tokens)
+        elif hasattr(mlp, "up_proj"):
+            expanded = mlp.act_fn(mlp.up_proj(tokens))
+        else:
+            expanded = mlp.activation_fn(mlp.fc1(tokens))
+        last = mlp.down_proj if hasattr(mlp, "down_proj") else mlp.fc2
+        return scaled(last, self.layer_scale2, factor, expanded)
 
 
 def with_branch(tokens: Tensor, rows: Tensor | None, branch: Callable[[Tensor], Tensor]) -> Tensor:
@@ -168,7 +187,7 @@ def scaled(linear: Any, layer_scale: Any, factor: float, tokens: Tensor) -> Tens
 
 
 class Rotate(torch.autograd.Function):
-    """RoPE of the patch tokens, the last N of [B, T, H, C]: a rotation, whose gradient rotates back.
+    """RoPE of the patch tokens, the last N of [B, T, H, C]; the gradient is rotated back.
 
     Source: Su et al. 2021, section 3.2; halves are paired as in DINOv3.
     """

@@ -91,6 +91,7 @@ class Trainer:
         if options.model.heads_from == "run":
             take_heads(student, options.model.name)
         student = student.to(device, dtype_of(options.train.precision))
+        student.backbone.recompute = options.train.activation_checkpointing
         self.student, self.teacher = student, build_teacher(student)
         self.optimizer = build_optimizer(student, options.optim)
         frozen = distilled_teacher(options, student)
@@ -111,6 +112,9 @@ class Trainer:
             ranks=self.ranks,
         )
         self.gram = first_gram_teacher(options, self.teacher.backbone)
+        if options.train.compile:
+            for network in (student, self.targets_of):
+                network.backbone.compile_blocks()
 
     def train(self, report: TrainingReport | NoReport) -> None:
         """From the step after the last finished one to the end."""

@@ -178,7 +178,10 @@ class Cutter:
         return (crops - mean).div_(std)
 
     def _here(self, values: np.ndarray | Tensor) -> Tensor:
-        return torch.as_tensor(values).to(self.device, self.dtype)
+        tensor = torch.as_tensor(values)
+        if self.device.type == "cuda":  # only pinned memory is copied while the card computes
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, self.dtype, non_blocking=True)
 
 
 @dataclass(frozen=True)
