@@ -327,6 +327,13 @@ class TrainOptions(Section):
     seed: int = option(0, "everything random comes from it", ge=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")
     precision: Literal["fp32", "bf16", "fp64"] = option("fp32", "bf16 is mixed precision")
+    skip_not_finite: int = option(
+        3, "steps without a finite loss and gradient are skipped; after so many in a row the run"
+        " goes back to its last checkpoint, once; 0: it stops at the first", ge=0,
+    )  # fmt: skip
+    backoff: float = option(
+        0.5, "the learning rate is multiplied by it when a run goes back", gt=0, lt=1
+    )
 
 
 class CheckpointOptions(Section):
@@ -334,6 +341,9 @@ class CheckpointOptions(Section):
 
     every: PositiveInt = option(100, "steps between checkpoints; the last step always has one")
     keep: PositiveInt = option(2, "newest checkpoints kept")
+    background: bool = option(
+        True, "write them while training goes on; takes memory for a copy of the state"
+    )
 
 
 class ReportOptions(Section):
@@ -394,6 +404,7 @@ class Options(Section):
 FREE_ON_RESUME = (
     "train.micro_batch", "train.device", "data.workers", "data.cache_mb", "data.verify",
     "data.cache", "data.cache_gb", "data.index",
-    "checkpoint.every", "checkpoint.keep", "report.page", "report.images", "report.snapshots",
+    "checkpoint.every", "checkpoint.keep", "checkpoint.background", "report.page", "report.images",
+    "report.snapshots",
     "health.every", "health.rows", "health.on_collapse", "online.every", "online.images",
 )  # fmt: skip

@@ -51,8 +51,11 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
             torch.save({"step": step, **state}, temporary)
         except RuntimeError as error:  # what torch makes of a full disk
             raise OSError(errno.ENOSPC, f"cannot be written ({error})") from error
-        digest = checksum(temporary)
-        write_atomically(checksum_file(path), lambda file: file.write_text(digest + "\n"))
+        digests = [checksum(temporary)]
+        if path.is_file() and checksum_file(path).is_file():  # either may be there after a crash
+            digests += checksum_file(path).read_text().split()[:1]
+        text = "".join(f"{digest}\n" for digest in digests)
+        write_atomically(checksum_file(path), lambda file: file.write_text(text))
 
     write_atomically(path, write)
     kept = [old for old in checkpoints(folder) if old <= path][-keep:]
@@ -60,6 +63,13 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         old.unlink()
         checksum_file(old).unlink(missing_ok=True)
     return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove checksums without a checkpoint, which a run leaves that is killed between the two."""
+    saved = {checksum_file(path) for path in checkpoints(folder)}
+    for file in set(folder.glob("step-*.sha256")) - saved:
+        file.unlink(missing_ok=True)
 
 
 def checksum(path: Path) -> str:
@@ -106,6 +116,6 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     Raises: ValueError for another checksum; whatever torch raises for a damaged file.
     """
     expected = checksum_file(path)
-    if expected.is_file() and expected.read_text().strip() != checksum(path):
+    if expected.is_file() and checksum(path) not in expected.read_text().split():
         raise ValueError("its checksum is another")
     return torch.load(path, map_location=device, weights_only=True)
