@@ -26,12 +26,15 @@ class Recovery:
     Attributes:
         in_a_row: steps skipped since the last that counted.
         skipped: in all.
+        back_to: step of the last checkpoint that every run of these settings makes, to which it
+            would go back: not one made because a run was asked to stop. Else that changed it.
         lr_factor: times which the schedule's learning rate is taken; below 1 once the run has gone
             back to a checkpoint.
     """
 
     in_a_row: int = 0
     skipped: int = 0
+    back_to: int | None = None
     lr_factor: float = 1.0
 
     @property
@@ -56,14 +59,16 @@ def skips(trainer: Trainer, what: str, report: TrainingReport | NoReport) -> boo
     """
     limit, recovery = trainer.options.train.skip_not_finite, trainer.recovery
     step = trainer.done + 1
-    if recovery.in_a_row + 1 < limit:
+    none_counted = step == trainer.options.train.steps and recovery.skipped == trainer.done
+    if recovery.in_a_row + 1 < limit and not none_counted:
         if not recovery.in_a_row:
             report.finding(f"step {step} is skipped: {what}")
         recovery.in_a_row += 1
         recovery.skipped += 1
         return True
     trainer.saver.saved(report)
-    saved = from_first(trainer.ranks, lambda: bool(checkpoints(trainer.run.checkpoints)))
+    folder, up_to = trainer.run.checkpoints, recovery.back_to
+    saved = from_first(trainer.ranks, lambda: bool(checkpoints(folder, up_to or 0)))
     if not limit or recovery.went_back or not saved:
         trainer.health.not_finite(step, what)
         kind = UserError if trainer.ranks.own == 0 else SaidElsewhereError
@@ -84,8 +89,9 @@ def go_back(trainer: Trainer, what: str, report: TrainingReport | NoReport) -> N
     factor = trainer.recovery.lr_factor * options.train.backoff
     trainer.gram = first_gram_teacher(options, trainer.teacher.backbone)
     trainer.health = Health(options, trainer.student.backbone.width, trainer.health.path)
-    together(trainer.ranks, lambda: trainer.resume(report.finding))
-    trainer.recovery.lr_factor = factor
+    up_to = trainer.recovery.back_to
+    together(trainer.ranks, lambda: trainer.resume(report.finding, up_to))
+    trainer.recovery.lr_factor, trainer.recovery.back_to = factor, trainer.done
     report.went_back(trainer.done)
     trainer.health.not_finite(trainer.done, f"step {step}: {what}")
     report.finding(

@@ -46,7 +46,9 @@ def write_state(trainer: Trainer, step: int, state: dict[str, Any]) -> None:
     Raises: OSError, SafetensorError if it cannot be written.
     """
     options, backbone = trainer.options, trainer.teacher.backbone
-    checkpoint.save(trainer.run.checkpoints, step, state, options.checkpoint.keep)
+    checkpoint.save(
+        trainer.run.checkpoints, step, state, options.checkpoint.keep, state["recovery"]["back_to"]
+    )
     prefix = "backbone.vit."
     teacher = {
         name.removeprefix(prefix): value
@@ -64,15 +66,20 @@ def write_state(trainer: Trainer, step: int, state: dict[str, Any]) -> None:
     )
 
 
-def take_up(trainer: Trainer, say: Callable[[str], None] = lambda line: None) -> None:
+def take_up(
+    trainer: Trainer, say: Callable[[str], None] = lambda line: None, up_to: int | None = None
+) -> None:
     """Take up the newest checkpoint of the run that is whole, if there is one.
 
-    ``say`` is told of damaged ones.
+    Args:
+        trainer: of the same run, or of a start of it in another process.
+        say: told of damaged ones.
+        up_to: do not look at those of later steps.
 
     Raises: UserError if the images are not those it was trained on.
     """
     run = trainer.run
-    state = checkpoint.load_newest(run.checkpoints, trainer.cutter.device, say)
+    state = checkpoint.load_newest(run.checkpoints, trainer.cutter.device, say, up_to)
     if state is None:
         if trainer.ranks.own == 0:
             run.truncate_metrics(0)
@@ -94,7 +101,7 @@ def take_up(trainer: Trainer, say: Callable[[str], None] = lambda line: None) ->
     queues = state["queues"]
     trainer.queues = Queues(trainer.options.loss.queue, queues["dino"], queues["ibot"])
     trainer.gram = _gram_teacher(trainer, state)
-    trainer.recovery = Recovery(**state.get("recovery", {}))
+    trainer.recovery = Recovery(**state.get("recovery", {"back_to": state["step"]}))
     trainer.done = state["step"]
     if trainer.ranks.own == 0:
         run.truncate_metrics(trainer.done)

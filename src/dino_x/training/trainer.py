@@ -190,7 +190,10 @@ class Trainer:
         self.stopping = self.asked_to_stop
         last = bool(self.done == steps or stop or self.stopping)
         # What is saved between skipped steps would push out the checkpoints before them.
-        if last or (self.done % every == 0 and not self.recovery.in_a_row):
+        due = self.done % every == 0 and not self.recovery.in_a_row
+        if due:
+            self.recovery.back_to = self.done
+        if due or last:
             self.save(report, last)
         if stop:
             raise self.collapsed(stop)
@@ -354,9 +357,11 @@ class Trainer:
             with self.agreement.by_itself():
                 self.saver.saved(report, last)
 
-    def resume(self, say: Callable[[str], None] = lambda line: None) -> None:
+    def resume(
+        self, say: Callable[[str], None] = lambda line: None, up_to: int | None = None
+    ) -> None:
         """Take up the run's newest checkpoint; see ``state.take_up``."""
-        take_up(self, say)
+        take_up(self, say, up_to)
 
     def try_micro_batch(self, size: int) -> None:
         """One forward and backward of ``size`` images; for finding what fits."""
