@@ -133,7 +133,7 @@ def test_after_three_in_a_row_it_goes_back_with_half_the_rate(films, tmp_path, s
     assert not any("skipped" in step for step in run)
     for number, (step, usual) in enumerate(zip(run, plain, strict=True), 1):
         assert step["lr"] == usual["lr"] * (0.5 if number > 2 else 1)
-        assert ("loss" in step) and step["weight_decay"] == usual["weight_decay"]
+        assert "loss" in step
     state = torch.load(tmp_path / "run" / "checkpoints" / "step-00000002.pt", weights_only=True)
     assert state["recovery"]["lr_factor"] == 0.5, "a resume from there has the lower rate too"
     (finding,) = [

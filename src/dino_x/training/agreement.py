@@ -6,7 +6,7 @@ met something it cannot go on with, or was asked to stop, and all draw the same 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -32,7 +32,7 @@ class Agreement:
     """
 
     ranks: Ranks = ALONE
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     asked: Callable[[], int] = lambda: 0
     stop: int = 0
     exchanges: int = 0

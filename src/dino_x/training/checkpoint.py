@@ -46,8 +46,8 @@ def save(
 ) -> Path:
     """Write the state after ``step`` finished steps and its checksum.
 
-    The newest ``keep`` are kept, and that of the step ``also``. Later ones than this are of a future that is given up, as after going back to an earlier one,
-    and are removed too.
+    The newest ``keep`` are kept, and that of the step ``also``. Later ones than this are of a
+    future that is given up, as after going back to an earlier one, and are removed too.
 
     Raises: OSError if it cannot be written; all that were there still are.
     """
