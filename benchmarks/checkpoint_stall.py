@@ -67,10 +67,11 @@ def main() -> None:
         make_images(folder / "images", 40, 64)
         run = pretrain(
             {
-                "data.paths": [str(folder / "images")], "preset": "dinov3", "model.name": "vit-tiny",
-                "head.prototypes": given.prototypes, "views.global_size": 64,
-                "views.local_size": 32, "views.local_crops": 2, "train.effective_batch": given.batch,
-                "train.micro_batch": given.batch, "train.steps": given.steps,
+                "data.paths": [str(folder / "images")], "preset": "dinov3",
+                "model.name": "vit-tiny", "head.prototypes": given.prototypes,
+                "views.global_size": 64, "views.local_size": 32, "views.local_crops": 2,
+                "train.effective_batch": given.batch, "train.micro_batch": given.batch,
+                "train.steps": given.steps,
                 "loss.centering": "sinkhorn", "checkpoint.every": EVERY, "report.page": False,
                 "report.snapshots": False, "online.every": 0, "health.every": 0,
             },
