@@ -54,6 +54,9 @@ class DataOptions(Section):
         "auto", "decode every image once before training: all, or only headers; auto up to 10,000"
     )
     workers: int = option(2, "threads that read images", ge=1)
+    decode_in: Literal["threads", "processes"] = option(
+        "threads", "processes: each thread has one; a decoder that crashes costs an image, no run"
+    )
     cache_mb: int = option(2048, "decoded images kept in memory, MB; 0 keeps none", ge=0)
     cache: str | None = option(
         None, "folder that keeps decoded images on disk, for this and other runs"
@@ -403,7 +406,7 @@ class Options(Section):
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
     "train.micro_batch", "train.device", "data.workers", "data.cache_mb", "data.verify",
-    "data.cache", "data.cache_gb", "data.index",
+    "data.cache", "data.cache_gb", "data.index", "data.decode_in",
     "checkpoint.every", "checkpoint.keep", "checkpoint.background", "report.page", "report.images",
     "report.snapshots",
     "health.every", "health.rows", "health.on_collapse", "online.every", "online.images",

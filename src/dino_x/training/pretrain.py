@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dino_x import __version__
 from dino_x.config import Options
+from dino_x.data.decoding import decoding_in
 from dino_x.data.index import Index, Skipped, build_index, write_skipped
 from dino_x.data.volumes import refuse_uneven
 from dino_x.errors import StoppedError, UserError
@@ -157,7 +158,8 @@ def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str,
 
 def read_index(options: Options, console: Console) -> Index:
     """All images that can be read, with a progress bar."""
-    with progress_bar(console, "reading images") as on_progress:
+    decoding = decoding_in(options.data.decode_in)
+    with decoding, progress_bar(console, "reading images") as on_progress:
         return build_index(
             [Path(path) for path in options.data.paths],
             verify=options.data.verify,
@@ -166,6 +168,7 @@ def read_index(options: Options, console: Console) -> Index:
             reading=options.data.reading,
             kept_in=Path(options.data.index) if options.data.index else None,
             where=options.data.where,
+            decoding=decoding,
         )
 
 
