@@ -70,7 +70,7 @@ def processes():
 @pytest.fixture
 def index(write_png, tmp_path):
     for number in range(12):
-        write_png(f"{number:02}.png")
+        write_png(f"{number:02}.png", number, shape=(10 + number, 14))
     return build_index([tmp_path])
 
 
