@@ -26,6 +26,7 @@ from dino_x.training.policy import Policy, centering_policy
 from dino_x.training.run import RunFolder
 from dino_x.training.trainer import Trainer
 from dino_x.training.window import Cutter
+from dino_x.training.world import together
 from dino_x.views.sizes import crop_sizes
 
 
@@ -77,7 +78,8 @@ def prepare(
     check_patches(options, trainer)
     if options.train.micro_batch == "auto":
         share = options.train.effective_batch // ranks.count
-        fits = largest_that_fits(share, device, trainer.try_micro_batch)
+        # A loader may give up in one process, while others would wait for its number.
+        fits = together(ranks, lambda: largest_that_fits(share, device, trainer.try_micro_batch))
         options.train.micro_batch = min(size for (size,) in ranks.numbers([fits], device))
     micro_batch = options.train.micro_batch
     assert isinstance(micro_batch, int)
