@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -159,6 +160,21 @@ def test_zero_stops_at_the_first(films, tmp_path, spoil, capsys):
     settings = SETTINGS | {"checkpoint__every": 2, "train__skip_not_finite": 0}
     assert pretrain(films, tmp_path / "run", *FLAGS, **settings) == 2
     assert "stopped at step 4: the gradient norm is nan; the last" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_before_there_was_any_of_this_is_taken_up(films, tmp_path, spoil):
+    settings = SETTINGS | {"checkpoint__every": 3}
+    assert pretrain(films, tmp_path / "run", *FLAGS, **settings) == 0
+    usual = metrics(tmp_path / "run")[-1]["lr"]
+    checkpoints = tmp_path / "run" / "checkpoints"
+    old = torch.load(checkpoints / "step-00000003.pt", weights_only=True)
+    del old["recovery"]
+    shutil.rmtree(checkpoints)
+    checkpoints.mkdir()
+    torch.save(old, checkpoints / "step-00000003.pt")
+    spoil({4, 5, 6})
+    assert pretrain(films, tmp_path / "run", *FLAGS, "--resume", **settings) == 0
+    assert metrics(tmp_path / "run")[-1]["lr"] == usual / 2
 
 
 def test_the_page_about_a_run_with_skipped_steps_is_made(films, tmp_path, spoil):

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from dino_x.training import checkpoint
+from dino_x.training import checkpoint, stopping
 from dino_x.training.stopping import SIGNALS, Stop
 from dino_x.training.trainer import Trainer
 from tests.training.runs import losses, metrics, pretrain, weights
@@ -62,6 +62,16 @@ def test_ctrl_c_twice_stops_at_once(films, tmp_path, send, capfd):
     assert "dino-x: stopped; a run goes on with --resume" in said
     assert [step["step"] for step in metrics(tmp_path / "run")] == [1, 2]
     assert not checkpoint.checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_ctrl_c_that_is_heard_twice_under_a_launcher_is_one(monkeypatch):
+    with Stop(says=False, give_up=lambda: None).listen() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked == signal.SIGINT
+        monkeypatch.setattr(stopping, "SAME_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_signal_in_the_last_step_is_no_stop(films, tmp_path, send):

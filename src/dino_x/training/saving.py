@@ -131,7 +131,7 @@ def _copied_if_it_fits(state: dict[str, Any]) -> dict[str, Any] | None:
     """A copy in the machine's memory, or None if there is no room for it."""
     try:
         copy = copied(state)
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # copies from the card run beside Python
         return copy
     except (MemoryError, RuntimeError) as error:  # torch has no class of its own for it on a CPU

@@ -11,10 +11,10 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -22,16 +22,19 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # from its network at once, or never; after SIGTERM this long without progress means never.
 STUCK_SECONDS = 20.0
 
+# Of a Ctrl-C in a terminal its processes hear twice under torchrun, which passes it on.
+SAME_SECONDS = 3.0
+
 
 class Stop:
     """Listens for signals in one process.
 
     Attributes:
-        asked: the number of the first signal that came, or 0.
+        asked: the number of the first signal that came, or 0; heard is when.
         says: whether this process says that it heard Ctrl-C.
         progress: changes while the process gets on.
-        give_up: what to do before ending a process that is stuck after SIGTERM; None: it cannot
-            get stuck, as it waits for no other.
+        give_up: what to do before ending a process that is stuck after SIGTERM; None: it may
+            take any time, as it waits for no other.
     """
 
     def __init__(
@@ -42,34 +45,34 @@ class Stop:
         give_up: Callable[[], None] | None = None,
     ) -> None:
         self.asked = 0
+        self.heard = 0.0
         self.says = says
         self.progress = progress
         self.give_up = give_up
-        self.listening = False
 
     @contextmanager
-    def listen(self) -> Iterator[None]:
+    def listen(self) -> Iterator["Stop"]:
         """Take the signals, until the block ends. Only a main thread can; others take none."""
         if threading.current_thread() is not threading.main_thread():
-            yield
+            yield self
             return
         before = {number: signal.signal(number, self._heard) for number in SIGNALS}
-        self.listening = True
         try:
             with self._watched() if self.give_up is not None else contextlib.nullcontext():
-                yield
+                yield self
         finally:
-            self.listening = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if number == signal.SIGINT:
-            if self.asked:
+            if self.asked and (self.give_up is None or now - self.heard > SAME_SECONDS):
                 signal.default_int_handler(number, frame)
-            if self.says:
+            if self.says and not self.asked:
                 say("stopping after this step; Ctrl-C again stops at once")
-        self.asked = self.asked or number
+        if not self.asked:
+            self.asked, self.heard = number, now
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -88,23 +91,22 @@ class Stop:
             hears.close()
 
     def _watch(self, hears: socket.socket) -> None:
-        seen = -1
-        while True:
+        while signal.SIGTERM not in (numbers := hears.recv(64)):
+            if not numbers:  # the end of the block
+                return
+        hears.settimeout(0.5)
+        seen, since = self.progress(), time.monotonic()
+        while time.monotonic() - since < STUCK_SECONDS:
             try:
-                numbers: Any = hears.recv(64)
-            except TimeoutError:
-                if self.progress() == seen:
-                    break
-            else:
-                if not numbers:  # the end of the block
+                if not hears.recv(64):
                     return
-                if signal.SIGTERM not in numbers:
-                    continue
-            hears.settimeout(STUCK_SECONDS)
-            seen = self.progress()
-        assert self.give_up is not None
-        self.give_up()
-        os._exit(128 + signal.SIGTERM)
+            except TimeoutError:
+                pass
+            if self.progress() != seen:
+                seen, since = self.progress(), time.monotonic()
+        if self.give_up is not None:
+            self.give_up()
+            os._exit(128 + signal.SIGTERM)
 
 
 def say(line: str) -> None:
