@@ -46,6 +46,8 @@ def test_it_finishes_the_step_saves_and_goes_on_bit_for_bit(films, tmp_path, sen
     line = "dino-x: stopped by a signal after step 3; go on with --resume\n"
     assert capsys.readouterr().err.endswith(line)
     assert [step["step"] for step in metrics(tmp_path / "run")] == [1, 2, 3]
+    saved = checkpoint.checkpoints(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in saved] == ["step-00000003.pt"]
     send(0)
     assert pretrain(films, tmp_path / "run", *FLAGS, "--resume", **SETTINGS) == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
