@@ -93,6 +93,17 @@ def test_a_stop_that_cannot_save_says_so(films, tmp_path, send, capsys, monkeypa
     assert "finish with --resume" in said
 
 
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop().listen() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.asked
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_another_thread_takes_no_signals():
     before = signal.getsignal(signal.SIGTERM)
     found = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dino_x.errors import UserError
 from dino_x.model.backbone import save_vit
 from dino_x.model.pretrained import prepared_with
@@ -78,8 +80,9 @@ def take_up(
 
     Raises: UserError if the images are not those it was trained on.
     """
-    run = trainer.run
-    state = checkpoint.load_newest(run.checkpoints, trainer.cutter.device, say, up_to)
+    run, device = trainer.run, trainer.cutter.device
+    # Not to the card, which may have no room for a second state.
+    state = checkpoint.load_newest(run.checkpoints, torch.device("cpu"), say, up_to)
     if state is None:
         if trainer.ranks.own == 0:
             run.truncate_metrics(0)
@@ -97,9 +100,12 @@ def take_up(
     trainer.student.load_state_dict(state["student"])
     trainer.teacher.load_state_dict(state["teacher"])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.centers = Centers(state["centers"]["dino"], state["centers"]["ibot"])
-    queues = state["queues"]
-    trainer.queues = Queues(trainer.options.loss.queue, queues["dino"], queues["ibot"])
+    centers, queues = (
+        [state[name][head].to(device) for head in ("dino", "ibot")]
+        for name in ("centers", "queues")
+    )
+    trainer.centers = Centers(*centers)
+    trainer.queues = Queues(trainer.options.loss.queue, *queues)
     trainer.gram = _gram_teacher(trainer, state)
     trainer.recovery = Recovery(**state.get("recovery", {"back_to": state["step"]}))
     trainer.done = state["step"]

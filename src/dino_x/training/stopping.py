@@ -1,7 +1,7 @@
 """Signals that ask a run to stop: it finishes its step, saves a checkpoint and ends.
 
-SLURM and Kubernetes send SIGTERM before they take a machine away, SLURM with ``--signal`` SIGUSR1,
-and Ctrl-C is SIGINT. The exit status is 128 and the signal's number, as a shell has it for a
+SLURM and Kubernetes send SIGTERM before they take a machine away, SLURM with ``--signal`` SIGUSR1;
+Ctrl-C is SIGINT, and a terminal that is closed SIGHUP, unless that is ignored (``nohup``). The exit status is 128 and the signal's number, as a shell has it for a
 process that a signal ended: the run is not finished, and what waits for it must not go on.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 # torchrun kills what does not end in 30 s. A process that waits for one that has died hears of it
 # from its network at once, or never; after SIGTERM this long without progress means never.
@@ -56,7 +56,9 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._heard) for number in SIGNALS}
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+        before = {number: signal.signal(number, self._heard) for number in heard}
         try:
             with self._watched() if self.give_up is not None else contextlib.nullcontext():
                 yield self
