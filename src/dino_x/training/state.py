@@ -100,11 +100,9 @@ def take_up(
     trainer.student.load_state_dict(state["student"])
     trainer.teacher.load_state_dict(state["teacher"])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    centers, queues = (
-        [state[name][head].to(device) for head in ("dino", "ibot")]
-        for name in ("centers", "queues")
-    )
-    trainer.centers = Centers(*centers)
+    heads = ("dino", "ibot")
+    trainer.centers = Centers(*(state["centers"][head].to(device) for head in heads))
+    queues = (state["queues"][head].to(device) for head in heads)
     trainer.queues = Queues(trainer.options.loss.queue, *queues)
     trainer.gram = _gram_teacher(trainer, state)
     trainer.recovery = Recovery(**state.get("recovery", {"back_to": state["step"]}))

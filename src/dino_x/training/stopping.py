@@ -1,8 +1,10 @@
 """Signals that ask a run to stop: it finishes its step, saves a checkpoint and ends.
 
 SLURM and Kubernetes send SIGTERM before they take a machine away, SLURM with ``--signal`` SIGUSR1;
-Ctrl-C is SIGINT, and a terminal that is closed SIGHUP, unless that is ignored (``nohup``). The exit status is 128 and the signal's number, as a shell has it for a
-process that a signal ended: the run is not finished, and what waits for it must not go on.
+Ctrl-C is SIGINT, and a terminal that is closed SIGHUP, unless that is ignored (``nohup``).
+
+The exit status is 128 and the signal's number, as a shell has it for a process that a signal ended:
+the run is not finished, and what waits for it must not go on.
 """
 
 import contextlib
