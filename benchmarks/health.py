@@ -54,7 +54,8 @@ def one_step(trainer, step: int, every: int) -> tuple[float, float]:
     norm = trainer.update(step, result, values)
     seen = clocks[1](trainer.student, trainer.teacher)
     trainer.done = step + 1
-    clocks[2](trainer.numbers(result, values, norm, 1.0) | seen)
+    terms = result.terms | {"gradient_norm": norm} | seen
+    clocks[2](trainer.numbers(terms, values, 1.0))
     return time.process_time() - started, sum(clock.seconds for clock in clocks)
 
 

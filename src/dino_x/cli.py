@@ -1,6 +1,7 @@
 """The command line: one function a command, no logic."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from dino_x import __version__
-from dino_x.errors import SaidElsewhereError, UserError, nearest
+from dino_x.errors import SaidElsewhereError, StoppedError, UserError, nearest
 
 FLAGS = {  # flag: (option, what it shows as its value)
     "--model": ("model.name", "NAME"),
@@ -311,7 +312,10 @@ def prepare_libraries() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it did what it was asked, 2 with one line on stderr if it could not."""
+    """Run a command; 0 if it did what it was asked, 2 with one line on stderr if it could not.
+
+    128 and a signal's number if that asked a run to stop.
+    """
     prepare_libraries()
     try:
         parser = build_parser()
@@ -322,8 +326,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.run(parsed)
     except SaidElsewhereError:
         return 2
+    except StoppedError as stopped:
+        if stopped.says:
+            print(f"dino-x: {stopped}", file=sys.stderr)
+        return stopped.status
     except UserError as error:
         print(f"dino-x: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"dino-x: {where}{error.strerror}; make room and try again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

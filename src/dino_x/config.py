@@ -54,6 +54,9 @@ class DataOptions(Section):
         "auto", "decode every image once before training: all, or only headers; auto up to 10,000"
     )
     workers: int = option(2, "threads that read images", ge=1)
+    decode_in: Literal["threads", "processes"] = option(
+        "threads", "processes: each thread has one; a decoder that crashes costs an image, no run"
+    )
     cache_mb: int = option(2048, "decoded images kept in memory, MB; 0 keeps none", ge=0)
     cache: str | None = option(
         None, "folder that keeps decoded images on disk, for this and other runs"
@@ -333,6 +336,13 @@ class TrainOptions(Section):
     compile: bool = option(
         False, "torch.compile the blocks: takes minutes at the start, and gains nothing on a CPU"
     )
+    skip_not_finite: int = option(
+        3, "steps without a finite loss and gradient are skipped; after so many in a row the run"
+        " goes back to its last checkpoint, once; 0: it stops at the first", ge=0,
+    )  # fmt: skip
+    backoff: float = option(
+        0.5, "the learning rate is multiplied by it when a run goes back", gt=0, lt=1
+    )
 
 
 class CheckpointOptions(Section):
@@ -340,6 +350,9 @@ class CheckpointOptions(Section):
 
     every: PositiveInt = option(100, "steps between checkpoints; the last step always has one")
     keep: PositiveInt = option(2, "newest checkpoints kept")
+    background: bool = option(
+        True, "write them while training goes on; takes memory for a copy of the state"
+    )
 
 
 class ReportOptions(Section):
@@ -400,6 +413,8 @@ class Options(Section):
 FREE_ON_RESUME = (
     "train.micro_batch", "train.device", "train.activation_checkpointing", "train.compile",
     "data.workers", "data.cache_mb", "data.verify", "data.cache", "data.cache_gb", "data.index",
-    "checkpoint.every", "checkpoint.keep", "report.page", "report.images", "report.snapshots",
+    "data.decode_in",
+    "checkpoint.every", "checkpoint.keep", "checkpoint.background", "report.page", "report.images",
+    "report.snapshots",
     "health.every", "health.rows", "health.on_collapse", "online.every", "online.images",
 )  # fmt: skip

@@ -15,6 +15,20 @@ class SaidElsewhereError(UserError):
     """The same for a process of several whose first one says it."""
 
 
+class StoppedError(UserError):
+    """A run that was asked to stop, and has saved where it is.
+
+    Attributes:
+        status: the exit status, 128 and the number of the signal.
+        says: whether this process says it.
+    """
+
+    def __init__(self, message: str, signal: int, says: bool = True) -> None:
+        super().__init__(message)
+        self.status = 128 + signal
+        self.says = says
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'sinkhorn'?"`` for a near miss, or the empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

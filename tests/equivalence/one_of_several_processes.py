@@ -10,19 +10,26 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
 
 from dino_x.cli import main
+from dino_x.data.loader import Loader
+from dino_x.errors import UserError
 from dino_x.losses.checks import NotFiniteError
+from dino_x.training import stopping
 from dino_x.training.effective_batch import EffectiveBatch
 from dino_x.training.trainer import Trainer
 
 
 def spoil(how: str, rank: int) -> contextlib.AbstractContextManager:
     """Break this process, or nothing if it is another's turn."""
+    if how == "hangs":
+        return hangs(rank)
     if not how or rank != 1:
         return contextlib.nullcontext()
     if how == "not finite in phase 3":
@@ -41,8 +48,56 @@ def spoil(how: str, rank: int) -> contextlib.AbstractContextManager:
             return norm
 
         return patched(Trainer, "update", spoiled)
+    if how == "not finite in step 2":
+        forward, steps = EffectiveBatch.forward, set()
+
+        def nan(self, micro, *arguments):
+            steps.add(micro.window.step)
+            terms = forward(self, micro, *arguments)
+            return terms | {"loss": terms["loss"] * (torch.nan if len(steps) == 2 else 1)}
+
+        return patched(EffectiveBatch, "forward", nan)
+    if how == "is asked to stop":
+        update = Trainer.update
+
+        def asked(self, step, *arguments):
+            if step == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return update(self, step, *arguments)
+
+        return patched(Trainer, "update", asked)
+    if how.startswith("gives up in phase"):
+        return gives_up(int(how[-1]))
     assert how == "dies"
     return patched(Trainer, "update", lambda *_: os._exit(9))
+
+
+def gives_up(phase: int) -> contextlib.AbstractContextManager:
+    """The loader gives up in a phase of the second step."""
+    prefetch, passes = Loader.prefetch, []
+
+    def gone(self, batches):
+        passes.append(1)
+        if len(passes) == 2 + 3 + phase:  # two fill the queue, and there are three in each step
+            raise UserError("1000 images in a row cannot be read any more")
+        yield from prefetch(self, batches)
+
+    return patched(Loader, "prefetch", gone)
+
+
+def hangs(rank: int) -> contextlib.AbstractContextManager:
+    """The second process stops for good, and the first is asked to end while it waits for it."""
+    update = Trainer.update
+
+    def stuck(self, step, *arguments):
+        if step == 2 and rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if step == 2:
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return update(self, step, *arguments)
+
+    stopping.STUCK_SECONDS = 2.0
+    return patched(Trainer, "update", stuck)
 
 
 @contextlib.contextmanager

@@ -209,7 +209,7 @@ def test_not_a_number_stops_at_the_last_good_checkpoint(films, tmp_path, refused
         films, run, *flags, optim__lr=1e30, optim__clip=0, optim__warmup=4, checkpoint__every=1
     )
     refused(status, r"stopped at step \d+: .* last good checkpoint is .*step-\d+\.pt.*optim.lr")
-    steps = metrics(run)
+    steps = [step for step in metrics(run) if "skipped" not in step]
     assert steps, "it must stop after some good steps, or the test shows little"
     good = sorted((run / "checkpoints").glob("*.pt"))[-1]
     assert good.name == f"step-{steps[-1]['step']:08d}.pt"
@@ -223,4 +223,4 @@ def test_the_term_that_is_not_a_number_is_named(films, tmp_path, refused, monkey
 
     monkeypatch.setattr(effective_batch, "koleo", lambda cls, group: cls.sum() * float("nan"))
     status = pretrain(films, tmp_path / "run", *QUICK, "--centering", "sinkhorn")
-    refused(status, "stopped at step 1: .*koleo is nan; no checkpoint was made yet")
+    refused(status, "stopped at step 2: .*koleo is nan; no checkpoint was made yet")

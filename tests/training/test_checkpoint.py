@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from dino_x.errors import UserError
-from dino_x.training.checkpoint import checkpoints, load_newest, save, write_atomically
+from dino_x.training import checkpoint
+from dino_x.training.checkpoint import (
+    checkpoints,
+    load_newest,
+    remove_leftovers,
+    save,
+    write_atomically,
+)
 
 CPU = torch.device("cpu")
 
@@ -79,3 +86,41 @@ def test_checkpoints_without_a_checksum_are_loaded(tmp_path):
     save(tmp_path, 2, {}, keep=1)
     (tmp_path / "step-00000002.sha256").unlink()
     assert load_newest(tmp_path, CPU)["step"] == 2
+
+
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_a_checkpoint_that_is_written_anew_is_whole_at_every_moment(tmp_path, monkeypatch, killed):
+    """It has the checksum of before until it is there, and that of now from then on."""
+    save(tmp_path, 2, {"x": 1}, keep=1)
+    replace = checkpoint.os.replace
+
+    def kill(source, target):
+        if killed == "before" and target.suffix == ".pt":
+            raise KeyboardInterrupt
+        replace(source, target)
+        if killed == "after" and target.suffix == ".pt":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 2, {"x": 2}, keep=1)
+    assert load_newest(tmp_path, CPU)["x"] == (1 if killed == "before" else 2)
+    flip_a_bit(tmp_path / "step-00000002.pt")
+    with pytest.raises(UserError, match="its checksum is another"):
+        load_newest(tmp_path, CPU)
+
+
+def test_a_checksum_without_its_checkpoint_is_removed(tmp_path):
+    save(tmp_path, 2, {}, keep=1)
+    (tmp_path / "step-00000004.sha256").write_text("0\n")
+    remove_leftovers(tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pt", ".sha256"]
+
+
+def test_one_more_than_the_newest_can_be_kept(tmp_path):
+    for step in (2, 3, 4, 5):
+        save(tmp_path, step, {}, keep=2, also=2)
+    assert [int(path.stem[5:]) for path in checkpoints(tmp_path)] == [2, 4, 5]
+    assert checkpoints(tmp_path, 4)[-1].name == "step-00000004.pt"
+    assert load_newest(tmp_path, CPU, up_to=3)["step"] == 2

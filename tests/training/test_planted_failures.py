@@ -109,7 +109,7 @@ def test_nan(films, tmp_path, monkeypatch, capsys):
         return true(cls, group) * (float("nan") if len(calls) > 4 else 1)
 
     monkeypatch.setattr(effective_batch, "koleo", nan_in_the_third_step)
-    status, findings = run(films, tmp_path / "run", 9, batch=8)
+    status, findings = run(films, tmp_path / "run", 9, batch=8, train__skip_not_finite=0)
     assert status == 2
     assert "stopped at step 3: koleo is nan" in capsys.readouterr().err
     found = first(findings)

@@ -140,7 +140,7 @@ def test_images_that_are_tested_on_are_not_trained_on(films, tmp_path, monkeypat
         "dino_x.data.loader.readers.read", lambda ref: (seen.add(ref.path), read(ref))[1]
     )
     monkeypatch.setattr("dino_x.training.pretrain.evaluate_run", lambda *arguments: None)
-    monkeypatch.setattr("dino_x.training.prepare.is_grey", lambda rows: True)
+    monkeypatch.setattr("dino_x.training.prepare.is_grey", lambda *_: True)
     assert pretrain(films, tmp_path / "run", *flags, **settings) == 0
     assert seen == {path for number, path in enumerate(paths) if number % 4}
     seen.clear()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from dino_x.data import readers
 from dino_x.data.catalog import SUFFIX, Update, update
+from dino_x.data.decoding import Decoding
 from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
 from dino_x.data.table import read_table
 from dino_x.data.where import select
@@ -72,6 +74,7 @@ def build_index(
     reading: Reading = DEFAULT,
     kept_in: Path | None = None,
     where: str | None = None,
+    decoding: Decoding | None = None,
 ) -> Index:
     """Find every image below `paths`.
 
@@ -86,6 +89,7 @@ def build_index(
         reading: what files leave open.
         kept_in: an index that is continued: of what it knows no header is read again.
         where: which images are wanted, see `where.select`; None takes all.
+        decoding: where images are decoded; in threads if None.
 
     Returns: images sorted by path and frame, each file once; and what was left out.
 
@@ -120,7 +124,8 @@ def build_index(
     if verify == "all" or (verify == "auto" and len(rows) <= VERIFY_UP_TO):
         broken: dict[Path, Skipped] = {}
         with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-            for result in _counted(pool.map(_verified, rows), len(rows), on_progress):
+            verified = partial(_verified, decoding or Decoding())
+            for result in _counted(pool.map(verified, rows), len(rows), on_progress):
                 if result is not None:
                     broken.setdefault(result.path, result)
         rows = [row for row in rows if row.path not in broken]
@@ -153,32 +158,41 @@ def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
         writer.writerows([skip.path, skip.reason] for skip in skipped)
 
 
-def is_grey(rows: Sequence[ImageRef]) -> bool:
+def is_grey(rows: Sequence[ImageRef], decoding: Decoding | None = None) -> bool:
     """Whether the images are grey: one channel, or three that are equal.
 
     Looks at up to 64 images evenly spread over `rows`; unreadable ones have no say.
     """
     chosen = np.unique(np.linspace(0, len(rows) - 1, _GREY_SAMPLE).round().astype(int))
-    return all(_row_is_grey(rows[i]) for i in chosen)
+    decoding = decoding or Decoding()
+    return all(_row_is_grey(decoding, rows[i]) for i in chosen)
 
 
-def _row_is_grey(row: ImageRef) -> bool:
+def _row_is_grey(decoding: Decoding, row: ImageRef) -> bool:
     try:
-        image = readers.read(row)
+        return decoding.run(_shows_grey, row)
     except Unreadable:
         return True
+
+
+def _shows_grey(row: ImageRef) -> bool:
+    image = readers.read(row)
     if len(image.pixels) == 1:
         return True
     low, high = image.window
     return bool(np.ptp(image.pixels, axis=0).max() <= _GREY_TOLERANCE * (high - low))
 
 
-def _verified(row: ImageRef) -> Skipped | None:
+def _verified(decoding: Decoding, row: ImageRef) -> Skipped | None:
     try:
-        readers.read(row)
+        decoding.run(_decode, row)
     except Unreadable as unreadable:
         return Skipped(row.path, str(unreadable))
     return None
+
+
+def _decode(row: ImageRef) -> None:
+    readers.read(row)
 
 
 def _counted(

@@ -1,4 +1,4 @@
-"""Batches of canvases, decoded in threads, in order, with unreadable images replaced.
+"""Batches of canvases, decoded in threads or processes, in order, with unreadable images replaced.
 
 Images that the cache on disk holds are copied from it straight into the batch, a share of it a
 thread. All others are a task each: decoded, kept in the cache if it takes them, in memory if not.
@@ -7,7 +7,7 @@ thread. All others are a task each: decoded, kept in the cache if it takes them,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -17,7 +17,8 @@ import torch
 
 from dino_x.data import readers
 from dino_x.data.cache import Canvas, CanvasCache, CanvasForm, make_canvas
-from dino_x.data.image import Image, Unreadable
+from dino_x.data.decoding import Decoding
+from dino_x.data.image import ImageRef, Unreadable
 from dino_x.data.index import UNREADABLE_SHARE, Index, Skipped
 from dino_x.data.store import CanvasStore
 from dino_x.data.volumes import neighbours, read_slices
@@ -77,8 +78,9 @@ class Loader:
         index: the images.
         form: of their canvases.
         cache_bytes: canvases up to this many bytes are kept in memory.
-        workers: threads that decode, at least 1.
+        workers: threads that decode, or have a process that does, at least 1.
         store: the cache on disk, of the same images and form; closed with the loader.
+        decoding: where images are decoded; closed with the loader.
     """
 
     def __init__(
@@ -89,12 +91,14 @@ class Loader:
         cache_bytes: int,
         workers: int,
         store: CanvasStore | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
         self.index = index
         self.form = form
         self.skipped: list[Skipped] = []
         self.cache = CanvasCache(cache_bytes)
         self.store = store
+        self.decoding = decoding or Decoding()
         self.workers = max(1, workers)
         self._slices = neighbours(index.rows).triples if form.slices == 3 else None
         self._seen: set[int] = set()
@@ -132,6 +136,7 @@ class Loader:
     def close(self) -> None:
         """Stop the threads; what was started and not finished is dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self.decoding.close()
         if self.store is not None:
             self.store.close()
 
@@ -219,20 +224,12 @@ class Loader:
         """From the cache on disk, or decoded, and then kept. Raises Unreadable."""
         if self.store is not None and (kept := self.store.get(row)) is not None:
             return kept
-        canvas = make_canvas(self._read(row), self.form)
+        rows = [row] if self._slices is None else self._slices[row]
+        refs = [self.index.rows[i] for i in rows]
+        canvas = self.decoding.run(decoded, refs, self.form)
         if self.store is None or not self.store.put(row, canvas):
             self.cache.put(asked_for, canvas)
         return canvas
-
-    def _read(self, row: int) -> Image:
-        """Decode an image, with its neighbours in 2.5D."""
-        if self._slices is not None:
-            return read_slices([self.index.rows[i] for i in self._slices[row]])
-        ref = self.index.rows[row]
-        image = readers.read(ref)
-        if image.spacing_mm is None and ref.spacing_mm is not None:
-            return replace(image, spacing_mm=ref.spacing_mm)
-        return image
 
     def _account(self, loaded: dict[int, _Loaded]) -> None:
         """List what was unreadable in this batch, once each; stop if it is too much."""
@@ -250,3 +247,13 @@ class Loader:
                 f"{count} of the {seen} images seen so far cannot be read, more than 1 in 10; "
                 f"the first is {first.path}: {first.reason}"
             )
+
+
+def decoded(refs: Sequence[ImageRef], form: CanvasForm) -> Canvas:
+    """The canvas of one image; in 2.5D of a slice and its neighbours. Raises Unreadable."""
+    if form.slices == 3:
+        return make_canvas(read_slices(refs), form)
+    image = readers.read(refs[0])
+    if image.spacing_mm is None and refs[0].spacing_mm is not None:
+        image = replace(image, spacing_mm=refs[0].spacing_mm)
+    return make_canvas(image, form)

@@ -30,36 +30,56 @@ def write_atomically(path: Path, write: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step-*.pt"))
+def checkpoints(folder: Path, up_to: int | None = None) -> list[Path]:
+    """Checkpoints in a folder, oldest first; those of steps up to one, if that is given."""
+    found = sorted(folder.glob("step-*.pt"))
+    return found if up_to is None else [path for path in found if path <= named(folder, up_to)]
 
 
-def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write the state after ``step`` finished steps and its checksum; keep the newest ``keep``.
+def named(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / PATTERN.format(step)
 
-    Later ones than this are of a future that is given up, as after going back to an earlier one,
-    and are removed too.
+
+def save(
+    folder: Path, step: int, state: dict[str, Any], keep: int, also: int | None = None
+) -> Path:
+    """Write the state after ``step`` finished steps and its checksum.
+
+    The newest ``keep`` are kept, and that of the step ``also``. Later ones than this are of a
+    future that is given up, as after going back to an earlier one, and are removed too.
 
     Raises: OSError if it cannot be written; all that were there still are.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / PATTERN.format(step)
+    path = named(folder, step)
 
     def write(temporary: Path) -> None:
         try:
             torch.save({"step": step, **state}, temporary)
         except RuntimeError as error:  # what torch makes of a full disk
             raise OSError(errno.ENOSPC, f"cannot be written ({error})") from error
-        digest = checksum(temporary)
-        write_atomically(checksum_file(path), lambda file: file.write_text(digest + "\n"))
+        digests = [checksum(temporary)]
+        if path.is_file() and checksum_file(path).is_file():  # either may be there after a crash
+            digests += checksum_file(path).read_text().split()[:1]
+        text = "".join(f"{digest}\n" for digest in digests)
+        write_atomically(checksum_file(path), lambda file: file.write_text(text))
 
     write_atomically(path, write)
-    kept = [old for old in checkpoints(folder) if old <= path][-keep:]
+    kept = checkpoints(folder, step)[-keep:]
+    if also is not None:
+        kept.append(named(folder, also))
     for old in set(checkpoints(folder)) - set(kept):
         old.unlink()
         checksum_file(old).unlink(missing_ok=True)
     return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove checksums without a checkpoint, which a run leaves that is killed between the two."""
+    saved = {checksum_file(path) for path in checkpoints(folder)}
+    for file in set(folder.glob("step-*.sha256")) - saved:
+        file.unlink(missing_ok=True)
 
 
 def checksum(path: Path) -> str:
@@ -74,7 +94,10 @@ def checksum_file(path: Path) -> Path:
 
 
 def load_newest(
-    folder: Path, device: torch.device, say: Callable[[str], None] = lambda line: None
+    folder: Path,
+    device: torch.device,
+    say: Callable[[str], None] = lambda line: None,
+    up_to: int | None = None,
 ) -> dict[str, Any] | None:
     """The newest checkpoint that is whole, or None if there is none at all.
 
@@ -82,11 +105,12 @@ def load_newest(
         folder: of the checkpoints.
         device: where to put the tensors.
         say: told of damaged ones that are passed over.
+        up_to: do not look at those of later steps.
 
     Raises: UserError if all of them are damaged, naming the newest.
     """
     damaged = ""
-    for path in reversed(checkpoints(folder)):
+    for path in reversed(checkpoints(folder, up_to)):
         try:
             state = load(path, device)
         except Exception as error:  # torch raises many kinds for a damaged file
@@ -106,6 +130,6 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     Raises: ValueError for another checksum; whatever torch raises for a damaged file.
     """
     expected = checksum_file(path)
-    if expected.is_file() and expected.read_text().strip() != checksum(path):
+    if expected.is_file() and checksum(path) not in expected.read_text().split():
         raise ValueError("its checksum is another")
     return torch.load(path, map_location=device, weights_only=True)

@@ -17,7 +17,7 @@ features, K: prototypes, M: masked patches of the effective batch, m: of a micro
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,10 +26,11 @@ from torch import Tensor
 from dino_x.config import LossOptions
 from dino_x.losses import koleo, prototype_cross_entropy, sinkhorn_bias, view_pairs
 from dino_x.losses.centering import center_bias, next_center
-from dino_x.losses.checks import NotFiniteError, check_finite
+from dino_x.losses.checks import check_finite
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.head import Head
 from dino_x.model.teacher import Network
+from dino_x.training.agreement import Agreement
 from dino_x.training.gram import GramTerm
 from dino_x.training.queue import Queues
 from dino_x.training.sample import Sample, Sampling
@@ -86,6 +87,7 @@ class EffectiveBatch:
         precision: opens the autocast context of a forward.
         distilled: whether the teacher is another network, with its own preparation of images.
         ranks: the processes that share the effective batch.
+        agreement: what they tell each other after each phase.
     """
 
     student: Network
@@ -94,6 +96,7 @@ class EffectiveBatch:
     precision: Callable[[], AbstractContextManager]
     distilled: bool = False
     ranks: Ranks = ALONE
+    agreement: Agreement = field(default_factory=Agreement)
 
     def backward(
         self,
@@ -126,8 +129,7 @@ class EffectiveBatch:
         pulls_VbF: Sequence[Tensor] | None = None
         if self.loss.koleo_weight and micro_size % group:
             of_group["koleo"], pulls_VbF = self.neighbours(micro_batches(), group)
-        refusal: NotFiniteError | None = None
-        try:
+        with self.agreement.part():
             for position, micro in enumerate(micro_batches()):
                 pull_VbF = None if pulls_VbF is None else pulls_VbF[position]
                 terms = self.forward(
@@ -137,9 +139,6 @@ class EffectiveBatch:
                     terms["loss"].backward()
                 for name, value in terms.items():
                     totals[name] = totals.get(name, 0) + value.detach()
-        except NotFiniteError as error:  # raised by all processes: the others would wait for it
-            refusal = error
-        raise_together(refusal, self.ranks, centers.dino_K.device)
         sum_gradients(self.student, self.ranks)
         totals = sum_terms(totals, self.ranks, centers.dino_K.device) | of_group
         if of_group:  # what was backpropagated stands for KoLeo, but is not its value
@@ -160,16 +159,17 @@ class EffectiveBatch:
         depends on neither micro-batches nor processes.
         """
         cls, patches, places = [], [], []
-        for micro in micro_batches:
-            with self.precision():
-                seen = micro.seen_by(self.teacher.backbone) if self.distilled else micro
-                cls_BF, patches_BNF = self.teacher(seen.global_crops(), None, None)
-                cls_BD = self.teacher.dino_head(cls_BF)
-                cls.append(cls_BD.unflatten(0, (GLOBAL_VIEWS, -1)))
-                patches.append(self.teacher.ibot_head(masked_rows(patches_BNF, micro)))
-            places.append(micro.masked_places())
-            if sampling is not None:
-                sampling.teacher(micro, cls_BF, patches_BNF, cls_BD)
+        with self.agreement.part():
+            for micro in micro_batches:
+                with self.precision():
+                    seen = micro.seen_by(self.teacher.backbone) if self.distilled else micro
+                    cls_BF, patches_BNF = self.teacher(seen.global_crops(), None, None)
+                    cls_BD = self.teacher.dino_head(cls_BF)
+                    cls.append(cls_BD.unflatten(0, (GLOBAL_VIEWS, -1)))
+                    patches.append(self.teacher.ibot_head(masked_rows(patches_BNF, micro)))
+                places.append(micro.masked_places())
+                if sampling is not None:
+                    sampling.teacher(micro, cls_BF, patches_BNF, cls_BD)
         all_cls_VBD = self.of_all_ranks(torch.cat(cls, dim=1))
         order_M = self.ranks.concatenate(torch.cat(places)).argsort()
         all_patches_MD = self.ranks.concatenate(torch.cat(patches))[order_M]
@@ -245,12 +245,13 @@ class EffectiveBatch:
         The gradient is [V, b, F] for each micro-batch.
         """
         cls = []
-        for micro in micro_batches:
-            with torch.no_grad(), self.precision():
-                cls_BF, _ = self.student(
-                    micro.global_crops(), micro.masks(), micro.global_randomness(), NONE
-                )
-            cls.append(cls_BF.unflatten(0, (GLOBAL_VIEWS, -1)))
+        with self.agreement.part():
+            for micro in micro_batches:
+                with torch.no_grad(), self.precision():
+                    cls_BF, _ = self.student(
+                        micro.global_crops(), micro.masks(), micro.global_randomness(), NONE
+                    )
+                cls.append(cls_BF.unflatten(0, (GLOBAL_VIEWS, -1)))
         cls_VBF = self.of_all_ranks(torch.cat(cls, dim=1)).requires_grad_()
         value = sum_over_views(cls_VBF, group)
         (gradient,) = torch.autograd.grad(value, cls_VBF)
@@ -344,12 +345,6 @@ class EffectiveBatch:
 def sum_over_views(cls_VBF: Tensor, group: int) -> Tensor:
     """KoLeo of each global view among its own images, summed over views as in DINOv2/v3."""
     return torch.stack([koleo(cls_BF, group) for cls_BF in cls_VBF]).sum()
-
-
-def raise_together(refusal: NotFiniteError | None, ranks: Ranks, device: torch.device) -> None:
-    """Raise in every process if one has to."""
-    if any(refused for (refused,) in ranks.numbers([int(refusal is not None)], device)):
-        raise refusal or NotFiniteError("not finite in another process")
 
 
 def sum_terms(totals: dict[str, Tensor], ranks: Ranks, device: torch.device) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ and one without are the same bit for bit. Gradient norms are taken every step, e
 *look*, every ``health.every`` steps, from a bounded number of rows and weights.
 """
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from dino_x.config import Options
 from dino_x.model.teacher import Network
 from dino_x.training.advice import advice
 from dino_x.training.effective_batch import WindowResult
+from dino_x.training.lines import GrowingFile, json_line
 from dino_x.training.sample import Sampling
 from dino_x.training.states import (
     AT_LOG_K,
@@ -84,6 +84,7 @@ class Health:
     features: int
     path: Path | None
     history: History = field(init=False)
+    file: GrowingFile | None = field(init=False)
     active: dict[str, Finding] = field(default_factory=dict, init=False)
     found: list[State] = field(default_factory=list, init=False)
     absent: dict[str, int] = field(default_factory=dict, init=False)
@@ -94,6 +95,7 @@ class Health:
 
     def __post_init__(self) -> None:
         self.history = History(self.features, self.options.head.prototypes)
+        self.file = None if self.path is None else GrowingFile(self.path)
 
     @property
     def off(self) -> bool:
@@ -227,9 +229,12 @@ class Health:
         return step < (self.options.optim.warmup or 0)
 
     def _record(self, findings: list[Finding]) -> None:
-        if findings and self.path is not None:
-            with self.path.open("a") as file:
-                file.writelines(json.dumps(asdict(finding)) + "\n" for finding in findings)
+        if self.file is not None:
+            for finding in findings:
+                self.file.append(json_line(asdict(finding)))
+            if self.file.waiting:
+                self.file.flush()
+            self.file.close()  # others may replace it
 
     def _add(self, prefix: str, numbers: dict[str, float]) -> None:
         self.numbers |= {prefix + name: value for name, value in numbers.items()}

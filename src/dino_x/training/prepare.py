@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dino_x.config import Options
 from dino_x.data.cache import CanvasForm, Crop, canvas_side
+from dino_x.data.decoding import Decoding, decoding_in
 from dino_x.data.index import Index, is_grey
 from dino_x.data.loader import Loader
 from dino_x.data.sampler import strata_of
@@ -25,6 +26,7 @@ from dino_x.training.policy import Policy, centering_policy
 from dino_x.training.run import RunFolder
 from dino_x.training.trainer import Trainer
 from dino_x.training.window import Cutter
+from dino_x.training.world import together
 from dino_x.views.sizes import crop_sizes
 
 
@@ -57,13 +59,15 @@ def prepare(
             f"data.slices {options.data.slices} needs a model of as many channels, and this one has"
             f" {backbone.channels}; set model.channels={options.data.slices}, or data.slices=1"
         )
-    form = canvas_form(options, index, backbone.channels)
+    decoding = decoding_in(options.data.decode_in)
+    form = canvas_form(options, index, backbone.channels, decoding)
     loader = Loader(
         index,
         form,
         cache_bytes=options.data.cache_mb * 2**20,
         workers=options.data.workers,
         store=open_store(options, index, form, console),
+        decoding=decoding,
     )
     dtype = dtype_of(options.train.precision)
     cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
@@ -74,7 +78,8 @@ def prepare(
     check_patches(options, trainer)
     if options.train.micro_batch == "auto":
         share = options.train.effective_batch // ranks.count
-        fits = largest_that_fits(share, device, trainer.try_micro_batch)
+        # A loader may give up in one process, while others would wait for its number.
+        fits = together(ranks, lambda: largest_that_fits(share, device, trainer.try_micro_batch))
         options.train.micro_batch = min(size for (size,) in ranks.numbers([fits], device))
     micro_batch = options.train.micro_batch
     assert isinstance(micro_batch, int)
@@ -82,7 +87,9 @@ def prepare(
     return Prepared(trainer, loader, index, policy)
 
 
-def canvas_form(options: Options, index: Index, channels: int) -> CanvasForm:
+def canvas_form(
+    options: Options, index: Index, channels: int, decoding: Decoding | None = None
+) -> CanvasForm:
     """How the canvases of a run are made, for a network of so many input channels."""
     views, data = options.views, options.data
     globals_mm, locals_mm = views.global_scale_mm, views.local_scale_mm
@@ -94,7 +101,7 @@ def canvas_form(options: Options, index: Index, channels: int) -> CanvasForm:
         if views.local_crops:
             side_mm = locals_mm[0] if locals_mm else None
             crops.append(Crop(sizes.local_size, views.local_scale[0], side_mm))
-    grey = channels == 1 or (data.slices == 1 and is_grey(index.rows))
+    grey = channels == 1 or (data.slices == 1 and is_grey(index.rows, decoding))
     return CanvasForm(
         side=canvas_side(index, crops, data.spacing_mm),
         channels=1 if grey else 3,

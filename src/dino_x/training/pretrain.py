@@ -1,7 +1,8 @@
 """From what the user said to a finished run."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from rich.console import Console
 
 from dino_x import __version__
 from dino_x.config import Options
-from dino_x.data.index import Index, build_index, write_skipped
+from dino_x.data.decoding import decoding_in
+from dino_x.data.index import Index, Skipped, build_index, write_skipped
 from dino_x.data.volumes import refuse_uneven
-from dino_x.errors import UserError
+from dino_x.errors import StoppedError, UserError
 from dino_x.evaluation.labels import Labelled, load_labels
 from dino_x.evaluation.suite import QUICK, evaluate, write_json
 from dino_x.evaluation.table import print_table
@@ -22,6 +24,7 @@ from dino_x.presets import check, differing, resolve
 from dino_x.progress import progress_bar
 from dino_x.report.write import report_at_end
 from dino_x.training.announce import announce
+from dino_x.training.checkpoint import write_atomically
 from dino_x.training.device import choose_device, describe_device
 from dino_x.training.micro_batch import check_divides
 from dino_x.training.origin import write_origin
@@ -116,6 +119,8 @@ def images_of(options: Options, console: Console) -> tuple[Index, int, Labelled 
 def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> None:
     """Take up the run's newest checkpoint, or make its folder."""
     trainer, index = prepared.trainer, prepared.index
+    if resumed and trainer.ranks.own == 0:
+        trainer.run.remove_leftovers()
     if resumed:
         trainer.resume(lambda line: console.print(line, style="yellow", soft_wrap=True))
     elif trainer.ranks.own == 0:
@@ -127,7 +132,7 @@ def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> 
         write_origin(trainer.run, trainer.options.model.name, trainer.student.backbone)
         trainer.run.create(trainer.options, {"images": f"{len(index):,}", "device": device})
     if trainer.ranks.own == 0:
-        write_skipped(index.skipped, trainer.run.skipped)
+        list_skipped(index.skipped, trainer.run, console)
 
 
 def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str, Any]:
@@ -153,7 +158,8 @@ def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str,
 
 def read_index(options: Options, console: Console) -> Index:
     """All images that can be read, with a progress bar."""
-    with progress_bar(console, "reading images") as on_progress:
+    decoding = decoding_in(options.data.decode_in)
+    with decoding, progress_bar(console, "reading images") as on_progress:
         return build_index(
             [Path(path) for path in options.data.paths],
             verify=options.data.verify,
@@ -162,6 +168,7 @@ def read_index(options: Options, console: Console) -> Index:
             reading=options.data.reading,
             kept_in=Path(options.data.index) if options.data.index else None,
             where=options.data.where,
+            decoding=decoding,
         )
 
 
@@ -187,21 +194,50 @@ def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
     """The loop, with its report; what turned out unreadable is added to skipped.csv."""
     trainer, options = prepared.trainer, prepared.trainer.options
     assert options.train.steps is not None
+    skipped = prepared.loader.skipped
     if trainer.ranks.own > 0:
-        with prepared.loader:
+        with prepared.loader, known_to_all(trainer.ranks, skipped):
             trainer.train(NoReport())
-        from_all(trainer.ranks, prepared.loader.skipped)
         return
     report = TrainingReport(
         run, console, options.train.steps, trainer.done, options.head.prototypes
     )
-    skipped = prepared.loader.skipped
+    of_all = skipped
     try:
-        with report, prepared.loader:
+        with report, prepared.loader, known_to_all(trainer.ranks, skipped) as of_all:
             trainer.train(report)
-        skipped = [skip for part in from_all(trainer.ranks, skipped) for skip in part]
     finally:
-        write_skipped(prepared.index.skipped + skipped, run.skipped)
+        left_out = [*prepared.index.skipped, *dict.fromkeys([*of_all, *skipped])]
+        list_skipped(left_out, run, console)
+        if number := trainer.recovery.skipped:
+            console.print(
+                f"skipped   {number} step{'s' * (number > 1)} whose loss or gradient was not finite"
+                f" ('skipped' in {run.metrics})",
+                style="yellow", highlight=False, soft_wrap=True,
+            )  # fmt: skip
+
+
+@contextmanager
+def known_to_all(ranks: Ranks, skipped: list[Skipped]) -> Iterator[list[Skipped]]:
+    """A list that holds what all processes skipped once the block has ended, in any agreed way."""
+    of_all: list[Skipped] = []
+    stopped: StoppedError | None = None
+    try:
+        yield of_all
+    except StoppedError as error:
+        stopped = error
+    of_all += [skip for part in from_all(ranks, skipped) for skip in part]
+    if stopped is not None:
+        raise stopped
+
+
+def list_skipped(skipped: list[Skipped], run: RunFolder, console: Console) -> None:
+    """Write skipped.csv; where that fails, what was there stays, and training does not mind."""
+    try:
+        write_atomically(run.skipped, lambda file: write_skipped(skipped, file))
+    except OSError as error:
+        line = f"{run.skipped} cannot be written ({error.strerror})"
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
 def say_where(run: RunFolder, console: Console) -> None:

@@ -1,6 +1,6 @@
 """What a run says while it runs: a bar, metrics.jsonl and TensorBoard, the same numbers."""
 
-import json
+import contextlib
 import math
 import time
 from types import TracebackType
@@ -8,15 +8,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
+from dino_x.training.lines import Board, GrowingFile, json_line
 from dino_x.training.run import RunFolder
 
 LINE_SECONDS = 10  # between lines where there is no terminal for a bar
 
 
 class TrainingReport:
-    """Writes each step's numbers, and shows them."""
+    """Writes each step's numbers, and shows them. A full disk costs nothing but a warning."""
 
     def __init__(
         self, run: RunFolder, console: Console, steps: int, done: int, prototypes: int
@@ -24,8 +24,10 @@ class TrainingReport:
         self.console = console
         self.steps = steps
         self.log_prototypes = math.log(prototypes)
-        self.file = run.metrics.open("a", buffering=1)
-        self.board = SummaryWriter(str(run.tensorboard), purge_step=done + 1)
+        self.run = run
+        self.warned = False  # that something cannot be written
+        self.file = GrowingFile(run.metrics, self.warn)
+        self.board = Board(run.tensorboard, done, self.warn)
         self.started = self.last_line = time.monotonic()
         self.first_step = done
         self.online = ""
@@ -45,10 +47,9 @@ class TrainingReport:
         ``values["step"]`` counts from 1.
         """
         self.online = online_summary(values) or self.online
-        self.file.write(json.dumps(values) + "\n")
-        for name, value in values.items():
-            if name != "step":
-                self.board.add_scalar(name, value, values["step"])
+        self.file.append(json_line(values))
+        self.board.step(values)
+        self.warned = bool(self.file.waiting or self.board.file.waiting)
         numbers = "  ".join(part for part in (self.summary(values), self.online, health) if part)
         self.progress.update(self.task, completed=values["step"], numbers=numbers)
         now = time.monotonic()
@@ -56,14 +57,32 @@ class TrainingReport:
         if not self.console.is_terminal and (now - self.last_line > LINE_SECONDS or last):
             left = (now - self.started) / (values["step"] - self.first_step)
             left *= self.steps - values["step"]
-            self.console.print(
-                f"step {values['step']}/{self.steps}  {numbers}  {duration(left)} left",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+            self.say(f"step {values['step']}/{self.steps}  {numbers}  {duration(left)} left")
             self.last_line = now
+
+    def went_back(self, done: int) -> None:
+        """Go on after ``done`` steps; metrics.jsonl was cut there."""
+        self.file.waiting.clear()
+        self.file.close()
+        self.board.file.close()
+        self.board = Board(self.run.tensorboard, done, self.warn)
+        self.first_step = min(self.first_step, done)
+
+    def warn(self, line: str) -> None:
+        """Say what cannot be written, once until all of it could be."""
+        if not self.warned:
+            self.warned = True
+            self.finding(line)
+
+    def say(self, line: str, style: str | None = None) -> None:
+        """A line; what the screen is may be a file on a full disk."""
+        with contextlib.suppress(OSError):
+            self.console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
 
     def summary(self, values: dict[str, Any]) -> str:
         """Loss terms beside log K, speed, memory."""
+        if "skipped" in values:
+            return f"skipped  {values['memory_gib']:.1f} GiB"
         terms = [f"{n} {values[n]:.3f}" for n in ("dino", "ibot", "koleo", "gram") if n in values]
         return (
             f"loss {values['loss']:.3f} ({', '.join(terms)}; log K {self.log_prototypes:.2f})"
@@ -72,7 +91,7 @@ class TrainingReport:
 
     def finding(self, text: str) -> None:
         """Say what health found, as a paragraph of its own."""
-        self.console.print(text, style="yellow", highlight=False, soft_wrap=True, markup=False)
+        self.say(text, "yellow")
 
     def __enter__(self) -> "TrainingReport":
         self.progress.start()
@@ -83,8 +102,9 @@ class TrainingReport:
         traceback: TracebackType | None,
     ) -> None:  # fmt: skip
         self.progress.stop()
-        self.file.close()
-        self.board.close()
+        for file in (self.file, self.board.file):
+            file.flush()
+            file.close()
 
 
 class NoReport:
@@ -94,6 +114,9 @@ class NoReport:
         """Say nothing."""
 
     def finding(self, text: str) -> None:
+        """Say nothing."""
+
+    def went_back(self, done: int) -> None:
         """Say nothing."""
 
 

@@ -1,8 +1,11 @@
 """The RUN folder: settings, metrics, checkpoints, the model."""
 
+import contextlib
 import json
+import math
+import os
+import shutil
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from dino_x.config import Options
 from dino_x.data.image import DEFAULT, Reading
 from dino_x.errors import UserError
 from dino_x.presets import check, read_config
+from dino_x.training import checkpoint
 from dino_x.training.checkpoint import write_atomically
 
 CONFIG = "config.yaml"
@@ -69,6 +73,16 @@ class RunFolder:
         """The run's resolved options as ``section.key`` values."""
         return read_config(self.path / CONFIG)
 
+    def remove_leftovers(self) -> None:
+        """Remove what a run leaves half-written that is killed; what is whole stays."""
+        with contextlib.suppress(OSError):
+            for file in self.path.rglob("*.partial"):
+                if file.is_dir():
+                    shutil.rmtree(file, ignore_errors=True)
+                else:
+                    file.unlink(missing_ok=True)
+            checkpoint.remove_leftovers(self.checkpoints)
+
     def truncate_metrics(self, steps: int) -> None:
         """Keep the metrics of the first ``steps`` steps; what follows will be written again.
 
@@ -76,22 +90,32 @@ class RunFolder:
         """
         for path in (self.metrics, self.health):
             if path.is_file():
-                kept = "".join(json.dumps(line) + "\n" for line in lines(path, steps))
-                write_atomically(path, partial(Path.write_text, data=kept))
+                kept = sum(length for _, length in _whole_lines(path, steps))
+                os.truncate(path, kept)  # on a full disk too
 
 
 def lines(path: Path, steps: int) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines that are about the first ``steps`` steps, in order."""
+    """The objects of a file of JSON lines that are about the first ``steps`` steps, in order.
+
+    What was not finite, null in the file, is not-a-number again.
+    """
+    for value, _ in _whole_lines(path, steps):
+        yield {key: math.nan if v is None else v for key, v in value.items()}
+
+
+def _whole_lines(path: Path, steps: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """The same as they stand in the file, and their lengths in bytes."""
     if not path.is_file():
         return
-    with path.open() as file:
+    with path.open("rb") as file:
         for line in file:
             try:
                 value = json.loads(line)
-                if value["step"] <= steps:
-                    yield value
+                if not line.endswith(b"\n") or value["step"] > steps:
+                    return
             except (ValueError, KeyError):
                 return  # the half line of a run that was killed while writing
+            yield value, len(line)
 
 
 def reading_of(model: str | Path) -> Reading:

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -8,23 +9,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from dino_x.config import CropSizes, Options
 from dino_x.data.sampler import Strata
-from dino_x.errors import SaidElsewhereError, UserError
+from dino_x.errors import SaidElsewhereError, StoppedError, UserError
 from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
-from dino_x.model.backbone import Backbone, save_vit
-from dino_x.model.pretrained import prepared_with
+from dino_x.model.backbone import Backbone
 from dino_x.model.teacher import Network, build_student, build_teacher, update_teacher
-from dino_x.training import checkpoint
+from dino_x.training.agreement import Agreement
 from dino_x.training.device import autocast, dtype_of, peak_memory_gib
 from dino_x.training.distillation import distilled_teacher, fingerprint
 from dino_x.training.effective_batch import Centers, EffectiveBatch, WindowResult
 from dino_x.training.gram import (
-    GramTeacher,
     GramTerm,
     first_gram_teacher,
     next_gram_teacher,
@@ -33,12 +31,16 @@ from dino_x.training.health import Finding, Health
 from dino_x.training.online import Online
 from dino_x.training.optimizer import build_optimizer, set_values
 from dino_x.training.queue import Queues
+from dino_x.training.recovery import Recovery, skips
 from dino_x.training.report import NoReport, TrainingReport
-from dino_x.training.run import RunFolder, lines
+from dino_x.training.run import RunFolder
 from dino_x.training.sample import Sampling
+from dino_x.training.saving import Saver
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.snapshots import Snapshots
 from dino_x.training.start import take_heads
+from dino_x.training.state import state_of, take_up, write_state
+from dino_x.training.stopping import Stop, say
 from dino_x.training.window import (
     GLOBAL_VIEWS,
     Cutter,
@@ -103,6 +105,11 @@ class Trainer:
         self.queues = Queues.empty(options.loss.queue, bottleneck)
         health_file = self.run.health if self.ranks.own == 0 else None
         self.health = Health(options, student.backbone.width, health_file)
+        self.agreement = Agreement(self.ranks, device)
+        self.saver = Saver(self.run.checkpoints, partial(write_state, self), options.checkpoint)
+        self.recovery = Recovery()
+        self.progress = 0  # changes while this process gets on
+        self.stopping = 0  # the signal for which it stops after the step it has done
         self.effective_batch = EffectiveBatch(
             student,
             self.targets_of,
@@ -110,6 +117,7 @@ class Trainer:
             autocast(options.train.precision, device),
             distilled=frozen is not None,
             ranks=self.ranks,
+            agreement=self.agreement,
         )
         self.gram = first_gram_teacher(options, self.teacher.backbone)
         if options.train.compile:
@@ -117,68 +125,130 @@ class Trainer:
                 network.backbone.compile_blocks()
 
     def train(self, report: TrainingReport | NoReport) -> None:
-        """From the step after the last finished one to the end."""
-        steps, every = self.options.train.steps, self.options.checkpoint.every
+        """From the step after the last finished one to the end, or to where it is asked to stop.
+
+        Raises: StoppedError for the latter; UserError for what the run cannot go on with.
+        """
+        steps = self.options.train.steps
         assert steps is not None
         snapshots = Snapshots(self.run.snapshots, self.options, self.images)
-        if self.done == 0:
-            self.fill_queues()
-            snapshots.take(self.done, self.teacher, self.source, self.cutter, self.ranks)
-        for step in range(self.done, steps):
-            started = time.perf_counter()
-            values = values_at(step, self.options)
+        alone = self.ranks.count == 1
+        stop = Stop(
+            says=self.ranks.own == 0,
+            progress=lambda: self.progress,
+            give_up=None if alone else self.give_up,
+        )
+        self.agreement.asked = lambda: stop.asked
+        with stop.listen(), self.saver.open(report):
+            if self.done == 0:
+                self.fill_queues()
+                self.look(snapshots)
+            while self.done < steps and not self.stopping:
+                self.next_step(report, snapshots)
+            stop.give_up = None  # what others do from here on takes as long as it takes
+            self.agreement.exchange()
+        if self.done < steps:
+            raise StoppedError(
+                f"stopped by a signal after step {self.done}; go on with --resume",
+                self.stopping,
+                says=self.ranks.own == 0,
+            )
+
+    @property
+    def asked_to_stop(self) -> int:
+        """The signal that asked the run to stop after this step, or 0; the same in all."""
+        return self.agreement.asked() if self.ranks.count == 1 else self.agreement.stop
+
+    def next_step(self, report: TrainingReport | NoReport, snapshots: Snapshots) -> None:
+        """One step, and what is recorded, looked at and saved after it."""
+        started = time.perf_counter()
+        steps, every = self.options.train.steps, self.options.checkpoint.every
+        step, values = self.done, self.values()
+        if self.saver.over:
+            self.saver.saved(report)
+        try:
             set_values(self.optimizer, self.student, values)
             result = self.gradients(step, values, self.health.sampling(step))
             self.health.before_update(result, self.student, self.teacher)
             norm = self.update(step, result, values)
+        except NotFiniteError as error:
+            self.optimizer.zero_grad(set_to_none=True)
+            if not skips(self, str(error), report):
+                return
+            self.done = step + 1
+            seconds = time.perf_counter() - started
+            report.step(self.numbers({"skipped": 1}, values, seconds), self.health.word())
+        else:
+            self.recovery.in_a_row = 0
             seen = self.health.after_update(self.student, self.teacher)
             self.done = step + 1
-            numbers = self.numbers(result, values, norm, time.perf_counter() - started) | seen
+            terms = result.terms | {"gradient_norm": norm} | seen
+            numbers = self.numbers(terms, values, time.perf_counter() - started)
             for finding in self.health.judge(numbers):
                 report.finding(finding.paragraph())
-            report.step(numbers | self.evaluated(), self.health.word())
+            with self.agreement.by_itself():
+                numbers |= self.evaluated()
+            report.step(numbers, self.health.word())
+            self.look(snapshots)
+        stop = self.health.stop()
+        self.stopping = self.asked_to_stop
+        last = bool(self.done == steps or stop or self.stopping)
+        # What is saved between skipped steps would push out the checkpoints before them.
+        due = self.done % every == 0 and not self.recovery.in_a_row
+        if due:
+            self.recovery.back_to = self.done
+        if due or last:
+            self.save(report, last)
+        if stop:
+            raise self.collapsed(stop)
+
+    def look(self, snapshots: Snapshots) -> None:
+        """A snapshot, if there is to be one after this step."""
+        with self.agreement.by_itself():
             snapshots.take(self.done, self.teacher, self.source, self.cutter, self.ranks)
-            stop = self.health.stop()
-            if self.done % every == 0 or self.done == steps or stop:
-                self.save(report)
-            if stop:
-                raise self.collapsed(stop)
+
+    def values(self) -> StepValues:
+        """What is scheduled for the next step."""
+        values = values_at(self.done, self.options)
+        return replace(values, lr=values.lr * self.recovery.lr_factor)
 
     def gradients(
         self, step: int, values: StepValues, sampling: Sampling | None = None
     ) -> WindowResult:
-        """Of the whole effective batch of a step, left in ``.grad``; see effective_batch.py."""
+        """Of the whole effective batch of a step, left in ``.grad``; see effective_batch.py.
+
+        Raises: NotFiniteError.
+        """
         micro_batch = self.options.train.micro_batch
         assert isinstance(micro_batch, int)
         window = self.window(step)
         self.optimizer.zero_grad(set_to_none=True)
-        try:
-            result = self.effective_batch.backward(
-                partial(self.micro_batches, window),
-                window.images,
-                micro_batch,
-                self.centers,
-                self.queues,
-                values.teacher_temperature,
-                self.gram_term(values.gram_weight),
-                sampling,
-            )
-        except NotFiniteError as error:
-            raise self.not_finite(step, str(error)) from error
+        result = self.effective_batch.backward(
+            partial(self.micro_batches, window),
+            window.images,
+            micro_batch,
+            self.centers,
+            self.queues,
+            values.teacher_temperature,
+            self.gram_term(values.gram_weight),
+            sampling,
+        )
         for name, value in result.terms.items():
             if not math.isfinite(value):
-                raise self.not_finite(step, f"{name} is {value}")
+                raise NotFiniteError(f"{name} is {value}")
         return result
 
     def update(self, step: int, result: WindowResult, values: StepValues) -> float:
         """Clip, optimizer, teacher, centers, Gram teacher: everything that changes, once.
 
         Returns: the gradient's norm.
+
+        Raises: NotFiniteError, with nothing changed.
         """
         clip = self.options.optim.clip or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), clip))
         if not math.isfinite(norm):
-            raise self.not_finite(step, f"the gradient norm is {norm}")
+            raise NotFiniteError(f"the gradient norm is {norm}")
         self.optimizer.step()
         update_teacher(self.teacher, self.student, values.momentum)
         self.centers, self.queues = result.next_centers, result.next_queues
@@ -202,7 +272,9 @@ class Trainer:
         size = self.options.train.micro_batch
         assert isinstance(size, int)
         share = self.ranks.share(window.images)
-        return micro_batches(window, size, self.source, self.cutter, share)
+        for micro in micro_batches(window, size, self.source, self.cutter, share):
+            yield micro
+            self.progress += 1
 
     def fill_queues(self) -> None:
         """Before the first step: the teacher's outputs for images drawn as for steps of their own.
@@ -217,19 +289,14 @@ class Trainer:
             self.queues = self.queues.next(cls_RD, patches_MD)
             step += 1
 
-    def not_finite(self, step: int, what: str) -> UserError:
-        """The error for a loss that is no number: where the last good state is."""
-        self.health.not_finite(step + 1, what)
-        kind = UserError if self.ranks.own == 0 else SaidElsewhereError
-        return kind(
-            f"stopped at step {step + 1}: {what}; {self.last_good()}; try a lower optim.lr, a"
-            " longer optim.warmup or --precision fp32"
+    def give_up(self) -> None:
+        """Say that this process waits for another in vain."""
+        say(
+            f"process {self.ranks.own}: asked to stop while it waits for another process, which"
+            f" does not answer; {self.saver.last_good()}; go on with --resume"
         )
-
-    def last_good(self) -> str:
-        """A clause on what a run can go back to."""
-        saved = checkpoint.checkpoints(self.run.checkpoints)
-        return f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was made yet"
+        with contextlib.suppress(TimeoutError):
+            self.saver.finish(seconds=5)
 
     def collapsed(self, finding: Finding) -> UserError:
         """The error for a run that has to stop for its health: what, and what may help."""
@@ -237,27 +304,26 @@ class Trainer:
             return SaidElsewhereError(finding.seen)
         return UserError(
             f"stopped after step {self.done}: {finding.state} since step {finding.since}:"
-            f" {finding.seen}; {self.last_good()}; in a new run try"
+            f" {finding.seen}; {self.saver.last_good()}; in a new run try"
             f" {'; or '.join(finding.help) or 'other settings'}; to go on as it is:"
             " --resume --set health.on_collapse=warn"
         )
 
     def numbers(
-        self, result: WindowResult, values: StepValues, norm: float, seconds: float
+        self, terms: dict[str, float], values: StepValues, seconds: float
     ) -> dict[str, Any]:
         """What is recorded of a step. Each image of the effective batch is counted once."""
         batch = self.options.train.effective_batch
         return {
             "step": self.done,
             "images": self.done * batch,
-            **result.terms,
+            **terms,
             "lr": values.lr,
             "weight_decay": values.weight_decay,
             "teacher_momentum": values.momentum,
             "teacher_temperature": values.teacher_temperature,
-            "gradient_norm": norm,
             **self.queue_age(),
-            **({"gram_weight": values.gram_weight} if "gram" in result.terms else {}),
+            **({"gram_weight": values.gram_weight} if "gram" in terms else {}),
             "images_per_second": batch / seconds,
             "memory_gib": peak_memory_gib(self.cutter.device),
         }
@@ -277,93 +343,29 @@ class Trainer:
         rows = GLOBAL_VIEWS * self.options.train.effective_batch
         return {"queue_age": math.ceil(self.queues.length / rows)}
 
-    def save(self, report: TrainingReport | NoReport) -> None:
+    def save(self, report: TrainingReport | NoReport, last: bool = False) -> None:
         """A checkpoint, and the teacher's backbone as transformers saves it; by one process.
 
-        Raises: UserError if that fails after the last step; before it, there is a next time.
+        Args:
+            report: told what could not be saved.
+            last: wait for it to be written.
+
+        Raises: UserError if the last one cannot be written; of others there is a next one.
         """
         check_alike(self.student, self.ranks)
         if self.ranks.own > 0:
             return
-        try:
-            self.write()
-        except (OSError, SafetensorError) as error:
-            line = f"nothing could be saved after step {self.done}: {error}; {self.last_good()}"
-            if self.done == self.options.train.steps:
-                raise UserError(f"{line}; make room, and finish with --resume") from error
-            report.finding(f"{line}; going on, and trying again after the next"
-                           f" {self.options.checkpoint.every} steps")  # fmt: skip
+        self.saver.saved(report)
+        self.saver.begin(self.done, state_of(self))
+        if last:
+            with self.agreement.by_itself():
+                self.saver.saved(report, last)
 
-    def write(self) -> None:
-        """What ``save`` saves."""
-        state: dict[str, Any] = {
-            "student": self.student.state_dict(),
-            "teacher": self.teacher.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "centers": {"dino": self.centers.dino_K, "ibot": self.centers.ibot_K},
-            "queues": {"dino": self.queues.dino_QD, "ibot": self.queues.ibot_QD},
-            "images_hash": self.images_hash,
-        }
-        if self.gram is not None:
-            state["gram"] = self.gram.backbone.state_dict()
-            state["gram_refreshes"] = self.gram.refreshes
-        if self.distilled is not None:
-            state["distilled"] = self.distilled
-        checkpoint.save(self.run.checkpoints, self.done, state, self.options.checkpoint.keep)
-        backbone = self.teacher.backbone
-        save_vit(
-            backbone.vit.state_dict(),
-            backbone,
-            self.run.model,
-            self.options.views.global_size,
-            self.cutter.mean,
-            self.cutter.std,
-            prepared_with(self.options.data.slices, self.options.windows),
-        )
-
-    def resume(self, say: Callable[[str], None] = lambda line: None) -> None:
-        """Take up the newest checkpoint of the run that is whole, if there is one.
-
-        ``say`` is told of damaged ones.
-
-        Raises: UserError if the images are not those it was trained on.
-        """
-        state = checkpoint.load_newest(self.run.checkpoints, self.cutter.device, say)
-        if state is None:
-            return
-        if state["images_hash"] != self.images_hash:
-            raise UserError(
-                f"the images are not those {self.run.path} was trained on (files were added,"
-                " removed or changed in size); put them back, or start a new run"
-            )
-        if state.get("distilled") != self.distilled:
-            raise UserError(
-                f"teacher.model '{self.options.teacher.model}' is not the model that"
-                f" {self.run.path} was distilled from; put it back, or start a new run"
-            )
-        self.student.load_state_dict(state["student"])
-        self.teacher.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.centers = Centers(state["centers"]["dino"], state["centers"]["ibot"])
-        queues = state["queues"]
-        self.queues = Queues(self.options.loss.queue, queues["dino"], queues["ibot"])
-        self.gram = self.resumed_gram(state)
-        self.done = state["step"]
-        if self.ranks.own == 0:
-            self.run.truncate_metrics(self.done)
-        self.health.resume(lines(self.run.metrics, self.done), lines(self.run.health, self.done))
-
-    def resumed_gram(self, state: dict[str, Any]) -> GramTeacher | None:
-        """The Gram teacher of a checkpoint."""
-        if "gram" not in state:
-            return None
-        refreshes = state["gram_refreshes"]
-        if self.gram is None or refreshes:  # then it was the EMA teacher once
-            gram = GramTeacher.copy_of(self.teacher.backbone, refreshes)
-        else:
-            gram = self.gram
-        gram.backbone.load_state_dict(state["gram"])
-        return gram
+    def resume(
+        self, say: Callable[[str], None] = lambda line: None, up_to: int | None = None
+    ) -> None:
+        """Take up the run's newest checkpoint; see ``state.take_up``."""
+        take_up(self, say, up_to)
 
     def try_micro_batch(self, size: int) -> None:
         """One forward and backward of ``size`` images; for finding what fits."""
@@ -374,7 +376,8 @@ class Trainer:
             yield next(micro_batches(window, size, self.source, self.cutter))
 
         gram = self.gram_term(self.options.gram.weight)
-        alone = replace(self.effective_batch, ranks=ALONE)  # others may not have room for it
+        # Others may not have room for it.
+        alone = replace(self.effective_batch, ranks=ALONE, agreement=Agreement())
         alone.backward(
             one, size, size, self.centers, self.queues, self.options.teacher.temperature, gram
         )

@@ -1,0 +1,128 @@
+"""Files that grow record by record and that a full disk does not break: each record is whole."""
+
+import contextlib
+import errno
+import io
+import json
+import math
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+WAITING = 10_000  # records kept until there is room; 1 or 2 KB each
+
+
+class GrowingFile:
+    """Appends records to a file. Never raises for what the disk does.
+
+    Records that cannot be written are kept, and written before the next one that can be.
+
+    Args:
+        path: made with the first record, with the folder it is in.
+        say: told when records have to wait, once until they could be written.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None] = lambda line: None) -> None:
+        self.path = path
+        self.say = say
+        self.waiting: deque[bytes] = deque(maxlen=WAITING)
+        self.told = False
+        self._file: int | None = None
+
+    def append(self, record: bytes) -> None:
+        """Write a record, and what was waiting before it."""
+        self.waiting.append(record)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting, as far as there is room."""
+        try:
+            while self.waiting:
+                self._append(self.waiting[0])
+                self.waiting.popleft()
+            self.told = False
+        except OSError as error:
+            self.close()
+            if not self.told:
+                self.told = True
+                self.say(
+                    f"{self.path} cannot be written ({os.strerror(error.errno or 0)}): training"
+                    " goes on, and what is missing is added when it can be"
+                )
+
+    def close(self) -> None:
+        """Let go of the file; the next record opens what is at its path then."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._file)
+            self._file = None
+
+    def _append(self, record: bytes) -> None:
+        """All of a record or nothing. Raises OSError."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        whole, written = os.fstat(self._file).st_size, 0
+        try:
+            written = os.write(self._file, record)
+        finally:
+            if written < len(record):
+                os.ftruncate(self._file, whole)
+        if written < len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def json_line(values: Mapping[str, Any]) -> bytes:
+    """An object as a line of valid JSON: what is not finite becomes null.
+
+    >>> json_line({"loss": float("nan"), "step": 3}).decode().strip()
+    '{"loss": null, "step": 3}'
+    """
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+    return (json.dumps(finite, allow_nan=False) + "\n").encode()
+
+
+class Board:
+    """Scalars for TensorBoard, in a file of its own for each start of a run.
+
+    Args:
+        folder: of all of them.
+        done: finished steps; what other files have of later ones no longer counts.
+        say: see `GrowingFile`.
+    """
+
+    def __init__(self, folder: Path, done: int, say: Callable[[str], None]) -> None:
+        name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
+        self.file = GrowingFile(folder / name, say)
+        self.file.append(
+            record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+            + record(Event(step=done + 1, session_log=SessionLog(status=SessionLog.START)))
+        )
+
+    def step(self, values: Mapping[str, Any]) -> None:
+        """The numbers of a step, ``values["step"]``, but for that one."""
+        scalars = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if name != "step"
+        ]
+        event = Event(wall_time=time.time(), step=values["step"], summary=Summary(value=scalars))
+        self.file.append(record(event))
+
+
+def record(event: Event) -> bytes:
+    """An event as TensorBoard's files have it."""
+    written = io.BytesIO()
+    RecordWriter(written).write(event.SerializeToString())
+    return written.getvalue()

@@ -1,0 +1,164 @@
+"""Run by test_killed.py: a run that is killed many times, and one that never is.
+
+python -m tests.training.killed_often FILMS FOLDER KILLS SEED
+
+What takes seconds, importing, is done once; each attempt is a fork of this process. What happened
+goes to FOLDER/attempts.json.
+"""
+
+import importlib
+import io
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from dino_x.cli import main
+from dino_x.training import checkpoint
+from dino_x.training.trainer import Trainer
+from tests.conftest import tiny_settings
+
+STEPS = 60  # more than are done between so many kills
+LIVES = 3  # steps between the start and a kill, at most
+IN_START = 0.2  # share of the kills before the first step of an attempt
+SLOW = 0.5  # share of the attempts whose checkpoints are written slowly
+FLAGS = ("--effective-batch", "4", "--micro-batch", "4", "--steps", str(STEPS), "--resume")
+SETTINGS = {
+    "checkpoint__every": 2, "views__local_crops": 1, "data__verify": "headers", "online__every": 0,
+    "loss__centering": "sinkhorn", "loss__queue": 16, "report__snapshots": "false",
+    "data__workers": 1,
+}  # fmt: skip
+
+
+def fork(work):
+    """A child that does some work; its process id."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = work()
+        finally:
+            os._exit(status)
+    return child
+
+
+def ended(child):
+    """The exit status of a child; negative for the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def train(films, out):
+    with open(os.devnull, "w") as nowhere:
+        sys.stdout = nowhere
+        arguments = ["pretrain", "--data", films, "--out", str(out), *FLAGS]
+        return main([*arguments, *tiny_settings(**SETTINGS)])
+
+
+def begun(pipe):
+    """Have this process write to a pipe when its first step begins."""
+    gradients = Trainer.gradients
+
+    def first(self, *arguments):
+        os.write(pipe, b"!")
+        Trainer.gradients = gradients
+        return gradients(self, *arguments)
+
+    Trainer.gradients = first
+
+
+def slowly(state, path):
+    """`torch.save` to a disk that takes its time."""
+    content = io.BytesIO()
+    save(state, content)
+    with open(path, "wb", buffering=0) as file:
+        piece = len(content.getvalue()) // 8
+        for start in range(0, len(content.getvalue()), piece):
+            file.write(content.getbuffer()[start : start + piece])
+            time.sleep(0.005)
+
+
+save = torch.save
+
+
+def attempt(films, out, slow=False, moment=None):
+    """One start, killed after ``moment(seconds until its first step)``; its status and times."""
+    reading, writing = os.pipe()
+
+    def work():
+        begun(writing)
+        if slow:
+            torch.save = slowly
+        return train(films, out)
+
+    before = time.monotonic()
+    child = fork(work)
+    os.close(writing)
+    if moment is None:
+        os.read(reading, 1)
+        start = time.monotonic() - before
+        status = ended(child)
+    else:
+        in_start, seconds = moment
+        if not in_start:
+            os.read(reading, 1)
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        status, start = ended(child), 0.0
+    os.close(reading)
+    return status, start, time.monotonic() - before
+
+
+def import_what_a_run_imports(films, out):
+    """So that no attempt has to."""
+    names = out.with_name("modules.json")
+
+    def work():
+        status = train(films, out)
+        names.write_text(json.dumps(sorted(sys.modules)))
+        return status
+
+    global STEPS, FLAGS
+    steps, FLAGS = FLAGS, (*FLAGS[:5], "1", "--resume")
+    assert ended(fork(work)) == 0
+    FLAGS = steps
+    for name in json.loads(names.read_text()):
+        if name.startswith(("dino_x.", "transformers.", "torch.", "tensorboard.", "PIL.")):
+            importlib.import_module(name)
+
+
+def found(out):
+    """What is in the folder after a kill: the newest step, and what was being written."""
+    newest = None
+    for path in checkpoint.checkpoints(out / "checkpoints"):
+        newest = checkpoint.load(path, torch.device("cpu"))["step"]  # raises if it is damaged
+    partial = sorted(str(path.relative_to(out)) for path in out.rglob("*.partial"))
+    return {"newest": newest, "partial": partial}
+
+
+def kill_often(films, folder, kills, seed):
+    draw = random.Random(seed)
+    import_what_a_run_imports(films, folder / "first")
+    status, start, seconds = attempt(films, folder / "whole")
+    assert status == 0, "the run that is never killed"
+    step = (seconds - start) / STEPS
+    attempts = []
+    for _ in range(kills):
+        slow, in_start = draw.random() < SLOW, draw.random() < IN_START
+        moment = draw.uniform(0, start) if in_start else draw.uniform(0, LIVES * step)
+        status, _, _ = attempt(films, folder / "killed", slow, (in_start, moment))
+        attempts.append({"status": status, "slow": slow, **found(folder / "killed")})
+    status, _, _ = attempt(films, folder / "killed")
+    last = {"status": status, **found(folder / "killed")}
+    result = {"attempts": attempts, "last": last, "start": start, "step": step}
+    (folder / "attempts.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    films, folder, kills, seed = sys.argv[1:]
+    torch.set_num_threads(1)
+    kill_often(films, Path(folder), int(kills), int(seed))
