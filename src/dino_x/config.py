@@ -327,6 +327,11 @@ class TrainOptions(Section):
     seed: int = option(0, "everything random comes from it", ge=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")
     precision: Literal["fp32", "bf16", "fp64"] = option("fp32", "bf16 is mixed precision")
+    shard: Literal["none", "full"] = option(
+        "none",
+        "with several processes: full keeps networks and optimizer in parts, one a process, for"
+        " models that do not fit on one card; changes nothing but memory and speed",
+    )
 
 
 class CheckpointOptions(Section):
@@ -392,7 +397,7 @@ class Options(Section):
 
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
-    "train.micro_batch", "train.device", "data.workers", "data.cache_mb", "data.verify",
+    "train.micro_batch", "train.device", "train.shard", "data.workers", "data.cache_mb", "data.verify",
     "data.cache", "data.cache_gb", "data.index",
     "checkpoint.every", "checkpoint.keep", "report.page", "report.images", "report.snapshots",
     "health.every", "health.rows", "health.on_collapse", "online.every", "online.images",

@@ -7,6 +7,8 @@
 
 With several processes each has a share of the images. What phases 1 and 2 look at is gathered from
 all of them, and gradients are summed once, after 3: a process more is like more micro-batches.
+Where each process has a part of the networks, they are summed in each micro-batch, and all go
+through the same forwards and backwards: see sharding.py.
 
 The student's randomness is replayed in 3 as it was in 2. Nothing here changes the teacher, the
 centers or a weight: gradients are left in ``.grad``, and what the update needs is returned.
@@ -18,12 +20,13 @@ features, K: prototypes, M: masked patches of the effective batch, m: of a micro
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dino_x.config import LossOptions
-from dino_x.losses import koleo, prototype_cross_entropy, sinkhorn_bias, view_pairs
+from dino_x.losses import gram_loss, koleo, prototype_cross_entropy, sinkhorn_bias, view_pairs
 from dino_x.losses.centering import center_bias, next_center
 from dino_x.losses.checks import NotFiniteError, check_finite
 from dino_x.losses.ranks import ALONE, Ranks
@@ -61,6 +64,45 @@ class Targets:
     next_queues: Queues
 
 
+class HeadOutputs(NamedTuple):
+    """Phase 3's bottlenecks of one head, and the prototypes they are compared with."""
+
+    rows_RD: Tensor
+    student_KD: Tensor
+    teacher_KD: Tensor
+
+    @classmethod
+    def of(cls, student: Head, teacher: Head, tokens_RF: Tensor) -> "HeadOutputs":
+        """What the student's head makes of tokens."""
+        return cls(student(tokens_RF), student.prototypes(), teacher.prototypes())
+
+
+class Outputs(NamedTuple):
+    """What the networks make of a micro-batch in phase 3, before any loss is computed.
+
+    Attributes:
+        global_BF, patches_BNF: the student's CLS and patch tokens of the global crops.
+        dino, ibot: of its heads; no ibot if no patch of the effective batch is masked.
+        gram_BNF: the Gram teacher's patches.
+        later_BF, cut_BF: CLS tokens of the local crops, where their backward comes after that of
+            all else. In one backward, no block's gradient is whole before both kinds of crops have
+            been through it, and cannot be cut into parts before.
+    """
+
+    global_BF: Tensor
+    patches_BNF: Tensor
+    dino: HeadOutputs
+    ibot: HeadOutputs | None
+    gram_BNF: Tensor | None
+    later_BF: Tensor | None
+    cut_BF: Tensor
+
+    def finish_backward(self) -> None:
+        """After the loss's backward: that of the local crops, if it was left out."""
+        if self.later_BF is not None:
+            self.later_BF.backward(self.cut_BF.grad)
+
+
 @dataclass(frozen=True)
 class WindowResult:
     """Loss terms of the effective batch, and the centers and queues that follow from it.
@@ -84,6 +126,7 @@ class EffectiveBatch:
         precision: opens the autocast context of a forward.
         distilled: whether the teacher is another network, with its own preparation of images.
         ranks: the processes that share the effective batch.
+        sharded: whether each of them has a part of the networks.
     """
 
     student: Network
@@ -92,6 +135,7 @@ class EffectiveBatch:
     precision: Callable[[], AbstractContextManager]
     distilled: bool = False
     ranks: Ranks = ALONE
+    sharded: bool = False
 
     def backward(
         self,
@@ -125,20 +169,27 @@ class EffectiveBatch:
         if self.loss.koleo_weight and micro_size % group:
             of_group["koleo"], pulls_VbF = self.neighbours(micro_batches(), group)
         refusal: NotFiniteError | None = None
-        try:
-            for position, micro in enumerate(micro_batches()):
-                pull_VbF = None if pulls_VbF is None else pulls_VbF[position]
-                terms = self.forward(
-                    micro, targets, position, group, pull_VbF, teacher_temperature, gram, sampling
+        for position, micro in enumerate(micro_batches()):
+            pull_VbF = None if pulls_VbF is None else pulls_VbF[position]
+            outputs = self.forward(micro, gram, sampling)
+            try:
+                terms = self.losses(
+                    outputs, micro, targets, position, group, pull_VbF, teacher_temperature, gram
                 )
-                if terms["loss"].requires_grad:  # not if all that is trained has no loss
-                    terms["loss"].backward()
-                for name, value in terms.items():
-                    totals[name] = totals.get(name, 0) + value.detach()
-        except NotFiniteError as error:  # raised by all processes: the others would wait for it
-            refusal = error
+            except NotFiniteError as error:  # raised by all: the others would wait for this one
+                refusal = error
+            if self.sharded:
+                raise_together(refusal, self.ranks, centers.dino_K.device)
+            if refusal is not None:
+                break
+            if terms["loss"].requires_grad:  # not if all that is trained has no loss
+                terms["loss"].backward()
+                outputs.finish_backward()
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0) + value.detach()
         raise_together(refusal, self.ranks, centers.dino_K.device)
-        sum_gradients(self.student, self.ranks)
+        if not self.sharded:
+            sum_gradients(self.student, self.ranks)
         totals = sum_terms(totals, self.ranks, centers.dino_K.device) | of_group
         if of_group:  # what was backpropagated stands for KoLeo, but is not its value
             totals["loss"] = self.weighted(totals, gram)
@@ -256,7 +307,34 @@ class EffectiveBatch:
         return value.detach(), own.split([part.shape[1] for part in cls], dim=1)
 
     def forward(
+        self, micro: MicroBatch, gram: GramTerm | None = None, sampling: Sampling | None = None
+    ) -> Outputs:
+        """Phase 3: what the networks make of a micro-batch, with a graph."""
+        with self.precision():
+            global_BF, patches_BNF = self.student(
+                micro.global_crops(), micro.masks(), micro.global_randomness()
+            )
+            if sampling is not None:
+                sampling.student(micro, global_BF)
+            views, later = [global_BF], None
+            if micro.window.local_views:
+                local_BF, _ = self.student(micro.local_crops(), None, micro.local_randomness())
+                if self.sharded and local_BF.requires_grad:
+                    later = local_BF
+                    local_BF = local_BF.detach().requires_grad_()
+                views.append(local_BF)
+            views_BF = torch.cat(views)
+            dino = HeadOutputs.of(self.student.dino_head, self.teacher.dino_head, views_BF)
+            ibot = None
+            if self.loss.ibot_weight and micro.window.masked_crops:  # of any process
+                rows_mF = masked_rows(patches_BNF, micro)
+                ibot = HeadOutputs.of(self.student.ibot_head, self.teacher.ibot_head, rows_mF)
+            grid_BNF = None if gram is None else gram.targets(micro, self.student.backbone)
+        return Outputs(global_BF, patches_BNF, dino, ibot, grid_BNF, later, views[-1])
+
+    def losses(
         self,
+        outputs: Outputs,
         micro: MicroBatch,
         targets: Targets,
         position: int,
@@ -264,7 +342,6 @@ class EffectiveBatch:
         pull_VbF: Tensor | None,
         teacher_temperature: float,
         gram: GramTerm | None = None,
-        sampling: Sampling | None = None,
     ) -> dict[str, Tensor]:
         """Phase 3: this micro-batch's part of each loss term, and of the loss, with a graph."""
         share = micro.images / micro.window.images
@@ -273,47 +350,38 @@ class EffectiveBatch:
             "teacher_temperature": teacher_temperature,
             "implementation": self.loss.implementation,
         }
+        dino, ibot = outputs.dino, outputs.ibot
         with self.precision():
-            global_BF, patches_BNF = self.student(
-                micro.global_crops(), micro.masks(), micro.global_randomness()
-            )
-            if sampling is not None:
-                sampling.student(micro, global_BF)
-            views_BF = global_BF
-            if micro.window.local_views:
-                local_BF, _ = self.student(micro.local_crops(), None, micro.local_randomness())
-                views_BF = torch.cat([global_BF, local_BF])
-            student, teacher = self.student.dino_head, self.teacher.dino_head
-            views = len(views_BF) // micro.images
+            pairs_P2 = view_pairs(micro.images, len(dino.rows_RD) // micro.images, GLOBAL_VIEWS)
             terms = {
                 "dino": share
                 * prototype_cross_entropy(
-                    student(views_BF),
-                    student.prototypes(),
+                    dino.rows_RD,
+                    dino.student_KD,
                     targets.cls_VbD[position].flatten(0, 1),
-                    teacher.prototypes(),
+                    dino.teacher_KD,
                     targets.dino_bias_K,
-                    view_pairs(micro.images, views, GLOBAL_VIEWS).to(views_BF.device),
+                    pairs_P2.to(dino.rows_RD.device),
                     **temperatures,
                 )
             }
-            if self.loss.ibot_weight and micro.masked_index().numel():
-                student, teacher = self.student.ibot_head, self.teacher.ibot_head
-                rows = torch.arange(len(targets.patches_mD[position]), device=views_BF.device)
+            if ibot is not None and len(ibot.rows_RD):
+                rows = torch.arange(len(ibot.rows_RD), device=ibot.rows_RD.device)
                 terms["ibot"] = prototype_cross_entropy(
-                    student(masked_rows(patches_BNF, micro)),
-                    student.prototypes(),
+                    ibot.rows_RD,
+                    ibot.student_KD,
                     targets.patches_mD[position],
-                    teacher.prototypes(),
+                    ibot.teacher_KD,
                     targets.ibot_bias_K,
                     torch.stack([rows, rows], dim=1),
                     micro.masked_weights(),
                     **temperatures,
                 )
-            if gram is not None:
-                patch_size = self.student.backbone.patch_size
-                terms["gram"] = share * gram.loss(patches_BNF, micro, patch_size)
-        cls_VbF = global_BF.unflatten(0, (GLOBAL_VIEWS, -1))
+            elif ibot is not None:  # nothing, but it goes backward as in other micro-batches
+                terms["ibot"] = 0.0 * (ibot.rows_RD.sum() + ibot.student_KD.sum())
+            if outputs.gram_BNF is not None:
+                terms["gram"] = share * gram_loss(outputs.patches_BNF, outputs.gram_BNF)
+        cls_VbF = outputs.global_BF.unflatten(0, (GLOBAL_VIEWS, -1))
         if pull_VbF is not None:
             pull = (cls_VbF * pull_VbF).sum()
             return terms | {"loss": self.weighted(terms, gram) + self.loss.koleo_weight * pull}

@@ -19,7 +19,7 @@ from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone, save_vit
 from dino_x.model.pretrained import prepared_with
 from dino_x.model.teacher import Network, build_student, build_teacher, update_teacher
-from dino_x.training import checkpoint
+from dino_x.training import checkpoint, sharding
 from dino_x.training.device import autocast, dtype_of, peak_memory_gib
 from dino_x.training.distillation import distilled_teacher, fingerprint
 from dino_x.training.effective_batch import Centers, EffectiveBatch, WindowResult
@@ -90,12 +90,14 @@ class Trainer:
         student = build_student(options, self.backbone)
         if options.model.heads_from == "run":
             take_heads(student, options.model.name)
-        student = student.to(device, dtype_of(options.train.precision))
+        student = student.to(dtype_of(options.train.precision))
         self.student, self.teacher = student, build_teacher(student)
-        self.optimizer = build_optimizer(student, options.optim)
         frozen = distilled_teacher(options, student)
         self.targets_of = frozen or self.teacher
         self.distilled = None if frozen is None else fingerprint(frozen)
+        self.gram = first_gram_teacher(options, self.teacher.backbone)
+        self.place_networks()
+        self.optimizer = build_optimizer(student, options.optim)
         zeros = torch.zeros(options.head.prototypes, device=device, dtype=self.cutter.dtype)
         self.centers = Centers(zeros, zeros.clone())
         bottleneck = zeros.new_empty(self.targets_of.dino_head.last_layer.shape[1])
@@ -109,8 +111,24 @@ class Trainer:
             autocast(options.train.precision, device),
             distilled=frozen is not None,
             ranks=self.ranks,
+            sharded=self.sharded,
         )
-        self.gram = first_gram_teacher(options, self.teacher.backbone)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of the networks and of the optimizer."""
+        return self.options.train.shard == "full" and self.ranks.count > 1
+
+    def place_networks(self) -> None:
+        """From the CPU to the device: whole, or this process's part."""
+        networks = [self.student, self.teacher, self.targets_of]
+        if self.gram is not None:
+            networks.append(self.gram.backbone)
+        for network in dict.fromkeys(networks):
+            if self.sharded:
+                sharding.shard(network, self.cutter.device, self.ranks)
+            else:
+                network.to(self.cutter.device)
 
     def train(self, report: TrainingReport | NoReport) -> None:
         """From the step after the last finished one to the end."""
@@ -172,7 +190,7 @@ class Trainer:
         Returns: the gradient's norm.
         """
         clip = self.options.optim.clip or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), clip))
+        norm = float(sharding.whole(nn.utils.clip_grad_norm_(self.student.parameters(), clip)))
         if not math.isfinite(norm):
             raise self.not_finite(step, f"the gradient norm is {norm}")
         self.optimizer.step()
@@ -260,7 +278,8 @@ class Trainer:
 
     def evaluated(self) -> dict[str, float]:
         """The online evaluation after this step, if it is due."""
-        if self.online is None or self.ranks.own > 0 or not self.online.due(self.done):
+        takes_part = self.ranks.own == 0 or self.sharded  # each has a part of the teacher
+        if self.online is None or not takes_part or not self.online.due(self.done):
             return {}
         started = time.perf_counter()
         figures = self.online.evaluate(self.teacher.backbone)
@@ -278,11 +297,13 @@ class Trainer:
 
         Raises: UserError if that fails after the last step; before it, there is a next time.
         """
-        check_alike(self.student, self.ranks)
+        if not self.sharded:
+            check_alike(self.student, self.ranks)
+        state = self.state()
         if self.ranks.own > 0:
             return
         try:
-            self.write()
+            self.write(state)
         except (OSError, SafetensorError) as error:
             line = f"nothing could be saved after step {self.done}: {error}; {self.last_good()}"
             if self.done == self.options.train.steps:
@@ -290,8 +311,8 @@ class Trainer:
             report.finding(f"{line}; going on, and trying again after the next"
                            f" {self.options.checkpoint.every} steps")  # fmt: skip
 
-    def write(self) -> None:
-        """What ``save`` saves."""
+    def state(self) -> dict[str, Any]:
+        """Everything that training goes on from; what is in parts is put together in the first."""
         state: dict[str, Any] = {
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
@@ -305,10 +326,14 @@ class Trainer:
             state["gram_refreshes"] = self.gram.refreshes
         if self.distilled is not None:
             state["distilled"] = self.distilled
+        return sharding.gathered(state, self.ranks)
+
+    def write(self, state: dict[str, Any]) -> None:
+        """What ``save`` saves."""
         checkpoint.save(self.run.checkpoints, self.done, state, self.options.checkpoint.keep)
-        backbone = self.teacher.backbone
+        backbone, prefix = self.teacher.backbone, "backbone.vit."
         save_vit(
-            backbone.vit.state_dict(),
+            {n.removeprefix(prefix): v for n, v in state["teacher"].items() if n.startswith(prefix)},
             backbone,
             self.run.model,
             self.options.views.global_size,
@@ -324,7 +349,8 @@ class Trainer:
 
         Raises: UserError if the images are not those it was trained on.
         """
-        state = checkpoint.load_newest(self.run.checkpoints, self.cutter.device, say)
+        where = torch.device("cpu") if self.sharded else self.cutter.device
+        state = checkpoint.load_newest(self.run.checkpoints, where, say)
         if state is None:
             return
         if state["images_hash"] != self.images_hash:
@@ -337,11 +363,16 @@ class Trainer:
                 f"teacher.model '{self.options.teacher.model}' is not the model that"
                 f" {self.run.path} was distilled from; put it back, or start a new run"
             )
-        self.student.load_state_dict(state["student"])
-        self.teacher.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.centers = Centers(state["centers"]["dino"], state["centers"]["ibot"])
-        queues = state["queues"]
+        for name, network in (("student", self.student), ("teacher", self.teacher)):
+            sharding.check_fits(f"the checkpoint of {self.run.path}", network, state[name])
+        sharding.load_network(self.student, state["student"])
+        sharding.load_network(self.teacher, state["teacher"])
+        sharding.load_optimizer(self.optimizer, state["optimizer"])
+        centers, queues = (
+            {head: rows.to(self.cutter.device) for head, rows in state[name].items()}
+            for name in ("centers", "queues")
+        )
+        self.centers = Centers(centers["dino"], centers["ibot"])
         self.queues = Queues(self.options.loss.queue, queues["dino"], queues["ibot"])
         self.gram = self.resumed_gram(state)
         self.done = state["step"]
@@ -358,7 +389,7 @@ class Trainer:
             gram = GramTeacher.copy_of(self.teacher.backbone, refreshes)
         else:
             gram = self.gram
-        gram.backbone.load_state_dict(state["gram"])
+        sharding.load_network(gram.backbone, state["gram"])
         return gram
 
     def try_micro_batch(self, size: int) -> None:
