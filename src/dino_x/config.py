@@ -397,8 +397,8 @@ class Options(Section):
 
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
-    "train.micro_batch", "train.device", "train.shard", "data.workers", "data.cache_mb", "data.verify",
-    "data.cache", "data.cache_gb", "data.index",
+    "train.micro_batch", "train.device", "train.shard", "data.workers", "data.cache_mb",
+    "data.verify", "data.cache", "data.cache_gb", "data.index",
     "checkpoint.every", "checkpoint.keep", "report.page", "report.images", "report.snapshots",
     "health.every", "health.rows", "health.on_collapse", "online.every", "online.images",
 )  # fmt: skip

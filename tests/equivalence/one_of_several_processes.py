@@ -18,6 +18,7 @@ import torch
 from dino_x.cli import main
 from dino_x.losses.checks import NotFiniteError
 from dino_x.training.effective_batch import EffectiveBatch
+from dino_x.training.sharding import own_part
 from dino_x.training.trainer import Trainer
 
 
@@ -27,10 +28,10 @@ def spoil(how: str, rank: int) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
     if how == "not finite in phase 3":
 
-        def forward(*_args, **_kwargs):
+        def losses(*_args, **_kwargs):
             raise NotFiniteError("spoiled")
 
-        return patched(EffectiveBatch, "forward", forward)
+        return patched(EffectiveBatch, "losses", losses)
     if how == "weights come apart":
         update = Trainer.update
 
@@ -56,6 +57,32 @@ def patched(owner: type, name: str, value: object):
         setattr(owner, name, before)
 
 
+@contextlib.contextmanager
+def held(found: dict):
+    """What this process holds after its last step, in bytes."""
+    update = Trainer.update
+
+    def watched(self, *arguments):
+        norm = update(self, *arguments)
+        weights, state = list(self.student.parameters()), self.optimizer.state
+        found["bytes"] = {
+            "student": bytes_of(weights),
+            "teacher": bytes_of(self.teacher.parameters()),
+            "gradients": bytes_of(w.grad for w in weights if w.grad is not None),
+            "optimizer": bytes_of(v for w in weights for v in state[w].values() if v.ndim),
+        }
+        return norm
+
+    with patched(Trainer, "update", watched):
+        yield
+
+
+def bytes_of(tensors):
+    """Of their memory, once where it is shared."""
+    storages = [own_part(tensor).untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
 def run(rank: int, count: int, port: int, cases: list[dict], results: Path) -> None:
     for number, case in enumerate(cases):
         os.environ |= {
@@ -63,14 +90,15 @@ def run(rank: int, count: int, port: int, cases: list[dict], results: Path) -> N
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port + number),
         }  # fmt: skip
         arguments = case["arguments"] + (case.get("of the second", []) if rank == 1 else [])
-        said = io.StringIO()
+        said, found = io.StringIO(), {}
         with (
+            held(found),
             spoil(case.get("spoil", ""), rank),
             contextlib.redirect_stderr(said),
             contextlib.redirect_stdout(said),
         ):
             status = main(arguments)
-        found = {"status": status, "said": said.getvalue()}
+        found |= {"status": status, "said": said.getvalue()}
         (results / f"{number}-{rank}.json").write_text(json.dumps(found))
 
 

@@ -58,8 +58,8 @@ def several(count, cases, folder, seconds=300):
     return [[found.get(f"{n}-{rank}") for rank in range(count)] for n in range(len(cases))]
 
 
-def arguments(films, out, micro_batch, **settings):
-    said = COMMON | {"train__micro_batch": micro_batch} | settings
+def arguments(films, out, micro_batch=None, **settings):
+    said = COMMON | ({"train__micro_batch": micro_batch} if micro_batch else {}) | settings
     return ["pretrain", "--data", str(films), "--out", str(out), *tiny_settings(**said)]
 
 
@@ -82,29 +82,38 @@ def alone(films, tmp_path_factory):
 @pytest.fixture(scope="module")
 def by_two(films, alone, tmp_path_factory):
     """Each case with two processes, and one of them resumed from one process's checkpoint."""
-    return shared(2, 4, list(CASES), films, alone, tmp_path_factory)
+    return shared(2, 4, CASES, films, alone, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def by_four(films, alone, tmp_path_factory):
     """The first case with four processes, and resumed."""
-    return shared(4, 2, ["queue"], films, alone, tmp_path_factory)
+    return shared(4, 2, {"queue": CASES["queue"]}, films, alone, tmp_path_factory)
 
 
-def shared(count, micro_batch, names, films, alone, tmp_path_factory):
-    """Runs of some cases in several processes."""
+@pytest.fixture(scope="module")
+def by_three(films, alone, tmp_path_factory):
+    """Three processes have 5, 5 and 6 of the 16 images, in micro-batches of 2 and 3."""
+    cases = {name: CASES[name] for name in ("queue", "koleo group")}
+    cases["softmax"] = CASES["softmax"] | {"train__shard": "full"}
+    return shared(3, 4, cases, films, alone, tmp_path_factory)
+
+
+def shared(count, micro_batch, named, films, alone, tmp_path_factory):
+    """Runs of some cases in several processes, and one that goes on with one process's run."""
     folder = tmp_path_factory.mktemp("shared")
     shutil.copytree(alone / "queue", folder / "resumed")
     sorted((folder / "resumed" / "checkpoints").glob("*.pt"))[-1].unlink()
     cases = [
         {"arguments": arguments(films, folder / name, micro_batch, **settings)}
-        for name, settings in ((name, CASES[name]) for name in names)
+        for name, settings in named.items()
     ]
-    resumed = arguments(films, folder / "resumed", micro_batch, **CASES["queue"])
+    resumed = arguments(films, folder / "resumed", **CASES["queue"])  # its micro-batch is 16
     cases.append({"arguments": [*resumed, "--resume"]})
     for ranks in several(count, cases, folder / "results"):
         assert [found["status"] for found in ranks] == [0] * count, ranks
         assert not any(found["said"] for found in ranks[1:])
+    assert "(16 does not divide a process's images; the result is the same)" in ranks[0]["said"]
     return folder
 
 
@@ -118,14 +127,29 @@ def test_four_processes_train_as_one_does(alone, by_four, name):
     assert_same(alone, by_four, name)
 
 
-def assert_same(alone, shared, name):
-    """The same weights and the same numbers in every step."""
-    expected = weights(alone / name.replace("resumed", "queue"))
-    found = weights(shared / name)
+@pytest.mark.parametrize("name", ["queue", "koleo group", "softmax", "resumed"])
+def test_three_processes_with_unequal_shares_train_as_one_does(alone, by_three, name):
+    assert_same(alone, by_three, name)
+
+
+def test_one_process_goes_on_from_unequal_shares(films, alone, by_three, tmp_path):
+    """Its micro-batch, 3, does not divide 16, and becomes 2; one that is named is refused."""
+    shutil.copytree(by_three / "queue", tmp_path / "queue")
+    sorted((tmp_path / "queue" / "checkpoints").glob("*.pt"))[-1].unlink()
+    said = COMMON | CASES["queue"]
+    assert pretrain(films, tmp_path / "queue", "--resume", "--micro-batch", 3, **said) == 2
+    assert pretrain(films, tmp_path / "queue", "--resume", **said) == 0
+    assert_same(alone, tmp_path, "queue")
+
+
+def assert_same(alone, shared, name, resumed="queue"):
+    """The same weights and the same numbers in every step; ``resumed`` is the case gone on with."""
+    reference = alone / (resumed if name == "resumed" else name)
+    expected, found = weights(reference), weights(shared / name)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-8, atol=1e-10, msg=key)
-    steps, alone_steps = metrics(shared / name), metrics(alone / name.replace("resumed", "queue"))
+    steps, alone_steps = metrics(shared / name), metrics(reference)
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     for step, alone_step in zip(steps, alone_steps, strict=True):
         for term in ("loss", "dino", "ibot", "koleo", "gradient_norm"):
@@ -138,7 +162,9 @@ def test_a_failure_in_one_process_ends_all_with_one_message(films, tmp_path):
         "not finite in another process": {"spoil": "not finite in phase 3"},
         "come apart": {"spoil": "weights come apart"},
         "process 1 has other settings": {"of the second": ["--set", "optim.lr=0.5"]},
-        "effective batch 15 is not a multiple": {"arguments": {"train__effective_batch": 15}},
+        "effective batch 1 has fewer images than there are processes (2)": {
+            "arguments": {"train__effective_batch": 1}
+        },
     }
     jobs = []
     for number, case in enumerate(cases.values()):

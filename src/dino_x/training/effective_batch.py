@@ -33,6 +33,7 @@ from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.head import Head
 from dino_x.model.teacher import Network
 from dino_x.training.gram import GramTerm
+from dino_x.training.micro_batch import all_sizes
 from dino_x.training.queue import Queues
 from dino_x.training.sample import Sample, Sampling
 from dino_x.training.window import GLOBAL_VIEWS, MicroBatch
@@ -154,7 +155,7 @@ class EffectiveBatch:
             micro_batches: starts a pass over this process's share of the window; called once for
                 each phase.
             images: B.
-            micro_size: b.
+            micro_size: b, at most.
             centers: as they are before this step.
             queues: likewise.
             teacher_temperature: of this step.
@@ -166,7 +167,8 @@ class EffectiveBatch:
         totals: dict[str, Tensor] = {}
         of_group: dict[str, Tensor] = {}
         pulls_VbF: Sequence[Tensor] | None = None
-        if self.loss.koleo_weight and micro_size % group:
+        sizes = all_sizes(images, micro_size, self.ranks.count)
+        if self.loss.koleo_weight and any(size % group for size in sizes):
             of_group["koleo"], pulls_VbF = self.neighbours(micro_batches(), group)
         refusal: NotFiniteError | None = None
         for position, micro in enumerate(micro_batches()):

@@ -46,6 +46,7 @@ from dino_x.training.window import (
     MicroBatch,
     Window,
     draw_window,
+    load,
     micro_batches,
 )
 from dino_x.training.world import check_alike
@@ -121,7 +122,7 @@ class Trainer:
 
     def place_networks(self) -> None:
         """From the CPU to the device: whole, or this process's part."""
-        networks = [self.student, self.teacher, self.targets_of]
+        networks: list[nn.Module] = [self.student, self.teacher, self.targets_of]
         if self.gram is not None:
             networks.append(self.gram.backbone)
         for network in dict.fromkeys(networks):
@@ -215,8 +216,7 @@ class Trainer:
         """The share of a window that is this process's, a micro-batch at a time."""
         size = self.options.train.micro_batch
         assert isinstance(size, int)
-        share = self.ranks.share(window.images)
-        return micro_batches(window, size, self.source, self.cutter, share)
+        return micro_batches(window, size, self.source, self.cutter, self.ranks)
 
     def fill_queues(self) -> None:
         """Before the first step: the teacher's outputs for images drawn as for steps of their own.
@@ -331,9 +331,9 @@ class Trainer:
     def write(self, state: dict[str, Any]) -> None:
         """What ``save`` saves."""
         checkpoint.save(self.run.checkpoints, self.done, state, self.options.checkpoint.keep)
-        backbone, prefix = self.teacher.backbone, "backbone.vit."
+        backbone, teacher, prefix = self.teacher.backbone, state["teacher"], "backbone.vit."
         save_vit(
-            {n.removeprefix(prefix): v for n, v in state["teacher"].items() if n.startswith(prefix)},
+            {n.removeprefix(prefix): v for n, v in teacher.items() if n.startswith(prefix)},
             backbone,
             self.run.model,
             self.options.views.global_size,
@@ -397,8 +397,7 @@ class Trainer:
         largest = max(crop_sizes(self.options), key=lambda sizes: sizes.global_size)
 
         def one() -> Iterator[MicroBatch]:
-            window = self.window(0, largest)
-            yield next(micro_batches(window, size, self.source, self.cutter))
+            yield from load(self.window(0, largest), [slice(0, size)], self.source, self.cutter)
 
         gram = self.gram_term(self.options.gram.weight)
         alone = replace(self.effective_batch, ranks=ALONE)  # others may not have room for it
