@@ -10,21 +10,30 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
 
 from dino_x.cli import main
 from dino_x.losses.checks import NotFiniteError
+from dino_x.training import watch
 from dino_x.training.effective_batch import EffectiveBatch
+from dino_x.training.online import Online
 from dino_x.training.sharding import own_part
 from dino_x.training.trainer import Trainer
 
+SIGNALS = {"killed": signal.SIGKILL, "frozen": signal.SIGSTOP}
 
-def spoil(how: str, rank: int) -> contextlib.AbstractContextManager:
+
+def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
     """Break this process, or nothing if it is another's turn."""
-    if not how or rank != 1:
+    how = case.get("spoil", "")
+    if rank == 0 and case.get("first is busy"):
+        return patched(Online, "evaluate", lambda *_: time.sleep(600))
+    if not how or rank != case.get("in", 1):
         return contextlib.nullcontext()
     if how == "not finite in phase 3":
 
@@ -42,8 +51,18 @@ def spoil(how: str, rank: int) -> contextlib.AbstractContextManager:
             return norm
 
         return patched(Trainer, "update", spoiled)
-    assert how == "dies"
-    return patched(Trainer, "update", lambda *_: os._exit(9))
+    if "after step" in case:
+
+        def spoiled_step(self, *arguments):
+            norm = update(self, *arguments)
+            if arguments[0] + 1 == case["after step"]:
+                time.sleep(1)
+                os.kill(os.getpid(), SIGNALS[how])
+            return norm
+
+        update = Trainer.update
+        return patched(Trainer, "update", spoiled_step)
+    return patched(Trainer, "update", lambda *_: os.kill(os.getpid(), SIGNALS[how]))
 
 
 @contextlib.contextmanager
@@ -93,7 +112,8 @@ def run(rank: int, count: int, port: int, cases: list[dict], results: Path) -> N
         said, found = io.StringIO(), {}
         with (
             held(found),
-            spoil(case.get("spoil", ""), rank),
+            spoil(case, rank),
+            patched(watch, "BEAT", case.get("beat", watch.BEAT)),
             contextlib.redirect_stderr(said),
             contextlib.redirect_stdout(said),
         ):

@@ -29,6 +29,7 @@ from dino_x.training.micro_batch import (
 from dino_x.training.online import Online, labelled_rows
 from dino_x.training.policy import Policy, centering_policy
 from dino_x.training.run import RunFolder
+from dino_x.training.sharding import check_torch
 from dino_x.training.trainer import Trainer
 from dino_x.training.window import Cutter
 from dino_x.views.sizes import crop_sizes
@@ -53,6 +54,8 @@ def prepare(
     console: Console,
 ) -> Prepared:
     """Policy, model, loader and micro-batch of a run; ``options`` get their last values."""
+    if options.train.shard == "full":
+        check_torch()
     policy = centering_policy(options.loss, options.train.effective_batch)
     options.loss.centering = policy.centering
     options.loss.koleo_weight = policy.koleo_weight

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from dino_x.errors import UserError
@@ -58,6 +58,15 @@ def _unit(module: nn.Module, mesh: DeviceMesh) -> None:
     unit = fully_shard(module, mesh=mesh, reshard_after_forward=True)
     unit.set_gradient_divide_factor(1.0)
     unit.set_force_sum_reduction_for_comms(True)  # gloo has no product of a factor and a sum
+
+
+def check_torch() -> None:
+    """Refuse a PyTorch whose FSDP2 cannot sum.
+
+    Raises: UserError.
+    """
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise UserError(f"train.shard=full needs PyTorch 2.8 or later; this is {torch.__version__}")
 
 
 def is_sharded(network: nn.Module) -> bool:
