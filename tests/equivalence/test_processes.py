@@ -210,10 +210,9 @@ def test_one_that_is_lost_while_the_first_is_busy_is_missed_by_all(films, tmp_pa
     job = {"arguments": arguments(films, tmp_path / "run", 4, **CASES["queue"]),
            "spoil": how, "in": 1, "after step": 1, "first is busy": True, "beat": 0.3}  # fmt: skip
     with started(3, [job], tmp_path / "results") as (first, second, third):
-        assert (first.wait(timeout=200), third.wait(timeout=20)) == (2, 2)
+        assert first.wait(timeout=200) == 2
+        third.wait(timeout=20)  # by its own watch, or as it loses the first
         assert second.poll() == (-signal.SIGKILL if how == "killed" else None)
-    said, _, nothing = (
-        (tmp_path / "results" / f"stderr-{rank}").read_text() for rank in range(3)
-    )
-    assert "dino-x: process 0: no sign of life from process 1 for 3 s" in said
-    assert "no sign of life" not in nothing
+    said = [(tmp_path / "results" / f"stderr-{rank}").read_text() for rank in range(3)]
+    assert "dino-x: process 0: no sign of life from process 1 for 3 s" in said[0]
+    assert "no sign of life" not in said[2]
