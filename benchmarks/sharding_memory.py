@@ -1,12 +1,12 @@
-"""What does train.shard=full save? Peak memory of each process, and seconds a step, beside none.
+"""What does train.shard=full save? Peak memory of each process, beside a whole network.
 
     python benchmarks/sharding_memory.py [--processes 1 2 4] [--model vitb16] [--prototypes 8192]
 
-CPU processes on this machine (Linux) train on random images. Memory is the peak of the second step, over what the process took before it built anything; what is
-freed goes back to the machine at once (MALLOC_MMAP_THRESHOLD_), so that it is not counted.
-Bytes a weight are by the number of weights of backbone and heads: whole, they are 4 for each of
-student, gradient and teacher and 8 for AdamW. Whole networks take the same in any number of
-processes.
+CPU processes on this machine (Linux) train on random images. Memory is the peak of the second step,
+over what the process took before it built anything; what is freed goes back to the machine at once
+(MALLOC_MMAP_THRESHOLD_), so that it is not counted. Bytes a weight are by the number of weights of
+backbone and heads: whole, they are 4 for each of student, gradient and teacher and 8 for AdamW.
+Whole networks take the same in any number of processes.
 """
 
 import argparse
@@ -82,7 +82,8 @@ def measure(count: int, shard: str, arguments: argparse.Namespace) -> dict[str, 
             )
             for r in range(count)
         ]
-        if any([process.wait() for process in processes]):
+        statuses = [process.wait() for process in processes]
+        if any(statuses):
             sys.exit("a process failed, see above")
         found = [json.loads(file.read_text()) for file in place.glob("found-*.json")]
     return {name: max(values[name] for values in found) for name in found[0]}

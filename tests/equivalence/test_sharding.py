@@ -31,6 +31,7 @@ SHARDED = {
     },
     "few masks": {"loss__centering": "sinkhorn", "masks__probability": 0.15, **QUIET},
     "distilled": {"loss__centering": "sinkhorn", "head__init": "fan_in", **QUIET},
+    "bf16": {"train__precision": "bf16", "loss__centering": "sinkhorn", **QUIET},
 }  # fmt: skip
 
 
@@ -83,9 +84,17 @@ def by_four(films, alone, tmp_path_factory):
     return sharded(4, 2, ["few masks"], films, alone, tmp_path_factory.mktemp("four"))
 
 
-@pytest.mark.parametrize("name", [*SHARDED, "resumed"])
+@pytest.mark.parametrize("name", [*(name for name in SHARDED if name != "bf16"), "resumed"])
 def test_two_parts_train_as_one_network_does(alone, by_two, name):
     assert_same(alone, by_two[0], name, resumed="gram")
+
+
+def test_two_parts_in_mixed_precision(alone, by_two):
+    """Weights are in float32 and summed in it, products in bfloat16."""
+    steps, alone_steps = metrics(by_two[0] / "bf16"), metrics(alone / "bf16")
+    for step, alone_step in zip(steps, alone_steps, strict=True):
+        for term in ("loss", "dino", "ibot", "gradient_norm"):
+            assert step[term] == pytest.approx(alone_step[term], rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["few masks", "resumed"])
