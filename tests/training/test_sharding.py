@@ -59,6 +59,6 @@ def test_a_checkpoint_of_another_run_is_refused_in_one_line(films, tmp_path, cap
 
 def test_an_old_pytorch_is_named(monkeypatch):
     sharding.check_torch()
-    monkeypatch.delattr(sharding.FSDPModule, "set_force_sum_reduction_for_comms")
-    with pytest.raises(UserError, match=r"needs PyTorch 2.8 or later; this is 2"):
+    monkeypatch.delattr(sharding.FSDPModule, "set_reduce_scatter_unused_params")
+    with pytest.raises(UserError, match=r"needs PyTorch 2.13 or later; this is 2"):
         sharding.check_torch()

@@ -53,20 +53,24 @@ def _unit(module: nn.Module, mesh: DeviceMesh) -> None:
     """Put a module's weights together for its forward and its backward alone.
 
     Gradients are summed, where FSDP2 would take their mean: a micro-batch's loss is its share of
-    the effective batch's already.
+    the effective batch's already. A weight that one process does not use, as in a branch that
+    stochastic depth drops for all of its rows, has a gradient of 0 there.
     """
     unit = fully_shard(module, mesh=mesh, reshard_after_forward=True)
     unit.set_gradient_divide_factor(1.0)
     unit.set_force_sum_reduction_for_comms(True)  # gloo has no product of a factor and a sum
+    unit.set_reduce_scatter_unused_params(True, recurse=False)
 
 
 def check_torch() -> None:
-    """Refuse a PyTorch whose FSDP2 cannot sum.
+    """Refuse a PyTorch whose FSDP2 takes it that all processes use the same weights.
 
     Raises: UserError.
     """
-    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
-        raise UserError(f"train.shard=full needs PyTorch 2.8 or later; this is {torch.__version__}")
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise UserError(
+            f"train.shard=full needs PyTorch 2.13 or later; this is {torch.__version__}"
+        )
 
 
 def is_sharded(network: nn.Module) -> bool:
