@@ -41,7 +41,7 @@ def free_ports(count):
         return min(found.getsockname()[1], 65_000 - count)
 
 
-def several(count, cases, folder, seconds=300):
+def several(count, cases, folder, seconds=900):
     """What each process of each case ended with: [case][rank]; None for one that died."""
     with started(count, cases, folder) as processes:
         for process in processes:
