@@ -343,6 +343,11 @@ class TrainOptions(Section):
     backoff: float = option(
         0.5, "the learning rate is multiplied by it when a run goes back", gt=0, lt=1
     )
+    shard: Literal["none", "full"] = option(
+        "none",
+        "with several processes: full keeps networks and optimizer in parts, one a process, for"
+        " models that do not fit on one card; changes nothing but memory and speed",
+    )
 
 
 class CheckpointOptions(Section):
@@ -412,6 +417,7 @@ class Options(Section):
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
     "train.micro_batch", "train.device", "train.activation_checkpointing", "train.compile",
+    "train.shard",
     "data.workers", "data.cache_mb", "data.verify", "data.cache", "data.cache_gb", "data.index",
     "data.decode_in",
     "checkpoint.every", "checkpoint.keep", "checkpoint.background", "report.page", "report.images",

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -21,23 +22,30 @@ from dino_x.cli import main
 from dino_x.data.loader import Loader
 from dino_x.errors import UserError
 from dino_x.losses.checks import NotFiniteError
-from dino_x.training import stopping
+from dino_x.training import stopping, watch
 from dino_x.training.effective_batch import EffectiveBatch
+from dino_x.training.online import Online
+from dino_x.training.sharding import own_part
 from dino_x.training.trainer import Trainer
 
+SIGNALS = {"killed": signal.SIGKILL, "frozen": signal.SIGSTOP}
 
-def spoil(how: str, rank: int) -> contextlib.AbstractContextManager:
+
+def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
     """Break this process, or nothing if it is another's turn."""
+    how = case.get("spoil", "")
+    if rank == 0 and case.get("first is busy"):
+        return patched(Online, "evaluate", lambda *_: time.sleep(600))
     if how == "hangs":
         return hangs(rank)
-    if not how or rank != 1:
+    if not how or rank != case.get("in", 1):
         return contextlib.nullcontext()
     if how == "not finite in phase 3":
 
-        def forward(*_args, **_kwargs):
+        def losses(*_args, **_kwargs):
             raise NotFiniteError("spoiled")
 
-        return patched(EffectiveBatch, "forward", forward)
+        return patched(EffectiveBatch, "losses", losses)
     if how == "weights come apart":
         update = Trainer.update
 
@@ -49,14 +57,14 @@ def spoil(how: str, rank: int) -> contextlib.AbstractContextManager:
 
         return patched(Trainer, "update", spoiled)
     if how == "not finite in step 2":
-        forward, steps = EffectiveBatch.forward, set()
+        losses, steps = EffectiveBatch.losses, set()
 
-        def nan(self, micro, *arguments):
+        def nan(self, outputs, micro, *arguments):
             steps.add(micro.window.step)
-            terms = forward(self, micro, *arguments)
+            terms = losses(self, outputs, micro, *arguments)
             return terms | {"loss": terms["loss"] * (torch.nan if len(steps) == 2 else 1)}
 
-        return patched(EffectiveBatch, "forward", nan)
+        return patched(EffectiveBatch, "losses", nan)
     if how == "is asked to stop":
         update = Trainer.update
 
@@ -68,8 +76,18 @@ def spoil(how: str, rank: int) -> contextlib.AbstractContextManager:
         return patched(Trainer, "update", asked)
     if how.startswith("gives up in phase"):
         return gives_up(int(how[-1]))
-    assert how == "dies"
-    return patched(Trainer, "update", lambda *_: os._exit(9))
+    if "after step" in case:
+
+        def spoiled_step(self, *arguments):
+            norm = update(self, *arguments)
+            if arguments[0] + 1 == case["after step"]:
+                time.sleep(1)
+                os.kill(os.getpid(), SIGNALS[how])
+            return norm
+
+        update = Trainer.update
+        return patched(Trainer, "update", spoiled_step)
+    return patched(Trainer, "update", lambda *_: os.kill(os.getpid(), SIGNALS[how]))
 
 
 def gives_up(phase: int) -> contextlib.AbstractContextManager:
@@ -111,6 +129,32 @@ def patched(owner: type, name: str, value: object):
         setattr(owner, name, before)
 
 
+@contextlib.contextmanager
+def held(found: dict):
+    """What this process holds after its last step, in bytes."""
+    update = Trainer.update
+
+    def watched(self, *arguments):
+        norm = update(self, *arguments)
+        weights, state = list(self.student.parameters()), self.optimizer.state
+        found["bytes"] = {
+            "student": bytes_of(weights),
+            "teacher": bytes_of(self.teacher.parameters()),
+            "gradients": bytes_of(w.grad for w in weights if w.grad is not None),
+            "optimizer": bytes_of(v for w in weights for v in state[w].values() if v.ndim),
+        }
+        return norm
+
+    with patched(Trainer, "update", watched):
+        yield
+
+
+def bytes_of(tensors):
+    """Of their memory, once where it is shared."""
+    storages = [own_part(tensor).untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
 def run(rank: int, count: int, port: int, cases: list[dict], results: Path) -> None:
     for number, case in enumerate(cases):
         os.environ |= {
@@ -118,14 +162,16 @@ def run(rank: int, count: int, port: int, cases: list[dict], results: Path) -> N
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port + number),
         }  # fmt: skip
         arguments = case["arguments"] + (case.get("of the second", []) if rank == 1 else [])
-        said = io.StringIO()
+        said, found = io.StringIO(), {}
         with (
-            spoil(case.get("spoil", ""), rank),
+            held(found),
+            spoil(case, rank),
+            patched(watch, "BEAT", case.get("beat", watch.BEAT)),
             contextlib.redirect_stderr(said),
             contextlib.redirect_stdout(said),
         ):
             status = main(arguments)
-        found = {"status": status, "said": said.getvalue()}
+        found |= {"status": status, "said": said.getvalue()}
         (results / f"{number}-{rank}.json").write_text(json.dumps(found))
 
 

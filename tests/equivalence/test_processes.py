@@ -1,7 +1,9 @@
 """One process or several: the same training, and the same end when one of them fails."""
 
+import contextlib
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +29,9 @@ CASES = {
     "softmax": {"loss__centering": "softmax", "head__init": "fan_in"},
     "gram": {"loss__centering": "sinkhorn", "gram__weight": 1.0, "gram__start": 1},
 }
+UNEQUAL = {  # groups that go into a micro-batch of 6, but not into one of 5
+    "koleo pairs": CASES["koleo group"] | {"loss__koleo_group": 2, "train__micro_batch": 6}
+}
 
 
 def free_ports(count):
@@ -36,30 +41,39 @@ def free_ports(count):
         return min(found.getsockname()[1], 65_000 - count)
 
 
-def several(count, cases, folder, seconds=300):
+def several(count, cases, folder, seconds=900):
     """What each process of each case ended with: [case][rank]; None for one that died."""
+    with started(count, cases, folder) as processes:
+        for process in processes:
+            process.wait(timeout=seconds)
+    found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*-*.json")}
+    return [[found.get(f"{n}-{rank}") for rank in range(count)] for n in range(len(cases))]
+
+
+@contextlib.contextmanager
+def started(count, cases, folder):
+    """Processes that do some cases; ended with the block."""
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps(cases))
     port = free_ports(len(cases))
     command = [sys.executable, str(Path(worker.__file__))]
     processes = [
         subprocess.Popen(
-            [*command, str(rank), str(count), str(port), folder / "cases.json", folder]
+            [*command, str(rank), str(count), str(port), folder / "cases.json", folder],
+            stderr=(folder / f"stderr-{rank}").open("w"),
         )
         for rank in range(count)
     ]
     try:
-        for process in processes:
-            process.wait(timeout=seconds)
+        yield processes
     finally:
         for process in processes:
             process.kill()
-    found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*-*.json")}
-    return [[found.get(f"{n}-{rank}") for rank in range(count)] for n in range(len(cases))]
+            process.wait()
 
 
-def arguments(films, out, micro_batch, **settings):
-    said = COMMON | {"train__micro_batch": micro_batch} | settings
+def arguments(films, out, micro_batch=None, **settings):
+    said = COMMON | ({"train__micro_batch": micro_batch} if micro_batch else {}) | settings
     return ["pretrain", "--data", str(films), "--out", str(out), *tiny_settings(**said)]
 
 
@@ -73,8 +87,8 @@ def weights(run):
 def alone(films, tmp_path_factory):
     """Each case with one process and the whole batch at once."""
     folder = tmp_path_factory.mktemp("alone")
-    for name, settings in CASES.items():
-        said = COMMON | {"train__micro_batch": 16} | settings
+    for name, settings in (CASES | UNEQUAL).items():
+        said = COMMON | settings | {"train__micro_batch": 16}
         assert pretrain(films, folder / name, **said) == 0
     return folder
 
@@ -82,29 +96,37 @@ def alone(films, tmp_path_factory):
 @pytest.fixture(scope="module")
 def by_two(films, alone, tmp_path_factory):
     """Each case with two processes, and one of them resumed from one process's checkpoint."""
-    return shared(2, 4, list(CASES), films, alone, tmp_path_factory)
+    return shared(2, 4, CASES, films, alone, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def by_four(films, alone, tmp_path_factory):
     """The first case with four processes, and resumed."""
-    return shared(4, 2, ["queue"], films, alone, tmp_path_factory)
+    return shared(4, 2, {"queue": CASES["queue"]}, films, alone, tmp_path_factory)
 
 
-def shared(count, micro_batch, names, films, alone, tmp_path_factory):
-    """Runs of some cases in several processes."""
+@pytest.fixture(scope="module")
+def by_three(films, alone, tmp_path_factory):
+    """Three processes have 5, 5 and 6 of the 16 images, in micro-batches of 2 and 3."""
+    cases = {"queue": CASES["queue"], "softmax": CASES["softmax"] | {"train__shard": "full"}}
+    return shared(3, 4, cases | UNEQUAL, films, alone, tmp_path_factory)
+
+
+def shared(count, micro_batch, named, films, alone, tmp_path_factory):
+    """Runs of some cases in several processes, and one that goes on with one process's run."""
     folder = tmp_path_factory.mktemp("shared")
     shutil.copytree(alone / "queue", folder / "resumed")
     sorted((folder / "resumed" / "checkpoints").glob("*.pt"))[-1].unlink()
     cases = [
         {"arguments": arguments(films, folder / name, micro_batch, **settings)}
-        for name, settings in ((name, CASES[name]) for name in names)
+        for name, settings in named.items()
     ]
-    resumed = arguments(films, folder / "resumed", micro_batch, **CASES["queue"])
+    resumed = arguments(films, folder / "resumed", **CASES["queue"])  # its micro-batch is 16
     cases.append({"arguments": [*resumed, "--resume"]})
     for ranks in several(count, cases, folder / "results"):
         assert [found["status"] for found in ranks] == [0] * count, ranks
         assert not any(found["said"] for found in ranks[1:])
+    assert "(16 does not divide a process's images; the result is the same)" in ranks[0]["said"]
     return folder
 
 
@@ -118,14 +140,29 @@ def test_four_processes_train_as_one_does(alone, by_four, name):
     assert_same(alone, by_four, name)
 
 
-def assert_same(alone, shared, name):
-    """The same weights and the same numbers in every step."""
-    expected = weights(alone / name.replace("resumed", "queue"))
-    found = weights(shared / name)
+@pytest.mark.parametrize("name", ["queue", "softmax", *UNEQUAL, "resumed"])
+def test_three_processes_with_unequal_shares_train_as_one_does(alone, by_three, name):
+    assert_same(alone, by_three, name)
+
+
+def test_one_process_goes_on_from_unequal_shares(films, alone, by_three, tmp_path):
+    """Its micro-batch, 3, does not divide 16, and becomes 2; one that is named is refused."""
+    shutil.copytree(by_three / "queue", tmp_path / "queue")
+    sorted((tmp_path / "queue" / "checkpoints").glob("*.pt"))[-1].unlink()
+    said = COMMON | CASES["queue"]
+    assert pretrain(films, tmp_path / "queue", "--resume", "--micro-batch", 3, **said) == 2
+    assert pretrain(films, tmp_path / "queue", "--resume", **said) == 0
+    assert_same(alone, tmp_path, "queue")
+
+
+def assert_same(alone, shared, name, resumed="queue"):
+    """The same weights and the same numbers in every step; ``resumed`` is the case gone on with."""
+    reference = alone / (resumed if name == "resumed" else name)
+    expected, found = weights(reference), weights(shared / name)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-8, atol=1e-10, msg=key)
-    steps, alone_steps = metrics(shared / name), metrics(alone / name.replace("resumed", "queue"))
+    steps, alone_steps = metrics(shared / name), metrics(reference)
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     for step, alone_step in zip(steps, alone_steps, strict=True):
         for term in ("loss", "dino", "ibot", "koleo", "gradient_norm"):
@@ -138,7 +175,9 @@ def test_a_failure_in_one_process_ends_all_with_one_message(films, tmp_path):
         "not finite in another process": {"spoil": "not finite in phase 3"},
         "come apart": {"spoil": "weights come apart"},
         "process 1 has other settings": {"of the second": ["--set", "optim.lr=0.5"]},
-        "effective batch 15 is not a multiple": {"arguments": {"train__effective_batch": 15}},
+        "effective batch 1 has fewer images than there are processes (2)": {
+            "arguments": {"train__effective_batch": 1}
+        },
     }
     jobs = []
     for number, case in enumerate(cases.values()):
@@ -150,11 +189,30 @@ def test_a_failure_in_one_process_ends_all_with_one_message(films, tmp_path):
         assert ranks[1]["said"] == ""
 
 
-def test_a_process_that_dies_takes_the_others_down(films, tmp_path):
-    started = time.monotonic()
-    job = {"arguments": arguments(films, tmp_path / "run", 4, **CASES["queue"]), "spoil": "dies"}
-    ((first, second),) = several(2, [job], tmp_path / "results")
-    assert second is None
-    assert first["status"] == 2
-    assert "another process of the run has ended" in first["said"]
-    assert time.monotonic() - started < 120  # with both starts, on a busy machine
+@pytest.mark.parametrize("dying", [0, 1])
+def test_a_process_that_is_killed_takes_the_others_down(films, tmp_path, dying):
+    """In a step, where the others wait for it; whoever is left says so."""
+    job = {"arguments": arguments(films, tmp_path / "run", 4, **CASES["queue"]),
+           "spoil": "killed", "in": dying}  # fmt: skip
+    with started(2, [job], tmp_path / "results") as processes:
+        processes[dying].wait(timeout=200)
+        died = time.monotonic()
+        processes[1 - dying].wait(timeout=200)
+    assert time.monotonic() - died < 20
+    result = json.loads((tmp_path / "results" / f"0-{1 - dying}.json").read_text())
+    assert result["status"] == 2
+    assert "another process of the run has ended" in result["said"]
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_one_that_is_lost_while_the_first_is_busy_is_missed_by_all(films, tmp_path, how):
+    """The third waits for the first, and nobody for the second: see watch.py."""
+    job = {"arguments": arguments(films, tmp_path / "run", 4, **CASES["queue"]),
+           "spoil": how, "in": 1, "after step": 1, "first is busy": True, "beat": 0.3}  # fmt: skip
+    with started(3, [job], tmp_path / "results") as (first, second, third):
+        assert first.wait(timeout=200) == 2
+        third.wait(timeout=20)  # by its own watch, or as it loses the first
+        assert second.poll() == (-signal.SIGKILL if how == "killed" else None)
+    said = [(tmp_path / "results" / f"stderr-{rank}").read_text() for rank in range(3)]
+    assert "dino-x: process 0: no sign of life from process 1 for 3 s" in said[0]
+    assert "no sign of life" not in said[2]

@@ -77,7 +77,7 @@ def test_more_than_one_in_ten_unreadable(tmp_path, refused):
 
 def test_an_effective_batch_that_does_not_divide(films, tmp_path, refused):
     status = pretrain(films, tmp_path / "run", "--effective-batch", 250, "--micro-batch", 32)
-    refused(status, r"250 is not a multiple of micro-batch 32 x 1 rank = 32.*224, 256")
+    refused(status, r"250 is not a multiple of micro-batch 32; the nearest that are: 224, 256")
     status = pretrain(films, tmp_path / "run", "--effective-batch", 8, "--micro-batch", 32)
     refused(status, r"nearest that is: 32$")
 

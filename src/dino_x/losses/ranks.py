@@ -25,9 +25,7 @@ class Ranks:
 
     def share(self, total: int) -> slice:
         """The share of ``total`` things that this process does, sizes differing by one at most."""
-        if self.group is None:
-            return slice(0, total)
-        return slice(total * self.own // self.count, total * (self.own + 1) // self.count)
+        return share_of(total, self.own, self.count)
 
     def sum_(self, values: Tensor) -> Tensor:
         """Sum over processes, in place."""
@@ -60,6 +58,15 @@ class Ranks:
         parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded, group=self.group)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def share_of(total: int, number: int, count: int) -> slice:
+    """The share of ``total`` things that one of ``count`` has, sizes differing by one at most.
+
+    >>> [share_of(16, number, 3) for number in range(3)]
+    [slice(0, 5, None), slice(5, 10, None), slice(10, 16, None)]
+    """
+    return slice(total * number // count, total * (number + 1) // count)
 
 
 ALONE = Ranks(None)

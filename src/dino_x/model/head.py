@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial
 from torch.nn import functional as F
 
 from dino_x.config import HeadOptions
@@ -37,10 +38,15 @@ class Head(nn.Module):
         return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=-1, eps=1e-6)
 
     def prototypes(self) -> Tensor:
-        """Prototypes [K, D], on the unit sphere if the options say so."""
-        if self.normalize_prototypes:
-            return F.normalize(self.last_layer, dim=-1, eps=1e-6)
-        return self.last_layer
+        """Prototypes [K, D], on the unit sphere if the options say so.
+
+        Where each process has a part of them, they are put together by all processes at once, and
+        what flows back is the sum of their gradients.
+        """
+        rows_KD: Tensor = self.last_layer
+        if isinstance(rows_KD, DTensor):
+            rows_KD = rows_KD.full_tensor(grad_placements=[Partial()])
+        return F.normalize(rows_KD, dim=-1, eps=1e-6) if self.normalize_prototypes else rows_KD
 
 
 def initial_std(options: HeadOptions, inputs: int) -> float:

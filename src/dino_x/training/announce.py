@@ -4,12 +4,19 @@ from rich.console import Console
 
 from dino_x.config import Options
 from dino_x.training.device import describe_device
+from dino_x.training.micro_batch import all_sizes
 from dino_x.training.prepare import Prepared
 from dino_x.training.schedules import peak_lr
 
 
-def announce(prepared: Prepared, preset_line: str, held_out: int, console: Console) -> None:
-    """What is about to happen, in a few aligned lines."""
+def announce(
+    prepared: Prepared,
+    preset_line: str,
+    held_out: int,
+    console: Console,
+    asked: int | str = "auto",
+) -> None:
+    """What is about to happen, in a few aligned lines; ``asked`` is the micro-batch asked for."""
     trainer, index = prepared.trainer, prepared.index
     options, backbone = trainer.options, trainer.student.backbone
     train, optim = options.train, options.optim
@@ -19,7 +26,12 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
     left = len(index.skipped)
     skipped = f", {left} file{'s' * (left > 1)} skipped (see skipped.csv)" if left else ""
     held = f", {held_out:,} more held out to be tested on" if held_out else ""
-    processes = f" on each of {trainer.ranks.count} processes" if trainer.ranks.count > 1 else ""
+    count = trainer.ranks.count
+    processes = f" on each of {count} processes" if count > 1 else ""
+    sizes = all_sizes(train.effective_batch, train.micro_batch, count)
+    size = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else f"{max(sizes)}"
+    if asked not in ("auto", train.micro_batch):
+        processes += f" ({asked} does not divide a process's images; the result is the same)"
     steps_per_pass = len(index) / train.effective_batch
     lines = {
         "images": f"{len(index):,}{held}{skipped}",
@@ -27,13 +39,14 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
         f" {parameters:.1f} M parameters; {options.head.prototypes:,} prototypes a head",
         "settings": preset_line,
         "device": f"{describe_device(trainer.cutter.device)}, {train.precision}",
-        "batch": f"{train.effective_batch} images a step, in micro-batches of {train.micro_batch}"
-        + processes,
+        "batch": f"{train.effective_batch} images a step, in micro-batches of {size}" + processes,
         "centering": prepared.policy.message,
         "steps": f"{train.steps:,} = {train.steps / steps_per_pass:.1f} passes over the images",
         "rate": f"{peak_lr(options):.3g} = {optim.lr:g} x sqrt({train.effective_batch} /"
         f" {optim.lr_batch}), after {optim.warmup} steps of warmup",
     }
+    if trainer.sharded:
+        lines["shard"] = f"networks and optimizer in {count} parts, one a process"
     if backbone.accounting is not None:
         heads = "the run's" if options.model.heads_from == "run" else "new"
         lines["weights"] = f"{backbone.accounting.line()}; heads: {heads}"

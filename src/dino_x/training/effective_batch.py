@@ -7,6 +7,8 @@
 
 With several processes each has a share of the images. What phases 1 and 2 look at is gathered from
 all of them, and gradients are summed once, after 3: a process more is like more micro-batches.
+Where each process has a part of the networks, they are summed in each micro-batch, and all go
+through the same forwards and backwards: see sharding.py.
 
 The student's randomness is replayed in 3 as it was in 2. Nothing here changes the teacher, the
 centers or a weight: gradients are left in ``.grad``, and what the update needs is returned.
@@ -15,16 +17,17 @@ B: images of the effective batch, b: of a micro-batch, V: views, D: bottleneck, 
 features, K: prototypes, M: masked patches of the effective batch, m: of a micro-batch.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dino_x.config import LossOptions
-from dino_x.losses import koleo, prototype_cross_entropy, sinkhorn_bias, view_pairs
+from dino_x.losses import gram_loss, koleo, prototype_cross_entropy, sinkhorn_bias, view_pairs
 from dino_x.losses.centering import center_bias, next_center
 from dino_x.losses.checks import check_finite
 from dino_x.losses.ranks import ALONE, Ranks
@@ -32,6 +35,7 @@ from dino_x.model.head import Head
 from dino_x.model.teacher import Network
 from dino_x.training.agreement import Agreement
 from dino_x.training.gram import GramTerm
+from dino_x.training.micro_batch import all_sizes
 from dino_x.training.queue import Queues
 from dino_x.training.sample import Sample, Sampling
 from dino_x.training.window import GLOBAL_VIEWS, MicroBatch
@@ -64,6 +68,46 @@ class Targets:
     next_queues: Queues
 
 
+class HeadOutputs(NamedTuple):
+    """Phase 3's bottlenecks of one head, and the prototypes they are compared with."""
+
+    rows_RD: Tensor
+    student_KD: Tensor
+    teacher_KD: Tensor
+
+    @classmethod
+    def of(cls, student: Head, teacher: Head, tokens_RF: Tensor) -> "HeadOutputs":
+        """What the student's head makes of tokens."""
+        return cls(student(tokens_RF), student.prototypes(), teacher.prototypes())
+
+
+class Outputs(NamedTuple):
+    """What the networks make of a micro-batch in phase 3, before any loss is computed.
+
+    Attributes:
+        global_BF: the student's CLS tokens of the global crops.
+        patches_BNF: their patch tokens; those masked alone, [m, F], without Gram anchoring.
+        dino, ibot: of its heads; no ibot if no patch of the effective batch is masked.
+        gram_BNF: the Gram teacher's patches.
+        later_BF, cut_BF: CLS tokens of the local crops, where their backward comes after that of
+            all else. In one backward, no block's gradient is whole before both kinds of crops have
+            been through it, and cannot be cut into parts before.
+    """
+
+    global_BF: Tensor
+    patches_BNF: Tensor
+    dino: HeadOutputs
+    ibot: HeadOutputs | None
+    gram_BNF: Tensor | None
+    later_BF: Tensor | None
+    cut_BF: Tensor
+
+    def finish_backward(self) -> None:
+        """After the loss's backward: that of the local crops, if it was left out."""
+        if self.later_BF is not None:
+            self.later_BF.backward(self.cut_BF.grad)
+
+
 @dataclass(frozen=True)
 class WindowResult:
     """Loss terms of the effective batch, and the centers and queues that follow from it.
@@ -87,6 +131,7 @@ class EffectiveBatch:
         precision: opens the autocast context of a forward.
         distilled: whether the teacher is another network, with its own preparation of images.
         ranks: the processes that share the effective batch.
+        sharded: whether each of them has a part of the networks.
         agreement: what they tell each other after each phase.
     """
 
@@ -96,6 +141,7 @@ class EffectiveBatch:
     precision: Callable[[], AbstractContextManager]
     distilled: bool = False
     ranks: Ranks = ALONE
+    sharded: bool = False
     agreement: Agreement = field(default_factory=Agreement)
 
     def backward(
@@ -115,7 +161,7 @@ class EffectiveBatch:
             micro_batches: starts a pass over this process's share of the window; called once for
                 each phase.
             images: B.
-            micro_size: b.
+            micro_size: b, at most.
             centers: as they are before this step.
             queues: likewise.
             teacher_temperature: of this step.
@@ -127,19 +173,31 @@ class EffectiveBatch:
         totals: dict[str, Tensor] = {}
         of_group: dict[str, Tensor] = {}
         pulls_VbF: Sequence[Tensor] | None = None
-        if self.loss.koleo_weight and micro_size % group:
+        sizes = all_sizes(images, micro_size, self.ranks.count)
+        if self.loss.koleo_weight and any(size % group for size in sizes):
             of_group["koleo"], pulls_VbF = self.neighbours(micro_batches(), group)
         with self.agreement.part():
-            for position, micro in enumerate(micro_batches()):
+            for position, micro in enumerate(self.each(micro_batches())):
                 pull_VbF = None if pulls_VbF is None else pulls_VbF[position]
-                terms = self.forward(
-                    micro, targets, position, group, pull_VbF, teacher_temperature, gram, sampling
-                )
+                outputs = self.forward(micro, gram, sampling)
+                with self.part_of_micro_batch():
+                    terms = self.losses(
+                        outputs,
+                        micro,
+                        targets,
+                        position,
+                        group,
+                        pull_VbF,
+                        teacher_temperature,
+                        gram,
+                    )
                 if terms["loss"].requires_grad:  # not if all that is trained has no loss
                     terms["loss"].backward()
+                    outputs.finish_backward()
                 for name, value in terms.items():
                     totals[name] = totals.get(name, 0) + value.detach()
-        sum_gradients(self.student, self.ranks)
+        if not self.sharded:
+            sum_gradients(self.student, self.ranks)
         totals = sum_terms(totals, self.ranks, centers.dino_K.device) | of_group
         if of_group:  # what was backpropagated stands for KoLeo, but is not its value
             totals["loss"] = self.weighted(totals, gram)
@@ -148,6 +206,20 @@ class EffectiveBatch:
         if sampling is not None:
             sample = sampling.finish(targets.dino_bias_K, teacher_temperature, self.of_all_ranks)
         return WindowResult(values, targets.next_centers, targets.next_queues, sample)
+
+    def part_of_micro_batch(self) -> AbstractContextManager:
+        """What a process does by itself between forwards and backwards that all do together."""
+        return self.agreement.part() if self.sharded else nullcontext()
+
+    def each(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+        """The micro-batches of a phase; with networks in parts, each once all processes have theirs."""
+        waiting = iter(micro_batches)
+        while True:
+            with self.part_of_micro_batch():
+                micro = next(waiting, None)
+            if micro is None:
+                return
+            yield micro
 
     @torch.no_grad()
     def bottlenecks(
@@ -160,7 +232,7 @@ class EffectiveBatch:
         """
         cls, patches, places = [], [], []
         with self.agreement.part():
-            for micro in micro_batches:
+            for micro in self.each(micro_batches):
                 with self.precision():
                     seen = micro.seen_by(self.teacher.backbone) if self.distilled else micro
                     cls_BF, patches_BNF = self.teacher(seen.global_crops(), None, None)
@@ -246,7 +318,7 @@ class EffectiveBatch:
         """
         cls = []
         with self.agreement.part():
-            for micro in micro_batches:
+            for micro in self.each(micro_batches):
                 with torch.no_grad(), self.precision():
                     cls_BF, _ = self.student(
                         micro.global_crops(), micro.masks(), micro.global_randomness(), NONE
@@ -259,25 +331,10 @@ class EffectiveBatch:
         return value.detach(), own.split([part.shape[1] for part in cls], dim=1)
 
     def forward(
-        self,
-        micro: MicroBatch,
-        targets: Targets,
-        position: int,
-        group: int,
-        pull_VbF: Tensor | None,
-        teacher_temperature: float,
-        gram: GramTerm | None = None,
-        sampling: Sampling | None = None,
-    ) -> dict[str, Tensor]:
-        """Phase 3: this micro-batch's part of each loss term, and of the loss, with a graph."""
-        share = micro.images / micro.window.images
-        temperatures = {
-            "student_temperature": self.loss.student_temperature,
-            "teacher_temperature": teacher_temperature,
-            "implementation": self.loss.implementation,
-        }
+        self, micro: MicroBatch, gram: GramTerm | None = None, sampling: Sampling | None = None
+    ) -> Outputs:
+        """Phase 3: what the networks make of a micro-batch, with a graph."""
         with self.precision():
-            # Gram looks at all patches, iBOT at masked ones.
             masked_m = micro.masked_index()
             global_BF, patches = self.student(
                 micro.global_crops(),
@@ -287,43 +344,74 @@ class EffectiveBatch:
             )
             if sampling is not None:
                 sampling.student(micro, global_BF)
-            views_BF = global_BF
+            views, later = [global_BF], None
             if micro.window.local_views:
                 local_BF, _ = self.student(
                     micro.local_crops(), None, micro.local_randomness(), NONE
                 )
-                views_BF = torch.cat([global_BF, local_BF])
-            student, teacher = self.student.dino_head, self.teacher.dino_head
-            views = len(views_BF) // micro.images
+                if self.sharded and local_BF.requires_grad:
+                    later = local_BF
+                    local_BF = local_BF.detach().requires_grad_()
+                views.append(local_BF)
+            views_BF = torch.cat(views)
+            dino = HeadOutputs.of(self.student.dino_head, self.teacher.dino_head, views_BF)
+            ibot = None
+            if self.loss.ibot_weight and micro.window.masked_crops:  # of any process
+                rows_mF = patches if gram is None else masked_rows(patches, micro)
+                ibot = HeadOutputs.of(self.student.ibot_head, self.teacher.ibot_head, rows_mF)
+            grid_BNF = None if gram is None else gram.targets(micro, self.student.backbone)
+        return Outputs(global_BF, patches, dino, ibot, grid_BNF, later, views[-1])
+
+    def losses(
+        self,
+        outputs: Outputs,
+        micro: MicroBatch,
+        targets: Targets,
+        position: int,
+        group: int,
+        pull_VbF: Tensor | None,
+        teacher_temperature: float,
+        gram: GramTerm | None = None,
+    ) -> dict[str, Tensor]:
+        """Phase 3: this micro-batch's part of each loss term, and of the loss, with a graph."""
+        share = micro.images / micro.window.images
+        temperatures = {
+            "student_temperature": self.loss.student_temperature,
+            "teacher_temperature": teacher_temperature,
+            "implementation": self.loss.implementation,
+        }
+        dino, ibot = outputs.dino, outputs.ibot
+        with self.precision():
+            pairs_P2 = view_pairs(micro.images, len(dino.rows_RD) // micro.images, GLOBAL_VIEWS)
             terms = {
                 "dino": share
                 * prototype_cross_entropy(
-                    student(views_BF),
-                    student.prototypes(),
+                    dino.rows_RD,
+                    dino.student_KD,
                     targets.cls_VbD[position].flatten(0, 1),
-                    teacher.prototypes(),
+                    dino.teacher_KD,
                     targets.dino_bias_K,
-                    view_pairs(micro.images, views, GLOBAL_VIEWS).to(views_BF.device),
+                    pairs_P2.to(dino.rows_RD.device),
                     **temperatures,
                 )
             }
-            if self.loss.ibot_weight and len(masked_m):
-                student, teacher = self.student.ibot_head, self.teacher.ibot_head
-                rows = torch.arange(len(targets.patches_mD[position]), device=views_BF.device)
+            if ibot is not None and len(ibot.rows_RD):
+                rows = torch.arange(len(ibot.rows_RD), device=ibot.rows_RD.device)
                 terms["ibot"] = prototype_cross_entropy(
-                    student(patches if gram is None else masked_rows(patches, micro)),
-                    student.prototypes(),
+                    ibot.rows_RD,
+                    ibot.student_KD,
                     targets.patches_mD[position],
-                    teacher.prototypes(),
+                    ibot.teacher_KD,
                     targets.ibot_bias_K,
                     torch.stack([rows, rows], dim=1),
                     micro.masked_weights(),
                     **temperatures,
                 )
-            if gram is not None:
-                patch_size = self.student.backbone.patch_size
-                terms["gram"] = share * gram.loss(patches, micro, patch_size)
-        cls_VbF = global_BF.unflatten(0, (GLOBAL_VIEWS, -1))
+            elif ibot is not None:  # nothing, but it goes backward as in other micro-batches
+                terms["ibot"] = 0.0 * (ibot.rows_RD.sum() + ibot.student_KD.sum())
+            if outputs.gram_BNF is not None:
+                terms["gram"] = share * gram_loss(outputs.patches_BNF, outputs.gram_BNF)
+        cls_VbF = outputs.global_BF.unflatten(0, (GLOBAL_VIEWS, -1))
         if pull_VbF is not None:
             pull = (cls_VbF * pull_VbF).sum()
             return terms | {"loss": self.weighted(terms, gram) + self.loss.koleo_weight * pull}

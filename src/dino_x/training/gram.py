@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from dino_x.config import GramOptions, ModelOptions, Options
 from dino_x.errors import UserError
-from dino_x.losses import gram_loss
 from dino_x.model.backbone import Backbone, build_backbone
+from dino_x.training import sharding
 from dino_x.training.window import MicroBatch
 
 
@@ -28,6 +28,8 @@ class GramTeacher:
     @classmethod
     def copy_of(cls, teacher: Backbone, refreshes: int = 0) -> "GramTeacher":
         """The EMA teacher as it is now."""
+        if sharding.is_sharded(teacher):
+            return cls(sharding.copy_of(teacher), refreshes)
         return cls(copy.deepcopy(teacher).requires_grad_(False), refreshes)
 
 
@@ -45,15 +47,13 @@ class GramTerm:
     weight: float
     resize: str
 
-    def loss(self, patches_RNF: Tensor, micro: MicroBatch, patch_size: int) -> Tensor:
-        """Of the student's patch features of a micro-batch's global crops, R = V * b."""
-        side = micro.window.sizes.global_size // patch_size
-        return gram_loss(patches_RNF, self.targets(micro, side))
-
     @torch.no_grad()
-    def targets(self, micro: MicroBatch, side: int) -> Tensor:
-        """The Gram teacher's features of the same crops, unmasked, on a grid of side * side."""
-        backbone = self.backbone
+    def targets(self, micro: MicroBatch, student: Backbone) -> Tensor:
+        """Its features of a micro-batch's global crops, unmasked, on the student's grid of patches.
+
+        [R, N, F], R = V * b.
+        """
+        side, backbone = micro.window.sizes.global_size // student.patch_size, self.backbone
         _, patches_RNF = backbone(micro.seen_by(backbone).gram_crops(), None, None)
         gram_size = micro.window.sizes.gram_size
         assert gram_size is not None

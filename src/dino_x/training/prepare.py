@@ -20,10 +20,17 @@ from dino_x.evaluation.labels import Labelled
 from dino_x.losses.ranks import Ranks
 from dino_x.model.backbone import build_backbone
 from dino_x.training.device import dtype_of
-from dino_x.training.micro_batch import check_divides, largest_that_fits
+from dino_x.training.micro_batch import (
+    all_sizes,
+    check_divides,
+    check_equally_many,
+    largest_share,
+    largest_that_fits,
+)
 from dino_x.training.online import Online, labelled_rows
 from dino_x.training.policy import Policy, centering_policy
 from dino_x.training.run import RunFolder
+from dino_x.training.sharding import check_torch
 from dino_x.training.trainer import Trainer
 from dino_x.training.window import Cutter
 from dino_x.training.world import together
@@ -49,6 +56,8 @@ def prepare(
     console: Console,
 ) -> Prepared:
     """Policy, model, loader and micro-batch of a run; ``options`` get their last values."""
+    if options.train.shard == "full":
+        check_torch()
     policy = centering_policy(options.loss, options.train.effective_batch)
     options.loss.centering = policy.centering
     options.loss.koleo_weight = policy.koleo_weight
@@ -76,14 +85,24 @@ def prepare(
         options, run, loader, len(index), hash_of(index), cutter, backbone, strata, ranks
     )
     check_patches(options, trainer)
+    effective_batch = options.train.effective_batch
+    share = largest_share(effective_batch, ranks.count)
     if options.train.micro_batch == "auto":
-        share = options.train.effective_batch // ranks.count
+        if trainer.sharded and device.type == "cuda":
+            raise UserError(
+                "train.shard=full needs --micro-batch N: a size that does not fit in one process"
+                " would leave the others waiting, so none can be tried"
+            )
         # A loader may give up in one process, while others would wait for its number.
         fits = together(ranks, lambda: largest_that_fits(share, device, trainer.try_micro_batch))
         options.train.micro_batch = min(size for (size,) in ranks.numbers([fits], device))
     micro_batch = options.train.micro_batch
     assert isinstance(micro_batch, int)
-    check_divides(options.train.effective_batch, micro_batch, ranks.count)
+    if ranks.count == 1:
+        check_divides(effective_batch, micro_batch)
+    if trainer.sharded:
+        check_equally_many(effective_batch, micro_batch, ranks.count)
+    options.train.micro_batch = max(all_sizes(effective_batch, micro_batch, ranks.count))
     return Prepared(trainer, loader, index, policy)
 
 

@@ -26,7 +26,7 @@ from dino_x.report.write import report_at_end
 from dino_x.training.announce import announce
 from dino_x.training.checkpoint import write_atomically
 from dino_x.training.device import choose_device, describe_device
-from dino_x.training.micro_batch import check_divides
+from dino_x.training.micro_batch import check_enough, usable
 from dino_x.training.origin import write_origin
 from dino_x.training.prepare import Prepared, files_hash, online, prepare
 from dino_x.training.report import NoReport, TrainingReport
@@ -80,8 +80,13 @@ def train_together(
 ) -> Options:
     """What all processes of a run do, each with its share of the images; the resolved options."""
     resumed = resume and run.exists
+    named = "train.micro_batch" in said
     said = together(ranks, lambda: settings(said, run, resume))
     early = together(ranks, lambda: early_checks(said, ranks))
+    asked, images = early.train.micro_batch, early.train.effective_batch
+    if isinstance(asked, int):
+        used = together(ranks, lambda: usable(images, asked, ranks.count, named))
+        said = {**said, "train.micro_batch": used}
     index, held_out, labelled = from_first(ranks, lambda: images_of(early, console))
     options, preset_line = together(ranks, lambda: resolve(said, len(index), inherited(said)))
     prepared = together(ranks, lambda: prepare(options, run, index, device, ranks, console))
@@ -89,7 +94,7 @@ def train_together(
     check_same(ranks, "images", files_hash(index) if ranks.count > 1 else "")
     check_same(ranks, "settings", f"{__version__} {options.model_dump_json()}")
     together(ranks, lambda: begin(prepared, resumed, resume, console))
-    announce(prepared, preset_line, held_out, console)
+    announce(prepared, preset_line, held_out, console, asked)
     train(prepared, run, console)
     return options
 
@@ -97,11 +102,7 @@ def train_together(
 def early_checks(said: Mapping[str, Any], ranks: Ranks) -> Options:
     """What can be refused before images are read."""
     early = check(said)
-    train = early.train
-    if isinstance(train.micro_batch, int):
-        check_divides(train.effective_batch, train.micro_batch, ranks.count)
-    elif train.effective_batch % ranks.count:
-        check_divides(train.effective_batch, 1, ranks.count)
+    check_enough(early.train.effective_batch, ranks.count)
     if not is_size(early.model.name):
         build_backbone(early.model, early.views.global_size, 0)
     return early

@@ -19,6 +19,7 @@ from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.teacher import Network
 from dino_x.randomness import generator
 from dino_x.training.checkpoint import write_atomically
+from dino_x.training.sharding import is_sharded
 from dino_x.training.window import Cutter, ImageSource
 from dino_x.views.ct_windows import fixed_window
 
@@ -60,10 +61,13 @@ class Snapshots:
         """
         steps = self.options.train.steps
         assert steps is not None
-        wanted = self.options.report.snapshots and ranks.own == 0
+        takes_part = ranks.own == 0 or is_sharded(teacher)  # each has a part of it
+        wanted = self.options.report.snapshots and takes_part
         if not wanted or done not in snapshot_steps(steps):
             return
         content = self.content(teacher, source, cutter)
+        if ranks.own > 0:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(

@@ -10,7 +10,7 @@ import torch
 from dino_x.errors import UserError
 from dino_x.model.backbone import save_vit
 from dino_x.model.pretrained import prepared_with
-from dino_x.training import checkpoint
+from dino_x.training import checkpoint, sharding
 from dino_x.training.effective_batch import Centers
 from dino_x.training.gram import GramTeacher
 from dino_x.training.queue import Queues
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
-    """What a run goes on from; tensors are those in use, not copies."""
+    """What a run goes on from; tensors are those in use, not copies.
+
+    Of networks in parts, whole tensors, in the first process alone; all take part.
+    """
     state: dict[str, Any] = {
         "student": trainer.student.state_dict(),
         "teacher": trainer.teacher.state_dict(),
@@ -37,7 +40,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         state["gram_refreshes"] = trainer.gram.refreshes
     if trainer.distilled is not None:
         state["distilled"] = trainer.distilled
-    return state
+    return sharding.gathered(state, trainer.ranks)
 
 
 def write_state(trainer: Trainer, step: int, state: dict[str, Any]) -> None:
@@ -78,7 +81,7 @@ def take_up(
         say: told of damaged ones.
         up_to: do not look at those of later steps.
 
-    Raises: UserError if the images are not those it was trained on.
+    Raises: UserError if the images are not those it was trained on, or the model is another.
     """
     run, device = trainer.run, trainer.cutter.device
     # Not to the card, which may have no room for a second state.
@@ -97,9 +100,11 @@ def take_up(
             f"teacher.model '{trainer.options.teacher.model}' is not the model that"
             f" {run.path} was distilled from; put it back, or start a new run"
         )
-    trainer.student.load_state_dict(state["student"])
-    trainer.teacher.load_state_dict(state["teacher"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    for name, network in (("student", trainer.student), ("teacher", trainer.teacher)):
+        sharding.check_fits(f"the checkpoint of {run.path}", network, state[name])
+    sharding.load_network(trainer.student, state["student"])
+    sharding.load_network(trainer.teacher, state["teacher"])
+    sharding.load_optimizer(trainer.optimizer, state["optimizer"])
     heads = ("dino", "ibot")
     trainer.centers = Centers(*(state["centers"][head].to(device) for head in heads))
     queues = (state["queues"][head].to(device) for head in heads)
@@ -121,5 +126,5 @@ def _gram_teacher(trainer: Trainer, state: dict[str, Any]) -> GramTeacher | None
         gram = GramTeacher.copy_of(trainer.teacher.backbone, refreshes)
     else:
         gram = trainer.gram
-    gram.backbone.load_state_dict(state["gram"])
+    sharding.load_network(gram.backbone, state["gram"])
     return gram

@@ -18,6 +18,7 @@ from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone
 from dino_x.model.teacher import Network, build_student, build_teacher, update_teacher
+from dino_x.training import sharding
 from dino_x.training.agreement import Agreement
 from dino_x.training.device import autocast, dtype_of, peak_memory_gib
 from dino_x.training.distillation import distilled_teacher, fingerprint
@@ -48,6 +49,7 @@ from dino_x.training.window import (
     MicroBatch,
     Window,
     draw_window,
+    load,
     micro_batches,
 )
 from dino_x.training.world import check_alike
@@ -92,13 +94,15 @@ class Trainer:
         student = build_student(options, self.backbone)
         if options.model.heads_from == "run":
             take_heads(student, options.model.name)
-        student = student.to(device, dtype_of(options.train.precision))
+        student = student.to(dtype_of(options.train.precision))
         student.backbone.recompute = options.train.activation_checkpointing
         self.student, self.teacher = student, build_teacher(student)
-        self.optimizer = build_optimizer(student, options.optim)
         frozen = distilled_teacher(options, student)
         self.targets_of = frozen or self.teacher
         self.distilled = None if frozen is None else fingerprint(frozen)
+        self.gram = first_gram_teacher(options, self.teacher.backbone)
+        self.place_networks()
+        self.optimizer = build_optimizer(student, options.optim)
         zeros = torch.zeros(options.head.prototypes, device=device, dtype=self.cutter.dtype)
         self.centers = Centers(zeros, zeros.clone())
         bottleneck = zeros.new_empty(self.targets_of.dino_head.last_layer.shape[1])
@@ -117,12 +121,28 @@ class Trainer:
             autocast(options.train.precision, device),
             distilled=frozen is not None,
             ranks=self.ranks,
+            sharded=self.sharded,
             agreement=self.agreement,
         )
-        self.gram = first_gram_teacher(options, self.teacher.backbone)
         if options.train.compile:
             for network in (student, self.targets_of):
                 network.backbone.compile_blocks()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of the networks and of the optimizer."""
+        return self.options.train.shard == "full" and self.ranks.count > 1
+
+    def place_networks(self) -> None:
+        """From the CPU to the device: whole, or this process's part."""
+        networks: list[nn.Module] = [self.student, self.teacher, self.targets_of]
+        if self.gram is not None:
+            networks.append(self.gram.backbone)
+        for network in dict.fromkeys(networks):
+            if self.sharded:
+                sharding.shard(network, self.cutter.device, self.ranks)
+            else:
+                network.to(self.cutter.device)
 
     def train(self, report: TrainingReport | NoReport) -> None:
         """From the step after the last finished one to the end, or to where it is asked to stop.
@@ -246,7 +266,7 @@ class Trainer:
         Raises: NotFiniteError, with nothing changed.
         """
         clip = self.options.optim.clip or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), clip))
+        norm = float(sharding.whole(nn.utils.clip_grad_norm_(self.student.parameters(), clip)))
         if not math.isfinite(norm):
             raise NotFiniteError(f"the gradient norm is {norm}")
         self.optimizer.step()
@@ -271,8 +291,7 @@ class Trainer:
         """The share of a window that is this process's, a micro-batch at a time."""
         size = self.options.train.micro_batch
         assert isinstance(size, int)
-        share = self.ranks.share(window.images)
-        for micro in micro_batches(window, size, self.source, self.cutter, share):
+        for micro in micro_batches(window, size, self.source, self.cutter, self.ranks):
             yield micro
             self.progress += 1
 
@@ -330,7 +349,8 @@ class Trainer:
 
     def evaluated(self) -> dict[str, float]:
         """The online evaluation after this step, if it is due."""
-        if self.online is None or self.ranks.own > 0 or not self.online.due(self.done):
+        takes_part = self.ranks.own == 0 or self.sharded  # each has a part of the teacher
+        if self.online is None or not takes_part or not self.online.due(self.done):
             return {}
         started = time.perf_counter()
         figures = self.online.evaluate(self.teacher.backbone)
@@ -352,11 +372,13 @@ class Trainer:
 
         Raises: UserError if the last one cannot be written; of others there is a next one.
         """
-        check_alike(self.student, self.ranks)
+        if not self.sharded:
+            check_alike(self.student, self.ranks)
+        state = state_of(self)
         if self.ranks.own > 0:
             return
         self.saver.saved(report)
-        self.saver.begin(self.done, state_of(self))
+        self.saver.begin(self.done, state)
         if last:
             with self.agreement.by_itself():
                 self.saver.saved(report, last)
@@ -372,8 +394,7 @@ class Trainer:
         largest = max(crop_sizes(self.options), key=lambda sizes: sizes.global_size)
 
         def one() -> Iterator[MicroBatch]:
-            window = self.window(0, largest)
-            yield next(micro_batches(window, size, self.source, self.cutter))
+            yield from load(self.window(0, largest), [slice(0, size)], self.source, self.cutter)
 
         gram = self.gram_term(self.options.gram.weight)
         # Others may not have room for it.

@@ -14,6 +14,7 @@ from dino_x.evaluation.spectrum import alpha_req, rankme
 from dino_x.losses.memory import working_bytes
 from dino_x.model.teacher import Network
 from dino_x.training.sample import Sample
+from dino_x.training.sharding import norms_of, whole
 
 PARTS = ("patch_embedding", "layers", "dino_head", "ibot_head")
 LAYER = "backbone.vit.model.layer."
@@ -40,7 +41,7 @@ def gradient_norms(student: Network, layers: bool) -> dict[str, float]:
     named = [(name, w.grad) for name, w in student.named_parameters() if w.grad is not None]
     if not named:
         return {}
-    norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named])).tolist()
+    norms = norms_of([gradient for _, gradient in named]).tolist()
     squares: dict[str, float] = {}
     for (name, _), norm in zip(named, norms, strict=True):
         for group in (part_of(name), layer_of(name) if layers else None):
@@ -55,7 +56,7 @@ def weights_by_part(network: nn.Module) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {part: [] for part in PARTS}
     for name, weight in network.named_parameters():
         step = max(1, weight.numel() // WEIGHTS_A_TENSOR)
-        found[part_of(name)].append(weight.detach().flatten()[::step])
+        found[part_of(name)].append(whole(weight.detach()).flatten()[::step])
     return {part: torch.cat(weights) for part, weights in found.items() if weights}
 
 

@@ -17,8 +17,10 @@ from torch import Tensor
 from dino_x.config import CropSizes, Options
 from dino_x.data.loader import Canvases
 from dino_x.data.sampler import Strata, sample_indices
+from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone, ForwardRandomness
 from dino_x.randomness import generator
+from dino_x.training.micro_batch import cut, parts_of_a_share
 from dino_x.views.crops import apply_views, draw_views, view_parameters
 from dino_x.views.ct_windows import draw_windows, window_parameters
 from dino_x.views.masks import block_masks, mask_counts
@@ -269,14 +271,21 @@ class MicroBatch:
 
 
 def micro_batches(
-    window: Window, size: int, source: ImageSource, cutter: Cutter, share: slice | None = None
+    window: Window, size: int, source: ImageSource, cutter: Cutter, ranks: Ranks = ALONE
 ) -> Iterator[MicroBatch]:
-    """The window in order, or a process's share of it, ``size`` images at a time.
+    """The window in order, or a process's share of it, ``size`` images at a time at most.
 
     Reads ahead by one.
     """
-    share = share or slice(0, window.images)
-    spans = [slice(start, start + size) for start in range(share.start, share.stop, size)]
+    parts = parts_of_a_share(window.images, size, ranks.count)
+    spans = cut(ranks.share(window.images), parts)
+    yield from load(window, spans, source, cutter)
+
+
+def load(
+    window: Window, spans: list[slice], source: ImageSource, cutter: Cutter
+) -> Iterator[MicroBatch]:
+    """Micro-batches at these positions of a window."""
     canvases = source.prefetch([window.indices_B[span] for span in spans])
     for span, loaded in zip(spans, canvases, strict=True):
         yield MicroBatch(window, span, loaded, cutter)

@@ -16,8 +16,10 @@ from torch import nn
 
 from dino_x.errors import SaidElsewhereError, UserError
 from dino_x.losses.ranks import ALONE, Ranks
+from dino_x.training.watch import Watch, end_process
 
-TIMEOUT = timedelta(minutes=30)  # of one wait: the first process may evaluate while others wait
+TIMEOUT = timedelta(minutes=30)  # of one wait: the first process may evaluate while others wait;
+# processes that are gone are found in less than a minute, see watch.py
 LOST = ("Connection closed", "Connection reset", "Broken pipe", "NCCL", "Socket")  # of a peer
 SLURM_PORTS = (20_000, 20_000)  # first, and how many: each job its own
 
@@ -130,6 +132,7 @@ def joined(where: Place, device: torch.device) -> Iterator[Ranks]:
             f"the {where.count} processes did not find each other at {where.address}:{where.port}:"
             f" {reason}; is the port in use? set another MASTER_PORT"
         ) from error
+    watch = Watch(where.address, where.port, where.rank, where.count, end_process)
     try:
         yield Ranks(dist.group.WORLD)
     except RuntimeError as error:
@@ -140,6 +143,7 @@ def joined(where: Place, device: torch.device) -> Iterator[Ranks]:
             " with --resume"
         ) from error
     finally:
+        watch.stop()
         dist.destroy_process_group()
 
 

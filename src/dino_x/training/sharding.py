@@ -1,0 +1,178 @@
+"""Networks in parts, one a process, for models that do not fit on one card (PyTorch's FSDP2).
+
+A block's weights are put together just before it is needed and thrown away after it; its gradient
+is summed over the processes and cut into their parts as soon as a backward has made it. Teacher
+and optimizer are cut likewise. What everything computes stays the same, to rounding.
+
+What is here works on whole networks too, and then leaves them as they are.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from dino_x.errors import UserError
+from dino_x.losses.ranks import Ranks
+from dino_x.model.backbone import Backbone
+from dino_x.model.families import layers_of
+from dino_x.model.head import Head
+
+
+def shard(network: nn.Module, device: torch.device, ranks: Ranks) -> None:
+    """Cut every backbone and head in a network, in place: each process keeps its part on its card.
+
+    Each block is a unit that is put together by itself, and so are what a backbone has beside its
+    blocks, and a head's MLP. Prototypes are a tensor that its ``prototypes()`` puts together.
+
+    Args:
+        network: whole, and the same in every process; best on the CPU, so that no card ever holds
+            all of it.
+        device: where the parts go.
+        ranks: two processes or more.
+    """
+    assert ranks.group is not None
+    mesh = DeviceMesh.from_group(ranks.group, device.type)
+    for part in list(network.modules()):  # a unit gets another class, so not while looking
+        if isinstance(part, Backbone):
+            for layer in layers_of(part.vit):
+                _unit(layer, mesh)
+            _unit(part, mesh)
+        elif isinstance(part, Head):
+            _unit(part.mlp, mesh)
+            rows = part.last_layer
+            cut = distribute_tensor(rows.detach().to(device), mesh, [Shard(0)])
+            part.last_layer = nn.Parameter(cut, requires_grad=rows.requires_grad)
+
+
+def _unit(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Put a module's weights together for its forward and its backward alone.
+
+    Gradients are summed, where FSDP2 would take their mean: a micro-batch's loss is its share of
+    the effective batch's already. A weight that one process does not use, as in a branch that
+    stochastic depth drops for all of its rows, has a gradient of 0 there.
+    """
+    unit = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    unit.set_gradient_divide_factor(1.0)
+    unit.set_force_sum_reduction_for_comms(True)  # gloo has no product of a factor and a sum
+    unit.set_reduce_scatter_unused_params(True, recurse=False)
+
+
+def check_torch() -> None:
+    """Refuse a PyTorch whose FSDP2 takes it that all processes use the same weights.
+
+    Raises: UserError.
+    """
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise UserError(
+            f"train.shard=full needs PyTorch 2.13 or later; this is {torch.__version__}"
+        )
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether a network is in parts."""
+    return any(isinstance(weight, DTensor) for weight in network.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together from its parts, by all processes at once."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def norms_of(tensors: list[Tensor]) -> Tensor:
+    """The Euclidean norm of each tensor; of those in parts with one message for all."""
+    norms = torch.stack(torch._foreach_norm([own_part(tensor) for tensor in tensors]))
+    first = tensors[0]
+    if isinstance(first, DTensor):
+        Ranks(first.device_mesh.get_group()).sum_(norms.square_())
+        norms.sqrt_()
+    return norms
+
+
+def as_part(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every process has, cut as another one is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    where = like.device_mesh.device_type
+    return distribute_tensor(
+        tensor.to(where), like.device_mesh, like.placements, src_data_rank=None
+    )
+
+
+def gathered(state: Any, ranks: Ranks) -> Any:
+    """A state dict with whole tensors in the place of parts: on the first process's CPU.
+
+    Every process takes part, one tensor at a time; the others have nothing of it in the end.
+    """
+    if isinstance(state, DTensor):
+        together = state.full_tensor()
+        return together.cpu() if ranks.own == 0 else None
+    if isinstance(state, Mapping):
+        return {key: gathered(value, ranks) for key, value in state.items()}
+    if isinstance(state, list):
+        return [gathered(value, ranks) for value in state]
+    return state
+
+
+def load_network(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a network the weights of a whole one; each process takes its part."""
+    own = network.state_dict()
+    network.load_state_dict({name: as_part(value, own[name]) for name, value in state.items()})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Give an optimizer the state of one over a whole network."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    parts = {
+        number: {
+            name: as_part(value, weights[number]) if value.shape == weights[number].shape else value
+            for name, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": parts})
+
+
+def check_fits(what: str, network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights of another network.
+
+    Raises: UserError naming the first tensor that is not there, or of another shape.
+    """
+    own = network.state_dict()
+    for name in [*own, *state]:
+        its, ours = (
+            "none" if tensor is None else "x".join(map(str, tensor.shape)) or "one number"
+            for tensor in (state.get(name), own.get(name))
+        )
+        if its != ours:
+            raise UserError(f"{what} has other weights than this model ({name}: {its}, not {ours})")
+
+
+@torch.no_grad()
+def copy_of(backbone: Backbone) -> Backbone:
+    """A frozen copy of a backbone in parts, in such parts, made without putting it together."""
+    with torch.device("meta"):
+        twin = Backbone(type(backbone.vit)(backbone.vit.config), 0.0)
+    first = next(backbone.parameters())
+    assert isinstance(first, DTensor)
+    mesh = first.device_mesh
+    twin.to(first.dtype).requires_grad_(False)
+    shard(twin, first.device, Ranks(mesh.get_group()))
+    twin.to_empty(device=first.device)
+    twin.mean, twin.std, twin.accounting = backbone.mean, backbone.std, backbone.accounting
+    for copies, tensors in (
+        (twin.parameters(), backbone.parameters()),
+        (twin.buffers(), backbone.buffers()),
+    ):
+        for copied, tensor in zip(copies, tensors, strict=True):
+            own_part(copied).copy_(own_part(tensor))
+    return twin
