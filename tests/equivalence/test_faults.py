@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = CASES["queue"] | {"online__every": 0, "report__snapshots": "false"}
 PHASES = (1, 2, 3)
+NETWORKS = ("", ", in parts")  # of each process: whole, or cut
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +42,21 @@ def ended(films, broken, tmp_path_factory):
         "nan": {"spoil": "not finite in step 2"},
         "unreadable": {"arguments": arguments(broken, folder / "unreadable", 4, **unreadable)},
     } | {f"phase {phase}": {"spoil": f"gives up in phase {phase}"} for phase in PHASES}
+    cases |= {
+        f"{name}, in parts": case | {"parts": True}
+        for name, case in cases.items()
+        if name != "unreadable"
+    }
     for name, case in cases.items():
-        case.setdefault("arguments", arguments(films, folder / name, 4, **SETTINGS))
+        more = {"train__shard": "full"} if "parts" in case else {}
+        case.setdefault("arguments", arguments(films, folder / name, 4, **SETTINGS, **more))
     found = several(2, list(cases.values()), folder / "results")
     return {name: (ranks, folder / name) for name, ranks in zip(cases, found, strict=True)}
 
 
-def test_a_signal_to_one_stops_all_after_the_same_step(films, ended, tmp_path):
-    ranks, run = ended["stop"]
+@pytest.mark.parametrize("networks", NETWORKS)
+def test_a_signal_to_one_stops_all_after_the_same_step(ended, networks):
+    ranks, run = ended["stop" + networks]
     assert [found["status"] for found in ranks] == [138, 138], ranks
     assert "dino-x: stopped by a signal after step" in ranks[0]["said"]
     assert "stopped" not in ranks[1]["said"]
@@ -56,8 +64,9 @@ def test_a_signal_to_one_stops_all_after_the_same_step(films, ended, tmp_path):
     assert sorted(run.glob("checkpoints/*.pt"))[-1].name == "step-00000003.pt"
 
 
-def test_a_step_that_is_no_number_in_one_is_skipped_by_all(ended):
-    ranks, run = ended["nan"]
+@pytest.mark.parametrize("networks", NETWORKS)
+def test_a_step_that_is_no_number_in_one_is_skipped_by_all(ended, networks):
+    ranks, run = ended["nan" + networks]
     assert [found["status"] for found in ranks] == [0, 0], ranks
     assert [step.get("skipped") for step in metrics(run)] == [None, 1, None, None]
 
@@ -78,9 +87,10 @@ def test_an_unreadable_image_is_replaced_alike_and_listed_once(broken, ended, tm
     assert lists == [["003.png", "010.png"]] * 2
 
 
+@pytest.mark.parametrize("networks", NETWORKS)
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_loader_that_gives_up_in_one_ends_all_with_its_line(ended, phase):
-    ranks, run = ended[f"phase {phase}"]
+def test_a_loader_that_gives_up_in_one_ends_all_with_its_line(ended, phase, networks):
+    ranks, run = ended[f"phase {phase}{networks}"]
     assert [found["status"] for found in ranks] == [2, 2], ranks
     assert "process 1: 1000 images in a row cannot be read any more" in ranks[0]["said"]
     assert "1000 images" not in ranks[1]["said"]

@@ -212,7 +212,7 @@ class EffectiveBatch:
         return self.agreement.part() if self.sharded else nullcontext()
 
     def each(self, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
-        """The micro-batches of a phase; with networks in parts, each once all processes have theirs."""
+        """The micro-batches of a phase; with networks in parts each once all processes have one."""
         waiting = iter(micro_batches)
         while True:
             with self.part_of_micro_batch():
