@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ from dino_x.data.storage import (
 WHOLE_UP_TO = 16 * 2**20
 
 _Path = type(Path())
+
+
+@lru_cache(maxsize=1024)  # members of one shard share it
+def _moved(shard: Shard, path: Path) -> Shard:
+    return Shard(path, shard.size, shard.mtime_ns, shard.etag)
 
 
 class Address(_Path):  # type: ignore[misc, valid-type]
@@ -91,10 +97,7 @@ class Member(Address):
 
     def moved(self, shard: Path) -> Member:
         """The same member where its shard is called otherwise."""
-        if shard == self.shard.path:
-            return self
-        state = Shard(shard, self.shard.size, self.shard.mtime_ns, self.shard.etag)
-        return self._with(None, state)
+        return self if shard == self.shard.path else self._with(None, _moved(self.shard, shard))
 
     def holding(self, content: Any) -> Member:
         """The same member with its bytes, or what opens them, at hand."""
@@ -129,6 +132,11 @@ class Member(Address):
 
 # From Python 3.12 on paths take their segments in `__init__`.
 _TAKES_SEGMENTS = "__init__" in vars(Path) or any("__init__" in vars(b) for b in Path.__mro__[:-1])
+
+
+def as_path(text: str | Path) -> Path:
+    """A path, or an address that is shown as one."""
+    return Address(text) if is_remote(text) else Path(text)
 
 
 def plain_name(name: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from dino_x.data import dicom, nifti, numpy_file, picture, tiff
 from dino_x.data.image import DEFAULT, Image, ImageRef, Reader, Reading, Unreadable
 from dino_x.data.member import Member
-from dino_x.data.storage import raise_lost
+from dino_x.data.storage import none_lost, raise_lost
 
 __all__ = ["READERS", "Image", "ImageRef", "Reader", "Unreadable", "looks_like_image"]
 __all__ += ["read", "refs"]
@@ -76,6 +76,7 @@ def read(image: ImageRef | Path) -> Image:
 @contextmanager
 def _not_lost() -> Iterator[None]:
     """Raises UserError for an image whose shard or store is lost, where it seems to be damaged."""
+    none_lost()
     try:
         yield
     except Unreadable:

@@ -18,7 +18,7 @@ from dino_x.data.storage import Shard, opened_span, read_range
 from dino_x.data.unpacked import VolumeCache
 
 INDEX_METADATA = b"dino_x.index"
-_NO_IMAGES = "a Parquet file without a column of images (bytes, or a struct with bytes and path)"
+NO_IMAGES = "a Parquet file without a column of images (bytes, or a struct with bytes and path)"
 
 groups: VolumeCache[pa.ChunkedArray] = VolumeCache(limit_bytes=512 * 2**20)
 
@@ -59,7 +59,7 @@ def layout(shard: Shard) -> Layout:
         if not found:
             raise Unreadable("several columns hold bytes: call that of the images 'image'")
     if not found:
-        raise Unreadable(_NO_IMAGES)
+        raise Unreadable(NO_IMAGES)
     (field,) = found
     struct = pa.types.is_struct(field.type)
     named = struct and any(

@@ -142,13 +142,18 @@ def read_range(shard: Shard, start: int, length: int) -> bytes:
 _thread = threading.local()
 
 
+def none_lost() -> None:
+    """Forget what `read_range` raised in this thread."""
+    _thread.lost = None
+
+
 def raise_lost() -> None:
     """Raise what `read_range` raised last in this thread, once.
 
     Libraries that decode, and readers around them, take any error for damage of the image.
     """
     lost: UserError | None = getattr(_thread, "lost", None)
-    _thread.lost = None
+    none_lost()
     if lost is not None:
         raise lost
 
