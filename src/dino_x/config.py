@@ -30,7 +30,7 @@ def option(default: Any, meaning: str, **checks: Any) -> Any:
 class DataOptions(Section):
     """What to train on."""
 
-    paths: list[str] = option([], "folders (read recursively), files, or indexes (.parquet)")
+    paths: list[str] = option([], "folders (read recursively), files, shards (.tar, .parquet) or their addresses, or indexes")
     index: str | None = option(
         None, "index (.parquet) to keep: of files that it knows no header is read again"
     )
@@ -55,6 +55,10 @@ class DataOptions(Section):
     )
     workers: int = option(2, "threads that read images", ge=1)
     cache_mb: int = option(2048, "decoded images kept in memory, MB; 0 keeps none", ge=0)
+    fetches: int = option(32, "images fetched at a time from object storage", ge=1)
+    row_groups_mb: int = option(
+        512, "encoded images kept of the Parquet row groups read last, MB", ge=0
+    )
     cache: str | None = option(
         None, "folder that keeps decoded images on disk, for this and other runs"
     )
@@ -393,6 +397,7 @@ class Options(Section):
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
     "train.micro_batch", "train.device", "data.workers", "data.cache_mb", "data.verify",
+    "data.fetches", "data.row_groups_mb",
     "data.cache", "data.cache_gb", "data.index",
     "checkpoint.every", "checkpoint.keep", "report.page", "report.images", "report.snapshots",
     "health.every", "health.rows", "health.on_collapse", "online.every", "online.images",

@@ -12,7 +12,7 @@ from rich.text import Text
 from dino_x.data.catalog import SUFFIX, Update, holds_images, update
 from dino_x.data.image import Reading
 from dino_x.data.index import LOOKED_FOR
-from dino_x.data.storage import address
+from dino_x.data.storage import address, is_remote
 from dino_x.data.summary import summary, unusable
 from dino_x.errors import UserError
 from dino_x.progress import progress_bar
@@ -50,7 +50,9 @@ def make_index(
     given = [
         path
         for path in paths
-        if path.suffix == SUFFIX and path.is_file() and not holds_images(path)
+        if path.suffix == SUFFIX
+        and not is_remote(path)
+        and not (path.is_file() and holds_images(path))
     ]
     if given:
         raise UserError(f"{given[0]} is an index; name the folders of images, and it with --out")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dino_x.data import row_groups
+from dino_x.data.image import ImageRef
 from dino_x.data.storage import (
     Shard,
     address,
@@ -91,6 +93,11 @@ class Member(Address):
         return Address(*segments)
 
     @property
+    def parent(self) -> Path:
+        """The folder it seems to lie in, which is no member."""
+        return Address(*self.parts[:-1])
+
+    @property
     def name_inside(self) -> str:
         """What it is called in its shard."""
         return "/".join(self.parts[len(self.shard.path.parts) :])
@@ -136,7 +143,10 @@ _TAKES_SEGMENTS = "__init__" in vars(Path) or any("__init__" in vars(b) for b in
 
 def as_path(text: str | Path) -> Path:
     """A path, or an address that is shown as one."""
-    return Address(text) if is_remote(text) else Path(text)
+    if not is_remote(text):
+        return Path(text)
+    scheme, _, rest = address(text).partition("://")
+    return Path("/", rest) if scheme == "file" else Address(text)
 
 
 def plain_name(name: str) -> str:
@@ -151,6 +161,17 @@ def plain_name(name: str) -> str:
 def file_of(path: Path) -> Path:
     """The file that a path lies in: its shard, or itself."""
     return path.shard.path if isinstance(path, Member) else path
+
+
+def fetched(path: Path) -> Path:
+    """A member with its bytes at hand, unless they are many; a file as it is."""
+    return path.fetched() if isinstance(path, Member) else path
+
+
+def any_remote(rows: Sequence[ImageRef]) -> bool:
+    """Whether any image lies in an object store."""
+    shards = {id(row.path.shard): row.path.shard for row in rows if isinstance(row.path, Member)}
+    return any(is_remote(shard.path) for shard in shards.values())
 
 
 def size_of(path: Path) -> int:
@@ -179,11 +200,13 @@ def version_of(path: Path) -> str | None:
 def whereabouts(path: Path) -> str:
     """Where a file or member really is, links followed, as a text that is its alone."""
     if isinstance(path, Member):
-        shard = path.shard.path
-        return f"{location(shard) if is_remote(shard) else os.path.realpath(shard)}/" + (
-            path.name_inside
-        )
+        return f"{_real(path.shard.path)}/{path.name_inside}"
     return os.path.realpath(path)
+
+
+@lru_cache(maxsize=1024)
+def _real(shard: Path) -> str:
+    return location(shard) if is_remote(shard) else os.path.realpath(shard)
 
 
 def mapped(path: Path, dtype: np.dtype | type, offset: int, shape: tuple[int, ...], order: Any):  # type: ignore[no-untyped-def]

@@ -304,6 +304,8 @@ class Span(io.RawIOBase):
         super().__init__()
         self._read, self._start, self._length, self._at = read, start, length, 0
 
+    name = ""  # pydicom asks for it
+
     def readable(self) -> bool:
         """True."""
         return True
