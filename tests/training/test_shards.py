@@ -78,26 +78,25 @@ def test_a_run_from_an_index_asks_for_no_shard_anew(packed, on_folder, tmp_path,
 
 @pytest.fixture
 def leaving(films, tmp_path, monkeypatch):
-    """A tar in a store that is lost after so many reads of it; nothing waits."""
+    """A tar in a store to which something befalls at each read that is due; nothing waits."""
     monkeypatch.setattr(storage, "PAUSES", (0.0, 0.0))
     storage.forget()
     tar = pack_tar(films, tmp_path / "x.tar")
     store = fsspec.filesystem("memory")
     store.pipe_file("/leaving/x.tar", tar.read_bytes())
-    read, reads, lock = store.cat_file, [0], threading.Lock()
+    read, lock = store.cat_file, threading.Lock()
 
-    def lost_after(count, lose):
+    def befall(due, lose):
         def cat_file(path, start=None, end=None, **kwargs):
             with lock:
-                reads[0] += 1
-                if reads[0] > count:
+                if due():
                     lose(store)
             return read(path, start=start, end=end, **kwargs)
 
         monkeypatch.setattr(store, "cat_file", cat_file)
         return "memory://leaving/x.tar"
 
-    return lost_after
+    return befall
 
 
 def unreachable(store):
@@ -107,12 +106,14 @@ def unreachable(store):
 def test_a_store_that_is_lost_ends_the_run_with_a_line_and_nothing_is_lost(
     leaving, on_folder, tmp_path, capsys, monkeypatch
 ):
-    address = leaving(50, unreachable)  # 41 are read before training
+    def trains():
+        return len(metrics(tmp_path / "run")) >= 2
+
+    address = leaving(trains, unreachable)
     info = fsspec.filesystem("memory").info
 
     def no_info(path, **kwargs):
-        reached_end = len(metrics(tmp_path / "run")) >= 1
-        return unreachable(None) if reached_end else info(path, **kwargs)
+        return unreachable(None) if trains() else info(path, **kwargs)
 
     monkeypatch.setattr(fsspec.filesystem("memory"), "info", no_info)
     settings = COMMON | {"train__micro_batch": 4, "data__cache_mb": 0, "checkpoint__every": 1}
@@ -135,7 +136,7 @@ def test_a_shard_that_vanishes_ends_the_run_with_a_line(leaving, tmp_path, capsy
         if store.exists("/leaving/x.tar"):
             store.rm_file("/leaving/x.tar")
 
-    address = leaving(45, remove)
+    address = leaving(lambda: metrics(tmp_path / "run"), remove)
     settings = COMMON | {"train__micro_batch": 4, "data__cache_mb": 0}
     assert pretrain(address, tmp_path / "run", **settings) == 2
     said = capsys.readouterr().err
@@ -154,7 +155,7 @@ def test_errors_that_pass_change_nothing(leaving, on_folder, tmp_path):
         failed.discard(name)
 
     settings = COMMON | {"train__micro_batch": 4, "data__cache_mb": 0}
-    assert pretrain(leaving(45, now_and_then), tmp_path / "run", **settings) == 0
+    assert pretrain(leaving(lambda: True, now_and_then), tmp_path / "run", **settings) == 0
     assert losses(tmp_path / "run") == losses(on_folder)
 
 
