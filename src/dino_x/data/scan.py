@@ -33,7 +33,7 @@ _SAMPLE = 4096
 NO_IMAGES = "no images in it"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """What is known of one file: its images, or why it cannot be used.
 

@@ -11,11 +11,13 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dino_x.data.identity import fingerprint
@@ -185,7 +187,7 @@ def read_table(path: Path) -> Table:
     facts = _facts(rows, path)
     sources = tuple(as_path(source) for source in facts["sources"])
     number_of = {source: number for number, source in enumerate(facts["sources"])}
-    columns = [rows.column(name).to_pylist() for name in SCHEMA.names]
+    columns = [_values(rows.column(name), name not in _UNIQUE) for name in SCHEMA.names]
     shards: dict[tuple[Any, ...], Shard] = {}
     records = [
         _record(list(of_file), sources, number_of, shards)
@@ -193,6 +195,28 @@ def read_table(path: Path) -> Table:
     ]
     reading = Reading(facts["slice_axis"], facts["modality"])
     return Table(sources, records, reading, facts["complete"], facts["salt"])
+
+
+_UNIQUE = ("path", "content", "offset")
+
+
+def _values(column: pa.ChunkedArray, repeats: bool) -> list[Any]:
+    """The values of a column; of one that repeats them, each is one object in memory."""
+    if not repeats:
+        values: list[Any] = column.to_pylist()
+        return values
+    encoded = column.combine_chunks()
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    shared = [*encoded.dictionary.to_pylist(), None]
+    numbers = pc.fill_null(encoded.indices, len(shared) - 1).to_pylist()
+    return [shared[number] for number in numbers]
+
+
+@lru_cache(maxsize=4096)
+def _pair(low: float, high: float) -> tuple[float, float]:
+    """Both, as one object for all images that have them."""
+    return low, high
 
 
 def _facts(rows: pa.Table, path: Path) -> dict[str, Any]:
@@ -215,13 +239,14 @@ def _record(
     name, folder, inside, offset, row_group, row = rows[0][:6]
     label, size, mtime_ns, shard_size, etag, content, unusable = rows[0][-7:]
     source = number_of[folder]
-    path = sources[source] / name
-    if inside is not None:
+    if inside is None:
+        path = sources[source] / name
+    else:
         which = (source, inside, shard_size, mtime_ns, etag)
         if which not in shards:
             shards[which] = Shard(sources[source] / inside, shard_size, mtime_ns, etag)
         place = (offset, size) if row_group is None else (-1, -1, row_group, row)
-        path, etag = Member(path, shards[which], *place), None
+        path, etag = Member(f"{folder}/{name}", shards[which], *place), None
     refs = () if unusable is not None else tuple(_ref(row, path, source) for row in rows)
     return Record(path, source, size, mtime_ns, refs, unusable, content, label, etag)
 
@@ -235,7 +260,7 @@ def _ref(row: tuple[Any, ...], path: Path, source: int) -> ImageRef:
         height=height,
         width=width,
         modality=modality,
-        spacing_mm=None if down is None else (down, across),
+        spacing_mm=None if down is None else _pair(down, across),
         thickness_mm=thickness,
         position_mm=position,
         patient=keys[0],
@@ -247,7 +272,7 @@ def _ref(row: tuple[Any, ...], path: Path, source: int) -> ImageRef:
         slope=slope,
         intercept=intercept,
         photometric=photometric,
-        window=None if low is None else (low, high),
+        window=None if low is None else _pair(low, high),
         axis=axis,
     )
 
