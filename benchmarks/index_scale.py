@@ -2,8 +2,8 @@
 
     python benchmarks/index_scale.py [--rows 1000000]
 
-The index is made up: CT slices of 512 x 512 in tar shards of 10,000, 200 to a series, two series to a
-patient, as `dino-x index` writes them.
+The index is made up: CT slices of 512 x 512 in tar shards of 10,000, 200 to a series, two series
+to a patient, as `dino-x index` writes them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from dino_x.data.image import DEFAULT, ImageRef
@@ -37,7 +37,9 @@ def record(number: int, folder: Path, shards: dict[int, Shard]) -> Record:
     if which not in shards:
         shards[which] = Shard(folder / f"ct-{which:06}.tar", 10_000 * 530_000, 1)
     place = (number % 10_000 * 530_000, 526_336)
-    path = Member(shards[which].path / f"{series:07}" / f"{number % 200:04}.dcm", shards[which], *place)
+    path = Member(
+        shards[which].path / f"{series:07}" / f"{number % 200:04}.dcm", shards[which], *place
+    )
     ref = ImageRef(
         path=path, height=512, width=512, modality="CT", spacing_mm=(0.7 + series % 9 / 50,) * 2,
         thickness_mm=1.25, position_mm=number % 200 * 1.25 - 100, patient=f"{series // 2:020x}",
@@ -75,17 +77,12 @@ def main() -> None:
     rows = parser.parse_args().rows
     steps_of = parser.parse_args().steps_of
     with tempfile.TemporaryDirectory() as name:
-        folder, shards = Path(name), {}
-        out = folder / "index.parquet"
-        child = f"records of {rows:,} rows made up"
-        import multiprocessing
-
-        writer = multiprocessing.get_context("spawn").Process(target=write, args=(rows, folder, out))
+        folder, out = Path(name), Path(name, "index.parquet")
+        writer = get_context("spawn").Process(target=write, args=(rows, folder, out))
         writer.start()
         writer.join()
-        del shards, child
         print(f"{rows:,} rows: {out.stat().st_size / rows:.0f} bytes a row on disk")
-        index = timed("read_table, rows of a run", lambda: build_index([out], verify="headers"), rows)
+        index = timed("an index read by a run", lambda: build_index([out], verify="headers"), rows)
         strata = timed("patients and series (strata_of)", lambda: strata_of(index.rows), rows)
         for batch in (256, 2048):
             steps("with patients", batch, rows, strata)
@@ -107,7 +104,6 @@ def steps(what: str, batch: int, images: int, strata) -> None:  # type: ignore[n
         f" {first:.2f} s, others {1e6 * each:,.0f} us",
         flush=True,
     )
-    np.random.default_rng(0)
 
 
 def write(rows: int, folder: Path, out: Path) -> None:

@@ -1,10 +1,10 @@
 """How fast are images read in random order: files, tar, Parquet, and stores that answer late?
 
-    python benchmarks/shards.py                # on this disk: files, tar, row groups of 16 to 1,000
-    python benchmarks/shards.py --latency 30   # a store that takes 30 ms an answer: fetches at a time
+    python benchmarks/shards.py                # files, tar, row groups of 16 to 1,000
+    python benchmarks/shards.py --latency 30   # a store that takes 30 ms an answer
 
-Images are .npy of 100 KB, whose decoding costs next to nothing: what is left is the reading. Files lie
-in the system's memory by then, as they were just written.
+Images are .npy of 100 KB, whose decoding costs little: most of what is left is the reading. Files
+lie in the system's memory by then, as they were just written.
 """
 
 from __future__ import annotations

@@ -30,7 +30,10 @@ def option(default: Any, meaning: str, **checks: Any) -> Any:
 class DataOptions(Section):
     """What to train on."""
 
-    paths: list[str] = option([], "folders (read recursively), files, shards (.tar, .parquet) or their addresses, or indexes")
+    paths: list[str] = option(
+        [],
+        "folders (read recursively), files, shards (.tar, .parquet) or their addresses, or indexes",
+    )
     index: str | None = option(
         None, "index (.parquet) to keep: of files that it knows no header is read again"
     )

@@ -180,9 +180,7 @@ def test_several_shards_by_one_name(folder, tmp_path, pattern, remote):
     files = [f for f in files_below(folder) if f.suffix == ".png" and f.name[0] != "."]
     out = tmp_path / "shards"
     out.mkdir()
-    shards = [
-        pack_tar(folder, out / f"ct-00{number}.tar", files[number::2]) for number in range(2)
-    ]
+    shards = [pack_tar(folder, out / f"ct-00{number}.tar", files[number::2]) for number in range(2)]
     place = Path(in_memory(*shards)) if remote else out
     index = build_index([place / pattern])
     assert [ref.path.name for ref in index.rows] == [f.name for f in (*files[::2], *files[1::2])]
@@ -355,8 +353,8 @@ def test_volumes_in_shards_are_cut_as_they_are_asked_to_be(folder):
     plain = build_index([folder], reading=reading).rows
     packed = build_index([pack("tar", folder)], reading=reading).rows
     assert [r.frame for r in packed] == [r.frame for r in plain]
-    last = [r for r in plain if r.format == "NIfTI"][-1], [r for r in packed if r.format == "NIfTI"][-1]
-    np.testing.assert_array_equal(*(readers.read(ref).pixels for ref in last))
+    plain, packed = ([r for r in rows if r.format == "NIfTI"][-1] for rows in (plain, packed))
+    np.testing.assert_array_equal(readers.read(packed).pixels, readers.read(plain).pixels)
 
 
 def test_suffixes_of_shards():

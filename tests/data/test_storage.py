@@ -11,12 +11,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from dino_x.data import readers, storage
+from dino_x.data import readers, row_groups, storage
 from dino_x.data.cache import CanvasForm
 from dino_x.data.image import Unreadable
 from dino_x.data.index import build_index
 from dino_x.data.loader import Loader
 from dino_x.data.storage import Blocks, Shard, Span, read_range, state_of
+from dino_x.data.store import CanvasStore, keys_of
 from dino_x.errors import UserError
 from tests.data.packing import pack_parquet, pack_tar
 
@@ -194,8 +195,6 @@ def test_what_is_kept_is_not_fetched(stored, monkeypatch):
 
 
 def test_a_row_group_is_read_once_for_images_that_come_together(folder, tmp_path, monkeypatch):
-    from dino_x.data import row_groups
-
     index = build_index([pack_parquet(folder, tmp_path / "x.parquet", rows=4)], verify="headers")
     read, count = row_groups.read_group, []
     monkeypatch.setattr(row_groups, "read_group", lambda s, g: count.append(g) or read(s, g))
@@ -210,16 +209,45 @@ def test_a_row_group_is_read_once_for_images_that_come_together(folder, tmp_path
     row_groups.groups.__init__(2**29)
 
 
+def test_the_cache_is_filled_in_the_order_of_row_groups(folder, tmp_path, monkeypatch):
+    parquet = pack_parquet(folder, tmp_path / "x.parquet", rows=3)
+    index = build_index([parquet], verify="headers")
+    index.rows = [index.rows[i] for i in np.random.default_rng(0).permutation(12)]
+    read, count = row_groups.read_group, []
+    monkeypatch.setattr(row_groups, "read_group", lambda s, g: count.append(g) or read(s, g))
+    row_groups.groups.__init__(0)
+    keys = keys_of(index.rows, FORM)
+    store = CanvasStore(tmp_path / "cache", keys, FORM, limit_bytes=10**9)
+    told = []
+    with Loader(index, FORM, cache_bytes=0, workers=1, store=store) as loader:
+        loader.fill(lambda done, total: told.append((done, total)))
+        assert (count, told, len(store)) == ([0, 1, 2, 3], [(12, 12)], 12)
+        kept = loader.batch(np.arange(12)).pixels
+    assert count == [0, 1, 2, 3]
+    with Loader(build_index([folder]), FORM, cache_bytes=0, workers=1) as plain:
+        expected = plain.batch(np.array([int(ref.path.stem) for ref in index.rows])).pixels
+    np.testing.assert_array_equal(kept, expected)
+    row_groups.groups.__init__(2**29)
+
+
+def test_filling_stops_where_the_cache_is_full(folder, tmp_path):
+    index = build_index([pack_parquet(folder, tmp_path / "x.parquet", rows=3)])
+    store = CanvasStore(tmp_path / "cache", keys_of(index.rows, FORM), FORM, limit_bytes=2000)
+    with Loader(index, FORM, cache_bytes=0, workers=1, store=store) as loader:
+        loader.fill()
+        assert 0 < len(store) < 12
+
+
 # Over HTTP, with and without ranges
 
 
 class Ranges(http.server.BaseHTTPRequestHandler):
     """Serves one file, by ranges if the server is told to."""
 
-    def do_HEAD(self):  # noqa: N802
+    def do_HEAD(self):
         self._answer(body=False)
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self._answer(body=True)
 
     def _answer(self, body):
@@ -293,7 +321,7 @@ def test_a_span_is_a_file(tmp_path):
     for offset, whence, count in ((0, 0, 10), (-20, 2, 50), (5, 1, 3), (600, 0, 4), (90, 0, 200)):
         assert span.seek(offset, whence) == plain.seek(offset, whence)
         assert span.read(count) == plain.read(count)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="before the beginning"):
         Span(read_range, 0, 9).seek(-1)
 
 

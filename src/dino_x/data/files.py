@@ -77,6 +77,7 @@ def find_files(paths: Sequence[Path], sources: Sequence[int] | None = None) -> l
     Raises: UserError for a path that does not exist.
     """
     found: dict[str, Candidate] = {}
+    files: Iterable[tuple[str, Candidate]]
     with ThreadPoolExecutor(_LISTERS) as pool:
         for number, path in zip(sources or range(len(paths)), paths, strict=True):
             if is_remote(path):
@@ -164,7 +165,9 @@ def _list(folder: Path, source: int) -> _Folder:
             listed.folders.append(path)
         elif stat.S_ISREG(status.st_mode) and name.upper() != "DICOMDIR":
             where = os.path.realpath(path) if entry.is_symlink() else f"{real}/{name}"
-            listed.files.append((where, _candidate(path, source, status, claims=claims_image(name))))
+            listed.files.append(
+                (where, _candidate(path, source, status, claims=claims_image(name)))
+            )
     return listed  # pipes and sockets never count: opening one may block
 
 

@@ -7,7 +7,7 @@ thread. All others are a task each: decoded, kept in the cache if it takes them,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -19,7 +19,7 @@ from dino_x.data import readers
 from dino_x.data.cache import Canvas, CanvasCache, CanvasForm, make_canvas
 from dino_x.data.image import Image, ImageRef, Unreadable
 from dino_x.data.index import UNREADABLE_SHARE, Index, Skipped
-from dino_x.data.member import any_remote, fetched
+from dino_x.data.member import any_remote, fetched, rows_in_row_groups
 from dino_x.data.store import CanvasStore
 from dino_x.data.volumes import neighbours, read_slices
 from dino_x.errors import UserError
@@ -29,6 +29,8 @@ _ERROR_FROM = 10
 
 # So many unreadable rows one after another are a lost disk, not a few broken files.
 _LONGEST_REPLACEMENT = 1000
+
+_FILLED_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,28 @@ class Loader:
         refs = {int(i): self.index.rows[i] for i in rows}
         held = {i: replace(ref, path=fetched(ref.path)) for i, ref in refs.items()}
         return [held[int(i)] for i in rows]
+
+    def fill(self, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Keep images of Parquet files in the cache on disk, in the order in which they lie there.
+
+        In a random order a whole row group would be read for each of them.
+
+        Args:
+            on_progress: called with (done, total).
+
+        Raises: UserError as of `batch`.
+        """
+        if self.store is None:
+            return
+        left = [row for row in rows_in_row_groups(self.index.rows) if not self.store.holds(row)]
+        for start in range(0, len(left), _FILLED_AT_A_TIME):
+            if not self.store.adding:
+                return
+            rows = left[start : start + _FILLED_AT_A_TIME]
+            loads = {row: self._pool.submit(self._load, row) for row in rows}
+            self._account({row: load.result() for row, load in loads.items()})
+            if on_progress is not None:
+                on_progress(start + len(rows), len(left))
 
     def close(self) -> None:
         """Stop the threads; what was started and not finished is dropped."""

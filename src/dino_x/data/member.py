@@ -174,6 +174,16 @@ def any_remote(rows: Sequence[ImageRef]) -> bool:
     return any(is_remote(shard.path) for shard in shards.values())
 
 
+def rows_in_row_groups(rows: Sequence[ImageRef]) -> list[int]:
+    """The images that lie in Parquet files, in the order in which they lie there."""
+    inside = [
+        (str(row.path.shard.path), row.path.row_group, row.path.row, row.frame, number)
+        for number, row in enumerate(rows)
+        if isinstance(row.path, Member) and row.path.row_group >= 0
+    ]
+    return [number for *_, number in sorted(inside)]
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file or of a member. Raises OSError."""
     if isinstance(path, Member):

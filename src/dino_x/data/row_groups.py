@@ -88,7 +88,7 @@ def read_row(shard: Shard, row_group: int, row: int) -> bytes:
 
 
 def read_group(shard: Shard, row_group: int) -> pa.ChunkedArray:
-    """The encoded images of a row group, in one read of its column. Raises Unreadable, UserError."""
+    """The encoded images of a row group, in one read of its column. Raises Unreadable."""
     where = layout(shard)
     return _column(shard, row_group, f"{where.column}.bytes" if where.struct else where.column)
 

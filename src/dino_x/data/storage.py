@@ -19,7 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,10 @@ _BLOCKS_KEPT = 4
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+(?=[^/]|$)")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 # What tells the state of an object, by the names that file systems have for it: the first is taken.
-_STATES = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated")
-_STATES += ("mtime", "created")
+_STATES = (
+    *("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "mtime"),
+    "created",
+)
 _PASSING = {errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ECONNRESET}
 _OPEN_FILES = 128
 
@@ -89,7 +91,7 @@ def filesystem(path: str | Path) -> Any:
     return _filesystem(address(path).partition("://")[0])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _filesystem(protocol: str) -> Any:
     import fsspec  # half a second that runs on a disk need not wait for
 
@@ -239,7 +241,7 @@ def _read_local(shard: Shard, start: int, length: int) -> bytes:
     return data
 
 
-@lru_cache(maxsize=None)
+@cache
 def _confirmed(shard: Shard) -> None:
     """Raise UserError unless an object is as it was indexed; asked once a process."""
     if state_of(shard.path) != shard:

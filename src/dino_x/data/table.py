@@ -129,8 +129,10 @@ def _row(record: Record, ref: ImageRef | None, place: tuple[Any, ...]) -> tuple[
     """The values of one row, in the order of `SCHEMA`."""
     file = record.file
     shard_size = file.size if isinstance(record.path, Member) else None
-    after = (record.label, record.size, record.mtime_ns, shard_size, file.etag)
-    after += (record.content, record.unusable)
+    after = (
+        record.label, record.size, record.mtime_ns, shard_size, file.etag, record.content,
+        record.unusable,
+    )  # fmt: skip
     if ref is None:
         return (*place, *(None,) * 19, *after)
     row, column = ref.spacing_mm or (None, None)

@@ -30,9 +30,7 @@ def expand(text: str) -> list[str]:
     (['ct-008.tar', 'ct-009.tar', 'ct-010.tar'], ['a/x.tar', 'b/x.tar'])
     """
     parts = _BRACES.split(text)  # text, inside, text, inside, ..., text
-    choices = [
-        _inside(part) if number % 2 else [part] for number, part in enumerate(parts)
-    ]
+    choices = [_inside(part) if number % 2 else [part] for number, part in enumerate(parts)]
     count = 1
     for choice in choices:
         count *= len(choice)
