@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from dino_x.data import storage
+from tests.conftest import tiny_settings
 from tests.data.packing import pack_parquet, pack_tar
+from tests.equivalence.test_processes import several
 from tests.training.runs import killed_after, losses, metrics, pretrain, weights
 
 COMMON = {"train__effective_batch": 8, "train__steps": 4, "checkpoint__every": 2}
@@ -74,6 +76,26 @@ def test_a_run_from_an_index_asks_for_no_shard_anew(packed, on_folder, tmp_path,
     assert pretrain(packed["tar"], tmp_path / "second", "--index", index, **settings) == 0
     assert pretrain(index, tmp_path / "third", **settings) == 0
     assert losses(tmp_path / "second") == losses(tmp_path / "third") == losses(on_folder)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_shards_as_one_does_on_the_folder(packed, tmp_path):
+    settings = {"train__micro_batch": 2, "train__precision": "fp64", "data__workers": 1}
+    cases = [
+        {
+            "arguments": [
+                *("pretrain", "--data", str(packed[kind]), "--out", str(tmp_path / kind)),
+                *tiny_settings(**COMMON, **settings),
+            ]
+        }
+        for kind in ("tar", "parquet")
+    ]
+    for ranks in several(2, cases, tmp_path / "results"):
+        assert [found["status"] for found in ranks] == [0, 0], ranks
+    assert pretrain(packed["folder"], tmp_path / "alone", **COMMON, **settings) == 0
+    for kind in ("tar", "parquet"):
+        for mine, its in zip(losses(tmp_path / kind), losses(tmp_path / "alone"), strict=True):
+            assert mine == pytest.approx(its, rel=1e-9)
 
 
 @pytest.fixture
