@@ -130,16 +130,39 @@ def test_a_file_that_has_changed_is_noticed(folder, tmp_path, change):
         readers.read(rows[-1])
 
 
-def test_what_a_decoder_makes_of_a_lost_shard_is_not_believed(tmp_path, monkeypatch):
-    """A large member is read while it is decoded, by libraries that turn errors into damage."""
-    (tmp_path / "f").mkdir()
-    np.save(tmp_path / "f" / "1.npy", np.zeros((3, 50, 50), np.float32))
-    rows = build_index([pack_tar(tmp_path / "f", tmp_path / "x.tar")]).rows
+@pytest.mark.parametrize("after", range(4))
+def test_what_a_decoder_makes_of_a_lost_shard_is_not_believed(folder, tmp_path, monkeypatch, after):
+    """A large member is read while it is decoded, by libraries that take any error for damage."""
+    rows = build_index([pack_tar(folder, tmp_path / "x.tar")]).rows
     monkeypatch.setattr("dino_x.data.member.WHOLE_UP_TO", 1)
-    (tmp_path / "x.tar").unlink()
-    storage.forget()
+    monkeypatch.setattr("dino_x.data.member.opened_span", small_spans)
+    read, reads = storage._read_local, []
+
+    def lost(shard, start, length):
+        reads.append(start)
+        if len(reads) > after:
+            raise FileNotFoundError
+        return read(shard, start, length)
+
+    monkeypatch.setattr(storage, "_read_local", lost)
     with pytest.raises(UserError, match="is gone"):
         readers.read(rows[1])
+
+
+def small_spans(read, start, length):
+    return storage.opened_span(read, start, length, 64)
+
+
+def test_an_error_of_before_is_not_taken_for_that_of_another_image(folder, tmp_path, write_png):
+    rows = build_index([pack_tar(folder, tmp_path / "x.tar")]).rows
+    (tmp_path / "x.tar").unlink()
+    storage.forget()
+    with pytest.raises(UserError):
+        read_range(rows[0].path.shard, 0, 1)
+    broken = write_png("broken.png")
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(Unreadable):
+        readers.read(rows[0].__class__(path=broken, height=1, width=1))
 
 
 def test_a_loader_replaces_and_lists_an_image_that_stays_unreadable(stored, failing):
