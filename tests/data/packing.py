@@ -15,8 +15,8 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def pack_tar(folder: Path, tar: Path, files: list[Path] | None = None) -> Path:
-    """What `tar --sort=name -cf TAR -C FOLDER .` writes."""
-    with tarfile.open(tar, "w") as archive:
+    """What GNU `tar --sort=name -cf TAR -C FOLDER .` writes."""
+    with tarfile.open(tar, "w", format=tarfile.GNU_FORMAT) as archive:
         for file in files_below(folder) if files is None else files:
             archive.add(file, arcname=f"./{file.relative_to(folder)}")
     return tar

@@ -279,7 +279,7 @@ def test_names_never_lead_out_of_a_shard(tmp_path, write_png):
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_a_column_of_bytes_is_one_of_images(tmp_path, write_png, kind):
     contents = [write_png(f"{n}.png", n).read_bytes() for n in range(5)] + [None]
-    table = pa.table({"image": pa.array(contents, kind), "other": pa.array(contents, kind)})
+    table = pa.table({"image": pa.array(contents, kind), "other": pa.array([b"no image"] * 6, kind)})
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=2)
     index = build_index([tmp_path / "x.parquet"])
     assert [(r.path.row_group, r.path.row) for r in index.rows] == [
@@ -355,6 +355,23 @@ def test_volumes_in_shards_are_cut_as_they_are_asked_to_be(folder):
     assert [r.frame for r in packed] == [r.frame for r in plain]
     plain, packed = ([r for r in rows if r.format == "NIfTI"][-1] for rows in (plain, packed))
     np.testing.assert_array_equal(readers.read(packed).pixels, readers.read(plain).pixels)
+
+
+def test_processes_look_through_shards_as_threads_do(folder, tmp_path, monkeypatch):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number in range(2):
+        pack_tar(folder, shards / f"{number}.tar")
+    threads = update([shards, folder], reading=DEFAULT, workers=2)
+    monkeypatch.setattr("dino_x.data.scan.PROCESSES_FROM", 1)
+    processes = update([shards, folder], reading=DEFAULT, workers=2)
+    assert processes.table == threads.table
+    assert len(processes.table.records) == 3 * 27
+    assert places(build_index([shards])) == [
+        (m.shard, m.offset, m.length, m.row_group, m.row)
+        for m in (ref.path for record in processes.table.records for ref in record.refs)
+        if isinstance(m, Member)
+    ]
 
 
 def test_suffixes_of_shards():

@@ -206,11 +206,12 @@ def test_what_is_kept_is_not_fetched(stored, monkeypatch):
     index = build_index(["memory://store/x.tar"], verify="headers")
     with Loader(index, FORM, cache_bytes=10**6, workers=1) as loader:
         expected = loader.batch(np.arange(12)).pixels
-        monkeypatch.setattr(storage, "read_range", lambda *_: pytest.fail("read"))
+        reads = []
         monkeypatch.setattr(
-            fsspec.filesystem("memory"), "cat_file", lambda *_, **__: pytest.fail("read")
+            fsspec.filesystem("memory"), "cat_file", lambda *_, **__: reads.append(1)
         )
         (again,) = loader.prefetch([np.arange(12)])
+    assert not reads
     np.testing.assert_array_equal(again.pixels, expected)
 
 
@@ -253,12 +254,15 @@ def test_the_cache_is_filled_in_the_order_of_row_groups(folder, tmp_path, monkey
     row_groups.groups.__init__(2**29)
 
 
-def test_filling_stops_where_the_cache_is_full(folder, tmp_path):
+def test_filling_stops_where_the_cache_is_full(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dino_x.data.loader._FILLED_AT_A_TIME", 1)
     index = build_index([pack_parquet(folder, tmp_path / "x.parquet", rows=3)])
     store = CanvasStore(tmp_path / "cache", keys_of(index.rows, FORM), FORM, limit_bytes=2000)
     with Loader(index, FORM, cache_bytes=0, workers=1, store=store) as loader:
-        loader.fill()
+        told = []
+        loader.fill(lambda *done: told.append(done))
         assert 0 < len(store) < 12
+        assert len(told) == len(store) + 1  # the one that found it full
 
 
 # Over HTTP, with and without ranges
