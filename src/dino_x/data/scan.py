@@ -205,7 +205,7 @@ def content_key(path: Path, size: int, parts: Callable[[int], list[tuple[int, in
                 while begin < end and (data := file.read(min(end - begin, 2**20))):
                     digest.update(data)
                     begin += len(data)
-    except OSError:
+    except (OSError, Unreadable):
         return None
     return digest.hexdigest()
 
