@@ -279,7 +279,9 @@ def test_names_never_lead_out_of_a_shard(tmp_path, write_png):
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_a_column_of_bytes_is_one_of_images(tmp_path, write_png, kind):
     contents = [write_png(f"{n}.png", n).read_bytes() for n in range(5)] + [None]
-    table = pa.table({"image": pa.array(contents, kind), "other": pa.array([b"no image"] * 6, kind)})
+    table = pa.table(
+        {"image": pa.array(contents, kind), "other": pa.array([b"no image"] * 6, kind)}
+    )
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=2)
     index = build_index([tmp_path / "x.parquet"])
     assert [(r.path.row_group, r.path.row) for r in index.rows] == [
@@ -330,7 +332,7 @@ def test_addresses_of_nothing_are_refused(path, said):
 
 
 def test_storage_whose_package_is_missing_says_what_to_install(monkeypatch):
-    def missing(protocol):
+    def missing(protocol, **settings):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
@@ -346,6 +348,29 @@ def test_the_command_makes_an_index_of_shards(folder, tmp_path, capsys):
     assert main(["index", *packed, "--out", str(tmp_path / "index.parquet")]) == 0
     assert "140 in 108 files" in capsys.readouterr().out
     assert len(read_table(tmp_path / "index.parquet").records) == 108
+
+
+def test_what_was_looked_through_before_a_store_was_lost_is_kept(folder, tmp_path, monkeypatch):
+    out = tmp_path / "index.parquet"
+    shards = []
+    for name in ("0.tar", "1.tar"):
+        shards.append(pack_tar(folder, tmp_path / name))
+    place = in_memory(*shards)
+    store = fsspec.filesystem("memory")
+    read = store.cat_file
+
+    def lost(path, **span):
+        if path.endswith("1.tar"):
+            raise FileNotFoundError
+        return read(path, **span)
+
+    monkeypatch.setattr(store, "cat_file", lost)
+    with pytest.raises(UserError, match="1.tar is gone"):
+        update([Path(place)], reading=DEFAULT, kept_in=out)
+    assert not read_table(out).complete
+    monkeypatch.setattr(store, "cat_file", read)
+    found = update([Path(place)], reading=DEFAULT, kept_in=out)
+    assert (found.read, found.kept) == (27, 27)
 
 
 def test_volumes_in_shards_are_cut_as_they_are_asked_to_be(folder):

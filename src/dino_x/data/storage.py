@@ -43,6 +43,7 @@ _STATES = (
 )
 _PASSING = {errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ECONNRESET}
 _OPEN_FILES = 128
+_CONNECTIONS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,12 @@ def filesystem(path: str | Path) -> Any:
 def _filesystem(protocol: str) -> Any:
     import fsspec  # half a second that runs on a disk need not wait for
 
+    settings: dict[str, Any] = {}
+    if _EXTRAS.get(protocol) == "s3":  # or no more than 10 are fetched at a time
+        of_user = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+        settings["config_kwargs"] = {"max_pool_connections": _CONNECTIONS} | of_user
     try:
-        return fsspec.filesystem(protocol)
+        return fsspec.filesystem(protocol, **settings)
     except ImportError:
         extra = _EXTRAS.get(protocol)
         how = f"dino-x-ssl[{extra}]" if extra else f"what fsspec needs for {protocol}"

@@ -6,6 +6,8 @@ import itertools
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +73,33 @@ def find_shards(path: Path) -> Iterator[Shard]:
     url = address(path)
     files = filesystem(path)
     files.invalidate_cache()
-    found = 0
-    for one in expand(url):
+    with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:
         try:
-            infos = _shards(files, one)
-        except FileNotFoundError:
-            raise UserError(f"{one} does not exist") from None
-        except UserError:
+            shards = list(chain.from_iterable(pool.map(partial(_asked, files), expand(url))))
+        except UserError:  # a thousand may be asked for, and the first is not there
+            pool.shutdown(cancel_futures=True)
             raise
-        except Exception as error:
-            raise UserError(
-                f"cannot look at {one} ({said(error)}): is the address right, and are you allowed"
-                " to read it?"
-            ) from None
-        found += len(infos)
-        yield from infos
-    if not found:
+    yield from shards
+    if not shards:
         raise UserError(
             f"no shards in {url}: of an address .tar and .parquet files are read; docs/shards.md"
             " says how to make them from a folder"
         )
+
+
+def _asked(files: Any, url: str) -> list[Shard]:
+    """`_shards`, with what goes wrong said in a line."""
+    try:
+        return _shards(files, url)
+    except FileNotFoundError:
+        raise UserError(f"{url} does not exist") from None
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"cannot look at {url} ({said(error)}): is the address right, and are you allowed to"
+            " read it?"
+        ) from None
 
 
 def _shards(files: Any, url: str) -> list[Shard]:
