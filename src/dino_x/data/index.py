@@ -16,7 +16,7 @@ from dino_x.data import readers
 from dino_x.data.catalog import SUFFIX, Update, folder_of, holds_images, update
 from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
 from dino_x.data.listing import is_shard
-from dino_x.data.member import as_path
+from dino_x.data.member import any_remote, as_path
 from dino_x.data.storage import address, is_remote
 from dino_x.data.table import read_table
 from dino_x.data.where import select
@@ -36,6 +36,7 @@ LOOKED_FOR = (
 
 T = TypeVar("T")
 
+_WAITING_THREADS = 32
 _GREY_SAMPLE = 64
 _GREY_TOLERANCE = 2 / 255  # of the window: what the colour conversion of JPEG leaves of a grey
 
@@ -124,7 +125,10 @@ def build_index(
     rows = _wanted(found, where)
     if verify == "all" or (verify == "auto" and len(rows) <= VERIFY_UP_TO):
         broken: dict[Path, Skipped] = {}
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        threads = workers or os.cpu_count() or 1
+        if any_remote(rows):  # most of them wait for the store
+            threads = max(threads, _WAITING_THREADS)
+        with ThreadPoolExecutor(threads) as pool:
             for result in _counted(pool.map(_verified, rows), len(rows), on_progress):
                 if result is not None:
                     broken.setdefault(result.path, result)

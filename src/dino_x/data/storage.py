@@ -351,6 +351,6 @@ def opened_span(
 
 
 def forget() -> None:
-    """Close what is open and ask object stores anew."""
+    """Close what is open and ask object stores anew, as another process would."""
     _opened.cache_clear()
     _confirmed.cache_clear()
