@@ -187,6 +187,18 @@ def test_several_shards_by_one_name(folder, tmp_path, pattern, remote):
     assert {ref.source for ref in index.rows} == {0}
 
 
+def test_an_address_of_a_file_is_its_path(folder):
+    packed = pack("tar", folder)
+    assert build_index([Path(f"file://{packed}")]).rows == build_index([packed]).rows
+
+
+def test_classes_are_the_folders_inside_shards(folder, tmp_path):
+    packed, out = pack("tar", folder), tmp_path / "index.parquet"
+    assert main(["index", str(packed), "--labels", "folder", "--out", str(out)]) == 0
+    labels = {(r["path"].count("/"), r["label"]) for r in pq.read_table(out).to_pylist()}
+    assert labels == {(1, None), (2, "a")}
+
+
 # What cannot be used
 
 

@@ -233,6 +233,19 @@ def test_a_row_group_is_read_once_for_images_that_come_together(folder, tmp_path
     row_groups.groups.__init__(2**29)
 
 
+def test_a_row_group_is_one_request(tmp_path, write_png, failing):
+    for number in range(8):
+        write_png(f"large/{number}.png", number, (150, 150))
+    parquet = pack_parquet(tmp_path / "large", tmp_path / "x.parquet", rows=4)
+    fsspec.filesystem("memory").pipe_file("/store/x.parquet", parquet.read_bytes())
+    index = build_index(["memory://store/x.parquet"], verify="headers")
+    row_groups.groups.__init__(2**20)
+    count = failing()
+    for ref in index.rows[:4]:
+        readers.read(ref)
+    assert count == [1]
+
+
 def test_the_cache_is_filled_in_the_order_of_row_groups(folder, tmp_path, monkeypatch):
     parquet = pack_parquet(folder, tmp_path / "x.parquet", rows=3)
     index = build_index([parquet], verify="headers")

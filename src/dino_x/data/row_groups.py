@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dino_x.data.image import Unreadable
-from dino_x.data.storage import Shard, opened_span, read_range
+from dino_x.data.storage import Shard, Span, read_range
 from dino_x.data.unpacked import VolumeCache
 
 INDEX_METADATA = b"dino_x.index"
@@ -42,7 +42,7 @@ class Layout:
     index: bool = False
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def layout(shard: Shard) -> Layout:
     """Where the images of a Parquet file are, from its footer. Raises Unreadable, UserError."""
     try:
@@ -113,5 +113,6 @@ def _column(shard: Shard, row_group: int, leaf: str) -> pa.ChunkedArray:
     return pc.struct_field(column, leaf.rpartition(".")[2]) if where.struct else column
 
 
-def _file(shard: Shard):  # type: ignore[no-untyped-def]
-    return opened_span(lambda start, length: read_range(shard, start, length), 0, shard.size)
+def _file(shard: Shard) -> Span:
+    """Without a buffer: a column of a row group is asked for at once."""
+    return Span(lambda start, length: read_range(shard, start, length), 0, shard.size)
