@@ -69,7 +69,12 @@ def build_parser() -> Parser:
 
     pretrain = commands.add_parser("pretrain", help="train a backbone on unlabelled images")
     pretrain.set_defaults(run=run_pretrain)
-    pretrain.add_argument("--data", nargs="+", metavar="PATH", help="folders or files of images")
+    pretrain.add_argument(
+        "--data",
+        nargs="+",
+        metavar="PATH",
+        help="folders, files, tar or Parquet shards or addresses of these, an index",
+    )
     pretrain.add_argument("--out", required=True, type=Path, metavar="RUN", help="folder to make")
     pretrain.add_argument("--config", type=Path, metavar="FILE.yaml", help="options in a file")
     pretrain.add_argument(
@@ -92,7 +97,7 @@ def build_parser() -> Parser:
 
     index = commands.add_parser("index", help="what images there are: a table and a summary")
     index.set_defaults(run=run_index)
-    index.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folders or files")
+    index.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="as of pretrain --data")
     index.add_argument("--out", required=True, type=Path, metavar="FILE.parquet",
                        help="the table; continued where it is there")  # fmt: skip
     index.add_argument("--labels", metavar="folder|FILE.csv", help="to have classes in the table")

@@ -30,7 +30,10 @@ def option(default: Any, meaning: str, **checks: Any) -> Any:
 class DataOptions(Section):
     """What to train on."""
 
-    paths: list[str] = option([], "folders (read recursively), files, or indexes (.parquet)")
+    paths: list[str] = option(
+        [],
+        "folders (read recursively), files, shards (.tar, .parquet) or their addresses, or indexes",
+    )
     index: str | None = option(
         None, "index (.parquet) to keep: of files that it knows no header is read again"
     )
@@ -58,6 +61,10 @@ class DataOptions(Section):
         "threads", "processes: each thread has one; a decoder that crashes costs an image, no run"
     )
     cache_mb: int = option(2048, "decoded images kept in memory, MB; 0 keeps none", ge=0)
+    fetches: int = option(32, "images fetched at a time from object storage", ge=1)
+    row_groups_mb: int = option(
+        512, "encoded images kept of the Parquet row groups read last, MB", ge=0
+    )
     cache: str | None = option(
         None, "folder that keeps decoded images on disk, for this and other runs"
     )
@@ -419,7 +426,7 @@ FREE_ON_RESUME = (
     "train.micro_batch", "train.device", "train.activation_checkpointing", "train.compile",
     "train.shard",
     "data.workers", "data.cache_mb", "data.verify", "data.cache", "data.cache_gb", "data.index",
-    "data.decode_in",
+    "data.decode_in", "data.fetches", "data.row_groups_mb",
     "checkpoint.every", "checkpoint.keep", "checkpoint.background", "report.page", "report.images",
     "report.snapshots",
     "health.every", "health.rows", "health.on_collapse", "online.every", "online.images",

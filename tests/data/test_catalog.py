@@ -81,6 +81,8 @@ def test_the_table_holds_what_the_headers_say(data, tmp_path):
         "window_low": -160.5, "window_high": 239.5, "patient": ct["patient"],
         "series": ct["series"], "label": None, "size": status.st_size,
         "mtime_ns": status.st_mtime_ns, "content": ct["content"], "unusable": None,
+        "shard": None, "offset": None, "row_group": None, "row": None, "shard_size": None,
+        "etag": None,
     }  # fmt: skip
     broken = rows[6]
     assert (broken["unusable"], broken["frame"]) == ("not an image", None)

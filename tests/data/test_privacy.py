@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 
 from dino_x.cli import main
 from tests.conftest import tiny_settings
+from tests.data.packing import pack_parquet, pack_tar
 
 PLANTED = {
     "PatientName": "Zebedee^Quixote",
@@ -105,16 +106,26 @@ def run(capfd, monkeypatch):
     return command
 
 
-def test_nothing_that_is_written_or_said_holds_an_identifier(scans, tmp_path, run):
+def packed_as(kind, scans, packed):
+    """The scans as a folder, or packed in one file beside it."""
+    packed.mkdir(exist_ok=True)
+    if kind == "folder":
+        return scans
+    return (pack_tar if kind == "tar" else pack_parquet)(scans, packed / f"scans.{kind}")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
+def test_nothing_that_is_written_or_said_holds_an_identifier(scans, tmp_path, run, kind):
     out = tmp_path / "out"
-    status, said = run("index", scans, "--out", out / "index.parquet")
+    data = packed_as(kind, scans, tmp_path / "packed")
+    status, said = run("index", data, "--out", out / "index.parquet")
     assert status == 0, said.decode()
     assert b"30 in 30 files" in said
     assert b"patients    10, of 3 images" in said
     assert b"3 files" in said
     settings = tiny_settings(data__verify="all")
     status, more = run(
-        "pretrain", "--data", scans, "--out", out / "run", "--index",
+        "pretrain", "--data", data, "--out", out / "run", "--index",
         out / "kept.parquet", "--effective-batch", 8, "--micro-batch", 4, "--steps", 2, *settings,
     )  # fmt: skip
     assert status == 0, more.decode()
@@ -122,7 +133,8 @@ def test_nothing_that_is_written_or_said_holds_an_identifier(scans, tmp_path, ru
     # A run that ends with an error: all files are broken.
     for path in scans.glob("*.dcm"):
         path.write_bytes(path.read_bytes()[:-700])
-    status, more = run("pretrain", "--data", scans, "--out", out / "no", *settings)
+    data = packed_as(kind, scans, tmp_path / "packed")
+    status, more = run("pretrain", "--data", data, "--out", out / "no", *settings)
     assert status == 2
     said += more
     written = [("what was said", said), *everything_below(out)]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
+from dino_x.data import row_groups, urls
 from dino_x.data.files import Candidate, find_files
 from dino_x.data.identity import fingerprint
-from dino_x.data.image import Reading
+from dino_x.data.image import Reading, Unreadable
+from dino_x.data.member import Member, as_path, file_of
 from dino_x.data.scan import Record, scan
+from dino_x.data.storage import is_remote, location, state_of
 from dino_x.data.table import Table, moved, read_table, write_table
 from dino_x.errors import UserError
 
@@ -22,6 +26,7 @@ SUFFIX = ".parquet"
 SAVE_EVERY = 30.0
 
 Progress = Callable[[int, int], None]
+Records = Mapping[Path, list[Record]]  # by file, or by shard
 
 
 @dataclass(frozen=True)
@@ -70,46 +75,45 @@ def update(
     before, notes = _before(kept_in, reading)
     sources, taken, files = sources_of(paths)
     if taken:
-        there = {_where(record.path) for record in taken}
-        files = [file for file in files if _where(file.path) not in there]
-    records: dict[Path, Record | None] = {record.path: record for record in taken}
+        there = {location(file_of(record.path)) for record in taken}
+        files = [file for file in files if location(file.path) not in there]
+    records: dict[Path, list[Record]] = {}
+    for record in taken:
+        records.setdefault(file_of(record.path), []).append(record)
     todo = []
     for file in files:
-        old = before.pop(_where(file.path), None)
-        same = old is not None and (old.size, old.mtime_ns) == (file.size, file.mtime_ns)
-        if same and old is not None:
-            records[file.path] = moved(old, file.path, file.source)
+        old = before.pop(location(file.path), [])
+        now = (file.size, file.mtime_ns, file.etag)
+        if old and all((r.file.size, r.file.mtime_ns, r.file.etag) == now for r in old):
+            records[file.path] = [moved(record, file.path, file.source) for record in old]
         else:
             todo.append(file)
-    kept = len(records) - len(taken)
+    kept, known = sum(map(len, records.values())) - len(taken), len(files) - len(todo)
     keeper = _Keeper(kept_in, tuple(sources), reading, must_keep)
     try:
         with closing(scan(todo, reading, workers)) as scanned:
-            for done, record in enumerate(scanned, start=1):
-                records[todo[done - 1].path] = record
+            for done, found_in in enumerate(scanned, start=1):
+                records[todo[done - 1].path] = found_in
                 if on_progress is not None:
-                    on_progress(kept + done, len(files))
+                    on_progress(known + done, len(files))
                 keeper.save_if_due(records)
     except BaseException:
         keeper.save(records, complete=False)
         raise
-    found = sorted((r for r in records.values() if r is not None), key=lambda record: record.path)
+    found = sorted(chain.from_iterable(records.values()), key=lambda record: record.path)
     if label_of is not None:
         keeper.save(records, complete=False)  # labels may be wrong: what was read is not lost
         labels = label_of([record.path for record in found if record.refs])
         found = [replace(record, label=labels.get(record.path)) for record in found]
-    keeper.save({record.path: record for record in found}, complete=True)
+    keeper.save({Path(): found}, complete=True)
     table = Table(tuple(sources), found, reading)
     read = len(found) - kept - len(taken)
-    return Update(table, read, kept, len(before), (*notes, *keeper.notes))
+    gone = sum(map(len, before.values()))
+    return Update(table, read, kept, gone, (*notes, *keeper.notes))
 
 
-def _where(path: Path) -> str:
-    return os.path.abspath(path)
-
-
-def _before(kept_in: Path | None, reading: Reading) -> tuple[dict[str, Record], list[str]]:
-    """The files of an index by where they are, if it was made in the same way."""
+def _before(kept_in: Path | None, reading: Reading) -> tuple[dict[str, list[Record]], list[str]]:
+    """The files of an index by where they or their shards are, if it was made in the same way."""
     if kept_in is None or not kept_in.exists():
         return {}, []
     table = read_table(kept_in)
@@ -117,7 +121,10 @@ def _before(kept_in: Path | None, reading: Reading) -> tuple[dict[str, Record], 
         return {}, [f"{kept_in} was made with another salt: all files are read anew"]
     if table.reading != reading:
         return {}, [f"{kept_in} was made with another slice axis or modality: all is read anew"]
-    return {_where(record.path): record for record in table.records}, []
+    records: dict[str, list[Record]] = {}
+    for record in table.records:
+        records.setdefault(location(file_of(record.path)), []).append(record)
+    return records, []
 
 
 def sources_of(paths: Sequence[Path]) -> tuple[list[Path], list[Record], list[Candidate]]:
@@ -130,20 +137,48 @@ def sources_of(paths: Sequence[Path]) -> tuple[list[Path], list[Record], list[Ca
     others: list[Path] = []
     numbers: list[int] = []
     for path in paths:
-        if path.suffix == SUFFIX and path.is_file():
+        path = as_path(path)
+        if path.suffix == SUFFIX and path.is_file() and not holds_images(path):
             table = read_table(path)
             if not table.complete:
                 raise UserError(
                     f"{path} is unfinished: finish it with `dino-x index ... --out {path}`"
                 )
             first = len(sources)
-            taken += [moved(r, r.path, first + r.source) if first else r for r in table.records]
+            taken += [
+                moved(r, file_of(r.path), first + r.source) if first else r for r in table.records
+            ]
             sources += table.sources
         else:
             numbers.append(len(sources))
             others.append(path)
-            sources.append(Path(_where(path if path.is_dir() else path.parent)))
+            sources.append(folder_of(path))
     return sources, taken, find_files(others, numbers)
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that the files of a path lie in, whole."""
+    if is_remote(path):
+        return urls.folder_of(path)
+    if not path.exists():
+        return Path(os.path.abspath(urls.folder_of(path)))
+    return Path(os.path.abspath(path if path.is_dir() else path.parent))
+
+
+def holds_images(path: Path) -> bool:
+    """Whether a Parquet file on a disk is a shard of images, and no index.
+
+    Raises: UserError for one that is neither.
+    """
+    try:
+        return not row_groups.layout(state_of(path)).index
+    except Unreadable as reason:
+        if str(reason) == row_groups.NO_IMAGES:
+            raise UserError(
+                f"{path} is neither an index made by `dino-x index` nor a Parquet file with a"
+                " column of images (bytes, or a struct with bytes and path)"
+            ) from None
+        return False  # reading it as an index says what is wrong
 
 
 class _Keeper:
@@ -156,17 +191,17 @@ class _Keeper:
         self.notes: list[str] = []
         self.due = time.monotonic() + SAVE_EVERY
 
-    def save_if_due(self, records: dict[Path, Record | None]) -> None:
+    def save_if_due(self, records: Records) -> None:
         if time.monotonic() >= self.due:
             self.save(records, complete=False)
             self.due = time.monotonic() + SAVE_EVERY
 
-    def save(self, records: dict[Path, Record | None], *, complete: bool) -> None:
+    def save(self, records: Records, *, complete: bool) -> None:
         if self.path is None:
             return
-        kept = [r for r in records.values() if r is not None and _is_text(r.path)]
-        kept = [replace(record, path=Path(_where(record.path))) for record in kept]
-        odd = sum(r is not None for r in records.values()) - len(kept)
+        every = list(chain.from_iterable(records.values()))
+        kept = [replace(r, path=_whole(r.path)) for r in every if _is_text(r.path)]
+        odd = len(every) - len(kept)
         if complete and odd:
             self.notes.append(f"{odd} files whose names are not UTF-8 cannot be kept in an index")
         kept.sort(key=lambda record: (record.source, record.path))
@@ -177,6 +212,13 @@ class _Keeper:
                 raise
             self.path = None
             self.notes.append(f"{error}: going on without an index")
+
+
+def _whole(path: Path) -> Path:
+    """A path whatever the folder that one is in, still a member if it is one."""
+    if isinstance(path, Member):
+        return path.moved(as_path(location(path.shard.path)))
+    return as_path(location(path))
 
 
 def _is_text(path: Path) -> bool:

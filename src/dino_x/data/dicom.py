@@ -225,11 +225,13 @@ def _decode(ref: ImageRef, header: Header) -> np.ndarray:
     plugin = _PLUGINS.get(header.syntax, "")
     deflated = header.syntax == DeflatedExplicitVRLittleEndian
     if deflated or header.explicit == header.syntax.is_implicit_VR:
-        dataset = pydicom.dcmread(ref.path, force=True)
-        return pixel_array(dataset, index=index, decoding_plugin=plugin)
-    return pixel_array(
-        ref.path, index=index, transfer_syntax_uid=header.syntax, decoding_plugin=plugin
-    )
+        with ref.path.open("rb") as file:
+            dataset = pydicom.dcmread(file, force=True)
+            return pixel_array(dataset, index=index, decoding_plugin=plugin)
+    with ref.path.open("rb") as file:
+        return pixel_array(
+            file, index=index, transfer_syntax_uid=header.syntax, decoding_plugin=plugin
+        )
 
 
 def _decoding_failed(error: Exception, syntax: UID) -> str:

@@ -1,5 +1,7 @@
 """Which files there are below the paths that the user named.
 
+Shards (tar and Parquet files) count too, and what is behind addresses, see `urls`.
+
 Which files count: those whose suffix claims an image, and those whose first bytes are an image's,
 whatever they are called. All others (tables, texts, licences), hidden files and folders, and
 DICOMDIR files are passed over in silence. A file that is named directly always counts.
@@ -7,6 +9,7 @@ DICOMDIR files are passed over in silence. A file that is named directly always 
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from dino_x.data.listing import is_shard
+from dino_x.data.storage import Shard, address, is_remote
+from dino_x.data.urls import expand, find_shards, is_pattern
 from dino_x.errors import UserError, nearest
 
 # Image formats that are read, and some that are not: these are reported, not passed over.
@@ -37,6 +43,7 @@ class Candidate:
         claims: whether it is reported if it is no image: it was named, or its suffix says so.
         size: in bytes; 0 where it cannot be told.
         mtime_ns: when it was last changed.
+        etag: what an object store says of its state.
     """
 
     path: Path
@@ -44,6 +51,12 @@ class Candidate:
     claims: bool = True
     size: int = 0
     mtime_ns: int = 0
+    etag: str | None = None
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether it holds many images, by its suffix."""
+        return is_shard(self.path.name)
 
 
 @dataclass
@@ -64,17 +77,42 @@ def find_files(paths: Sequence[Path], sources: Sequence[int] | None = None) -> l
     Raises: UserError for a path that does not exist.
     """
     found: dict[str, Candidate] = {}
+    files: Iterable[tuple[str, Candidate]]
     with ThreadPoolExecutor(_LISTERS) as pool:
         for number, path in zip(sources or range(len(paths)), paths, strict=True):
-            if not path.exists():
-                raise UserError(f"{path} does not exist{_near(path)}")
-            if path.is_dir():
+            if is_remote(path):
+                files = [
+                    (address(shard.path), _of_shard(shard, number)) for shard in find_shards(path)
+                ]
+            elif not path.exists():
+                files = [
+                    (os.path.realpath(one), _candidate(one, number, one.stat()))
+                    for one in _by_pattern(path)
+                ]
+            elif path.is_dir():
                 files = _walk(path, number, lambda work, items: list(pool.map(work, items)))
             else:
                 files = [(os.path.realpath(path), _candidate(path, number, path.stat()))]
             for real, file in files:
                 found[real] = min(file, found.get(real, file))
     return sorted(found.values())
+
+
+def _of_shard(shard: Shard, source: int) -> Candidate:
+    return Candidate(shard.path, source, True, shard.size, shard.mtime_ns, shard.etag)
+
+
+def _by_pattern(path: Path) -> list[Path]:
+    """The files that a pattern such as ``ct-{000..099}.tar`` names. Raises UserError if none."""
+    if not is_pattern(str(path)):
+        raise UserError(f"{path} does not exist{_near(path)}")
+    found: list[Path] = []
+    for one in expand(str(path)):
+        named = [Path(name) for name in sorted(glob.glob(one, recursive=True))]
+        if not named:
+            raise UserError(f"{one} does not exist{_near(Path(one))}")
+        found += [name for name in named if name.is_file()]
+    return found
 
 
 def _walk(
@@ -120,14 +158,16 @@ def _list(folder: Path, source: int) -> _Folder:
         try:
             status = entry.stat()
         except OSError:  # a dangling link or a loop: reported if it claims to be an image
-            if _claims(name):
+            if claims_image(name):
                 listed.files.append((f"{real}/{name}", Candidate(path, source)))
             continue
         if stat.S_ISDIR(status.st_mode):
             listed.folders.append(path)
         elif stat.S_ISREG(status.st_mode) and name.upper() != "DICOMDIR":
             where = os.path.realpath(path) if entry.is_symlink() else f"{real}/{name}"
-            listed.files.append((where, _candidate(path, source, status, claims=_claims(name))))
+            listed.files.append(
+                (where, _candidate(path, source, status, claims=claims_image(name)))
+            )
     return listed  # pipes and sockets never count: opening one may block
 
 
@@ -137,7 +177,8 @@ def _candidate(
     return Candidate(path, source, claims, status.st_size, status.st_mtime_ns)
 
 
-def _claims(name: str) -> bool:
+def claims_image(name: str) -> bool:
+    """Whether a file says by its suffix that it is an image."""
     name = name.lower()
     return os.path.splitext(name)[1] in IMAGE_SUFFIXES or name.endswith(".nii.gz")
 

@@ -28,7 +28,7 @@ class Unreadable(Exception):  # noqa: N818 - it reads as what happened: "except 
     """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)  # there may be millions
 class ImageRef:
     """Where one image lies, known from the file's header alone.
 

@@ -14,9 +14,12 @@ from typing import TypeVar
 import numpy as np
 
 from dino_x.data import readers
-from dino_x.data.catalog import SUFFIX, Update, update
+from dino_x.data.catalog import SUFFIX, Update, folder_of, holds_images, update
 from dino_x.data.decoding import Decoding
 from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
+from dino_x.data.listing import is_shard
+from dino_x.data.member import any_remote, as_path
+from dino_x.data.storage import address, is_remote
 from dino_x.data.table import read_table
 from dino_x.data.where import select
 from dino_x.errors import UserError
@@ -28,8 +31,14 @@ VERIFY_UP_TO = 10_000
 # user believes they are.
 UNREADABLE_SHARE = 0.1
 
+LOOKED_FOR = (
+    "looked for PNG, JPEG, TIFF, DICOM, NIfTI and NumPy in all subfolders, and in .tar and .parquet"
+    " shards (compressed tars have to be unpacked)"
+)
+
 T = TypeVar("T")
 
+_WAITING_THREADS = 32
 _GREY_SAMPLE = 64
 _GREY_TOLERANCE = 2 / 255  # of the window: what the colour conversion of JPEG leaves of a grey
 
@@ -111,10 +120,7 @@ def build_index(
     )
     files = [record.path for record in found.table.records]
     if not files:
-        raise UserError(
-            f"no images in {_listed(paths)}: looked for PNG, JPEG, TIFF, DICOM, NIfTI and NumPy in"
-            " all subfolders"
-        )
+        raise UserError(f"no images in {_listed(paths)}: {LOOKED_FOR}")
     skipped = [
         Skipped(record.path, record.unusable)
         for record in found.table.records
@@ -123,8 +129,11 @@ def build_index(
     rows = _wanted(found, where)
     if verify == "all" or (verify == "auto" and len(rows) <= VERIFY_UP_TO):
         broken: dict[Path, Skipped] = {}
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-            verified = partial(_verified, decoding or Decoding())
+        verified = partial(_verified, decoding or Decoding())
+        threads = workers or os.cpu_count() or 1
+        if any_remote(rows):  # most of them wait for the store
+            threads = max(threads, _WAITING_THREADS)
+        with ThreadPoolExecutor(threads) as pool:
             for result in _counted(pool.map(verified, rows), len(rows), on_progress):
                 if result is not None:
                     broken.setdefault(result.path, result)
@@ -143,10 +152,15 @@ def _wanted(found: Update, where: str | None) -> list[ImageRef]:
 
 
 def folders_of(paths: Sequence[str | Path]) -> list[Path]:
-    """The paths with each index among them replaced by the folders that its files are in."""
+    """The paths, an index replaced by the folders that its files are in, a shard by its own."""
     folders: list[Path] = []
-    for path in map(Path, paths):
-        folders += read_table(path).sources if path.suffix == SUFFIX else [path]
+    for path in map(as_path, paths):
+        if path.suffix == SUFFIX and path.is_file() and not holds_images(path):
+            folders += read_table(path).sources
+        elif is_remote(path) or not path.exists():
+            folders.append(folder_of(path))
+        else:
+            folders.append(path.parent if is_shard(path.name) and path.is_file() else path)
     return folders
 
 
@@ -220,5 +234,5 @@ def _check_share(
 
 
 def _listed(paths: Sequence[Path]) -> str:
-    names = ", ".join(str(path) for path in paths[:3])
+    names = ", ".join(address(path) for path in paths[:3])
     return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"

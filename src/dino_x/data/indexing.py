@@ -9,8 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from dino_x.data.catalog import SUFFIX, Update, update
+from dino_x.data.catalog import SUFFIX, Update, holds_images, update
 from dino_x.data.image import Reading
+from dino_x.data.index import LOOKED_FOR
+from dino_x.data.storage import address, is_remote
 from dino_x.data.summary import summary, unusable
 from dino_x.errors import UserError
 from dino_x.progress import progress_bar
@@ -45,7 +47,13 @@ def make_index(
 
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out} must end in {SUFFIX}, as in index{SUFFIX}")
-    given = [path for path in paths if path.suffix == SUFFIX]
+    given = [
+        path
+        for path in paths
+        if path.suffix == SUFFIX
+        and not is_remote(path)
+        and not (path.is_file() and holds_images(path))
+    ]
     if given:
         raise UserError(f"{given[0]} is an index; name the folders of images, and it with --out")
     with progress_bar(console, "reading headers") as on_progress:
@@ -61,10 +69,7 @@ def make_index(
         )
     if not found.table.records:
         out.unlink(missing_ok=True)
-        raise UserError(
-            f"no images in {', '.join(map(str, paths[:3]))}: looked for PNG, JPEG, TIFF, DICOM,"
-            " NIfTI and NumPy in all subfolders"
-        )
+        raise UserError(f"no images in {', '.join(map(address, paths[:3]))}: {LOOKED_FOR}")
     _say(found, out, console)
     return found
 

@@ -7,7 +7,7 @@ thread. All others are a task each: decoded, kept in the cache if it takes them,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -20,6 +20,7 @@ from dino_x.data.cache import Canvas, CanvasCache, CanvasForm, make_canvas
 from dino_x.data.decoding import Decoding
 from dino_x.data.image import ImageRef, Unreadable
 from dino_x.data.index import UNREADABLE_SHARE, Index, Skipped
+from dino_x.data.member import any_remote, fetched, rows_in_row_groups
 from dino_x.data.store import CanvasStore
 from dino_x.data.volumes import neighbours, read_slices
 from dino_x.errors import UserError
@@ -29,6 +30,8 @@ _ERROR_FROM = 10
 
 # So many unreadable rows one after another are a lost disk, not a few broken files.
 _LONGEST_REPLACEMENT = 1000
+
+_FILLED_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class Loader:
         form: of their canvases.
         cache_bytes: canvases up to this many bytes are kept in memory.
         workers: threads that decode, or have a process that does, at least 1.
+        fetches: images that are fetched from an object store at a time: while a fetch waits for
+            the store, others do, too. Twice as many are on their way ahead of what is asked for.
         store: the cache on disk, of the same images and form; closed with the loader.
         decoding: where images are decoded; closed with the loader.
     """
@@ -90,6 +95,7 @@ class Loader:
         *,
         cache_bytes: int,
         workers: int,
+        fetches: int = 32,
         store: CanvasStore | None = None,
         decoding: Decoding | None = None,
     ) -> None:
@@ -104,6 +110,9 @@ class Loader:
         self._seen: set[int] = set()
         self._unreadable: dict[int, str] = {}
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="dino-x-read")
+        self._fetches = fetches if any_remote(index.rows) else 0
+        self._fetch_pool = ThreadPoolExecutor(max(1, fetches), thread_name_prefix="dino-x-fetch")
+        self._fetched: dict[int, Future[list[ImageRef]]] = {}
 
     def batch(self, indices: np.ndarray) -> Canvases:
         """The canvases of some rows, in their order.
@@ -120,7 +129,7 @@ class Loader:
         """`batch` for each of `batches`, in order, with the next one read meanwhile."""
         started: deque[_Started] = deque()
         try:
-            for indices in batches:
+            for indices in self._fetching_ahead(batches):
                 started.append(self._start(indices))
                 if len(started) > 1:
                     yield self._finish(started.popleft())
@@ -132,9 +141,61 @@ class Loader:
                     copy.cancel()
                 for load in batch.loads.values():
                     load.cancel()
+            for fetch in self._fetched.values():
+                fetch.cancel()
+            self._fetched.clear()
+
+    def _fetching_ahead(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The batches, with the encoded images of later ones on their way from their store."""
+        ahead: deque[np.ndarray] = deque()
+        for indices in batches:
+            self._fetch(indices)
+            ahead.append(indices)
+            while ahead and sum(map(len, ahead)) >= 2 * self._fetches:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _fetch(self, indices: np.ndarray) -> None:
+        """Begin to fetch images of an object store that are not kept anywhere here."""
+        if not self._fetches:
+            return
+        for row in map(int, indices):
+            here = self.cache.get(row) is not None or (self.store and self.store.holds(row))
+            if row not in self._fetched and not here:
+                self._fetched[row] = self._fetch_pool.submit(self._encoded, row)
+
+    def _encoded(self, row: int) -> list[ImageRef]:
+        """What is read for a row, in 2.5D three images, with their bytes at hand."""
+        rows = [row] if self._slices is None else self._slices[row]
+        refs = {int(i): self.index.rows[i] for i in rows}
+        held = {i: replace(ref, path=fetched(ref.path)) for i, ref in refs.items()}
+        return [held[int(i)] for i in rows]
+
+    def fill(self, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Keep images of Parquet files in the cache on disk, in the order in which they lie there.
+
+        In a random order a whole row group would be read for each of them.
+
+        Args:
+            on_progress: called with (done, total).
+
+        Raises: UserError as of `batch`.
+        """
+        if self.store is None:
+            return
+        left = [row for row in rows_in_row_groups(self.index.rows) if not self.store.holds(row)]
+        for start in range(0, len(left), _FILLED_AT_A_TIME):
+            if not self.store.adding:
+                return
+            rows = left[start : start + _FILLED_AT_A_TIME]
+            loads = {row: self._pool.submit(self._load, row) for row in rows}
+            self._account({row: load.result() for row, load in loads.items()})
+            if on_progress is not None:
+                on_progress(start + len(rows), len(left))
 
     def close(self) -> None:
         """Stop the threads; what was started and not finished is dropped."""
+        self._fetch_pool.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self.decoding.close()
         if self.store is not None:
@@ -163,7 +224,10 @@ class Loader:
             if len(share)
         ]
         left = dict.fromkeys(int(row) for row in rows[~copied])  # in order; repeated rows once
-        loads = {row: self._pool.submit(self._load, row) for row in left}
+        self._fetch(rows[~copied])
+        loads = {
+            row: self._pool.submit(self._load, row, self._fetched.pop(row, None)) for row in left
+        }
         return _Started(rows, pixels, copied, copies, loads)
 
     def _copy(self, rows: np.ndarray, places: np.ndarray, pixels: np.ndarray) -> None:
@@ -199,7 +263,7 @@ class Loader:
             torch.from_numpy(hounsfield) if hounsfield.any() else None,
         )
 
-    def _load(self, row: int) -> _Loaded:
+    def _load(self, row: int, fetch: Future[list[ImageRef]] | None = None) -> _Loaded:
         """The canvas of a row or of the next one that can be read. Runs in a thread."""
         if (kept := self.cache.get(row)) is not None:
             return _Loaded(kept)
@@ -209,7 +273,8 @@ class Loader:
             reason = self._unreadable.get(candidate)
             if reason is None:
                 try:
-                    canvas = self._canvas(candidate, row)
+                    refs = fetch.result() if fetch and candidate == row else None
+                    canvas = self._canvas(candidate, row, refs)
                 except Unreadable as error:
                     reason = str(error)
                 else:
@@ -220,12 +285,13 @@ class Loader:
             f"{self.index.rows[row].path}: {unreadable[0][1]}; is their disk still there?"
         )
 
-    def _canvas(self, row: int, asked_for: int) -> Canvas:
+    def _canvas(self, row: int, asked_for: int, refs: list[ImageRef] | None) -> Canvas:
         """From the cache on disk, or decoded, and then kept. Raises Unreadable."""
         if self.store is not None and (kept := self.store.get(row)) is not None:
             return kept
-        rows = [row] if self._slices is None else self._slices[row]
-        refs = [self.index.rows[i] for i in rows]
+        if refs is None:  # not fetched ahead
+            rows = [row] if self._slices is None else self._slices[row]
+            refs = [self.index.rows[i] for i in rows]
         canvas = self.decoding.run(decoded, refs, self.form)
         if self.store is None or not self.store.put(row, canvas):
             self.cache.put(asked_for, canvas)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import gzip
 import logging
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from dino_x.data.image import (
     check_count,
     check_size,
 )
+from dino_x.data.member import mapped, size_of, version_of, whereabouts
 from dino_x.data.unpacked import VolumeCache
 from dino_x.views.windowing import choose_window
 
@@ -52,7 +52,7 @@ _BEST_RATIO = 1032  # of deflate: no file can unpack to more than this many time
 _SINGLE, _PAIR = (b"n+1\0", b"n+2\0"), (b"ni1\0", b"ni2\0")
 _MM = {"meter": 1000.0, "micron": 0.001}
 
-_unpacked = VolumeCache(limit_bytes=256 * 2**20)
+_unpacked: VolumeCache[np.ndarray] = VolumeCache(limit_bytes=256 * 2**20)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     normal = np.cross(columns[(axis + 1) % 3], columns[(axis + 2) % 3])
     normal /= np.linalg.norm(normal)
     first, step = float(normal @ header.affine[:3, 3]), float(normal @ columns[axis])
-    where = os.path.realpath(path)
+    where = whereabouts(path)
     series = [key("series", where, str(volume)) for volume in range(volumes)]
     return [
         ImageRef(
@@ -167,15 +167,13 @@ def read(ref: ImageRef) -> Image:
 def _values(path: Path, header: _Header) -> np.ndarray:
     """The stored values, [x, y, z, time]: mapped, or unpacked and kept for the next slice."""
     if header.packed:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise Unreadable(f"cannot be opened: {error.strerror}") from None
-        which = (os.path.realpath(path), status.st_size, status.st_mtime_ns)
+        which = version_of(path)
+        if which is None:
+            raise Unreadable("cannot be opened: it is gone")
         values = _unpacked.get(which, lambda: _unpack(path, header))
     else:
         try:
-            values = np.memmap(path, np.uint8, "r", header.offset, (header.size,))
+            values = mapped(path, np.uint8, header.offset, (header.size,), "C")
         except (OSError, ValueError):
             raise Unreadable("truncated NIfTI") from None
     return cast(np.ndarray, values.view(header.dtype).reshape(header.shape, order="F"))
@@ -226,7 +224,7 @@ def _read_header(path: Path) -> _Header:
         raw = file.read(Nifti2Header.sizeof_hdr)
         with np.errstate(all="ignore"):
             header = _parsed(raw, packed)
-    there, needed = path.stat().st_size, header.offset + header.size
+    there, needed = size_of(path), header.offset + header.size
     if not packed and there < needed:
         raise Unreadable(f"truncated: {there:,} of {needed:,} bytes are there")
     if packed and there * _BEST_RATIO < needed:

@@ -25,6 +25,7 @@ from dino_x.data.image import (
     check_count,
     check_size,
 )
+from dino_x.data.member import mapped, whereabouts
 from dino_x.views.windowing import choose_window
 
 MAGIC = b"\x93NUMPY"
@@ -49,7 +50,7 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     header = _read_header(path)
     check_count(header.images)
     check_size(header.height, header.width)
-    series = key("series", os.path.realpath(path)) if header.images > 1 else None
+    series = key("series", whereabouts(path)) if header.images > 1 else None
     return [
         ImageRef(
             path=path,
@@ -71,14 +72,8 @@ def read(ref: ImageRef) -> Image:
     if ref.frame >= header.images:
         raise Unreadable(f"image {ref.frame} of a file that has {header.images}")
     try:
-        stored: np.ndarray = np.memmap(
-            ref.path,
-            header.dtype,
-            "r",
-            header.offset,
-            header.stored,
-            "F" if header.fortran else "C",
-        )
+        order = "F" if header.fortran else "C"
+        stored = mapped(ref.path, header.dtype, header.offset, header.stored, order)
     except (OSError, ValueError):
         raise Unreadable("truncated .npy") from None
     shape = (header.images, header.height, header.width, header.channels)

@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -72,17 +74,16 @@ def to_array(picture: Pillow.Image) -> np.ndarray:
     return values[:, :, None] if values.ndim == 2 else values
 
 
-def _open(path: Path) -> Pillow.Image:
-    try:
-        picture = Pillow.open(path, formats=_FORMATS)
-    except Exception as error:
-        raise Unreadable(_reason(error)) from None
-    try:
+@contextmanager
+def _open(path: Path) -> Iterator[Pillow.Image]:
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(path.open("rb"))
+            picture = opened.enter_context(Pillow.open(file, formats=_FORMATS))
+        except Exception as error:
+            raise Unreadable(_reason(error)) from None
         check_size(picture.height, picture.width)
-    except Unreadable:
-        picture.close()
-        raise
-    return picture
+        yield picture
 
 
 def _reason(error: Exception) -> str:

@@ -6,10 +6,15 @@ A new format is one more module with `refs` and `read` (see `image.Reader`), a l
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from dino_x.data import dicom, nifti, numpy_file, picture, tiff
 from dino_x.data.image import DEFAULT, Image, ImageRef, Reader, Reading, Unreadable
+from dino_x.data.member import Member
+from dino_x.data.storage import none_lost, raise_lost
 
 __all__ = ["READERS", "Image", "ImageRef", "Reader", "Unreadable", "looks_like_image"]
 __all__ += ["read", "refs"]
@@ -47,7 +52,8 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     Raises:
         Unreadable: not an image, an unsupported one, or a damaged header.
     """
-    return _reader(path).refs(path, reading)
+    with _not_lost():
+        return _reader(path).refs(path, reading)
 
 
 def read(image: ImageRef | Path) -> Image:
@@ -61,13 +67,28 @@ def read(image: ImageRef | Path) -> Image:
     """
     if isinstance(image, Path):
         image = refs(image)[0]
-    return _reader(image.path).read(image)
+    with _not_lost():
+        if isinstance(image.path, Member):  # once, though readers open it several times
+            image = replace(image, path=image.path.fetched())
+        return _reader(image.path).read(image)
+
+
+@contextmanager
+def _not_lost() -> Iterator[None]:
+    """Raises UserError for an image whose shard or store is lost, where it seems to be damaged."""
+    none_lost()
+    try:
+        yield
+    except Unreadable:
+        raise_lost()
+        raise
 
 
 def looks_like_image(path: Path) -> bool:
     """Whether a file's first bytes are those of a known image format, supported or not."""
     try:
-        return _format_of(path) is not None
+        with _not_lost():
+            return _format_of(path) is not None
     except Unreadable:
         return False
 

@@ -8,31 +8,40 @@ import signal
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import current_process, get_context
 from pathlib import Path
 
 from dino_x.data import identity, readers
-from dino_x.data.files import Candidate
+from dino_x.data.files import Candidate, claims_image
 from dino_x.data.image import ImageRef, Reading, Unreadable
+from dino_x.data.listing import length_of, members
+from dino_x.data.member import Member
+from dino_x.data.storage import Shard, is_remote
 
 # Reading headers is Python's work, of which threads do no more than one at a time. Processes do,
 # and each takes about a second to start.
 PROCESSES_FROM = 3000
 _PORTION = 64
 
+# Shards of object stores that are looked through at a time: these wait, and do not compute.
+_REMOTE_SHARDS = 16
+_USUAL_BYTES = 100_000  # of an image in a shard, to tell how much work it is
+
 _SAMPLE = 4096
 
+NO_IMAGES = "no images in it"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What is known of one file: its images, or why it cannot be used.
 
     Attributes:
-        path: as it was named or found.
+        path: as it was named or found; of a file in a shard a `Member`.
         source: which of the sources it was found under.
         size: in bytes.
-        mtime_ns: when it was last changed.
+        mtime_ns: when it was last changed, or its shard.
         refs: its images; none if it is unusable.
         unusable: the reason, a fixed phrase; None if it can be used.
         content: a salted hash of its size and of samples of its bytes: equal for equal files.
@@ -47,11 +56,19 @@ class Record:
     unusable: str | None = None
     content: str | None = None
     label: str | None = None
+    etag: str | None = None
+
+    @property
+    def file(self) -> Shard:
+        """The file on a disk or in a store, in the state that it was read in."""
+        if isinstance(self.path, Member):
+            return self.path.shard
+        return Shard(self.path, self.size, self.mtime_ns, self.etag)
 
 
 def scan(
     files: Sequence[Candidate], reading: Reading, workers: int | None = None
-) -> Generator[Record | None, None, None]:
+) -> Generator[list[Record], None, None]:
     """Read the headers of some files.
 
     Args:
@@ -59,17 +76,21 @@ def scan(
         reading: what files leave open.
         workers: how many are read at a time; the number of cores if None.
 
-    Yields: for each file, in order, its record, or None for a file that is no image and does not
-        claim to be one.
+    Yields: for each file, in order, its record; of a shard a record for each image file in it;
+        none for a file that is no image and does not claim to be one.
 
     What other processes do not read, because they cannot be started (a script without
     ``if __name__ == "__main__"``) or were killed, is read in this one.
     """
-    portions = [(files[i : i + _PORTION], reading) for i in range(0, len(files), _PORTION)]
-    workers = min(workers or os.cpu_count() or 1, max(1, len(portions)))
+    remote = any(is_remote(file.path) for file in files)
+    portions = [(portion, reading) for portion in _portions(files)]
+    workers = workers or os.cpu_count() or 1
+    if remote:
+        workers = max(workers, _REMOTE_SHARDS)
+    workers = min(workers, max(1, len(portions)))
     done = 0
     if workers > 1:
-        executor = _executor(len(files), workers)
+        executor = _executor(0 if remote else _images(files), workers)
         try:
             for records in executor.map(_scan_portion, portions):
                 done += 1
@@ -80,6 +101,23 @@ def scan(
             executor.shutdown(wait=True, cancel_futures=True)
     for portion in portions[done:]:
         yield from _scan_portion(portion)
+
+
+def _portions(files: Sequence[Candidate]) -> list[Sequence[Candidate]]:
+    """Files that are read one after another: a shard by itself, other files 64 at a time."""
+    portions: list[Sequence[Candidate]] = []
+    start = 0
+    for stop in range(1, len(files) + 1):
+        ends = stop == len(files) or files[stop].is_shard or files[stop - 1].is_shard
+        if ends or stop - start == _PORTION:
+            portions.append(files[start:stop])
+            start = stop
+    return portions
+
+
+def _images(files: Sequence[Candidate]) -> int:
+    """About how many image files there are, those in shards too."""
+    return sum(file.size // _USUAL_BYTES if file.is_shard else 1 for file in files)
 
 
 def _executor(files: int, workers: int) -> Executor:
@@ -94,25 +132,60 @@ def _start_process(salt: bytes) -> None:
     identity.use_salt(salt)
 
 
-def _scan_portion(portion: tuple[Sequence[Candidate], Reading]) -> list[Record | None]:
+def _scan_portion(portion: tuple[Sequence[Candidate], Reading]) -> list[list[Record]]:
     files, reading = portion
-    return [_scan_file(file, reading) for file in files]
+    return [
+        _scan_shard(file, reading) if file.is_shard else _scan_file(file, file.path, reading)
+        for file in files
+    ]
 
 
-def _scan_file(file: Candidate, reading: Reading) -> Record | None:
+def _scan_shard(file: Candidate, reading: Reading) -> list[Record]:
+    """The image files in a shard; and the shard itself, if it is damaged or has none.
+
+    One that was not named, and has no images, is passed over as other tables and archives are. Of
+    several members of one name the last counts, as it does when a tar is unpacked.
+    """
+    shard = Shard(file.path, file.size, file.mtime_ns, file.etag)
+    found: dict[str, list[Record]] = {}
+    unusable: str | None = None
+    try:
+        for member in members(shard):
+            name = member.name_inside
+            parts = name.split("/")
+            if any(part.startswith(".") for part in parts) or parts[-1].upper() == "DICOMDIR":
+                continue
+            claims = claims_image(name) or (member.row_group >= 0 and file.claims)
+            inside = replace(file, claims=claims, size=length_of(member))
+            found[name] = _scan_file(inside, member, reading)
+    except Unreadable as reason:
+        unusable = str(reason)
+    records = [record for of_name in found.values() for record in of_name]
+    if unusable is None and not records and file.claims:
+        unusable = NO_IMAGES
+    if unusable is not None and (file.claims or records or unusable.startswith("truncated")):
+        state = (file.size, file.mtime_ns)
+        records.append(Record(file.path, file.source, *state, (), unusable, etag=file.etag))
+    return records
+
+
+def _scan_file(file: Candidate, path: Path, reading: Reading) -> list[Record]:
     refs: tuple[ImageRef, ...] = ()
     unusable: str | None = None
     try:
-        if not (file.claims or readers.looks_like_image(file.path)):
-            return None
-        refs = tuple(readers.refs(file.path, reading))
+        if not (file.claims or readers.looks_like_image(path)):
+            return []
+        refs = tuple(readers.refs(path, reading))
     except Unreadable as reason:
         unusable = str(reason)
-    if refs and file.source:
-        for ref in refs:
-            object.__setattr__(ref, "source", file.source)  # it is ours: no one has seen it yet
-    content = content_key(file.path, file.size, _sampled)
-    return Record(file.path, file.source, file.size, file.mtime_ns, refs, unusable, content)
+    content = None if is_remote(path) else content_key(path, file.size, _sampled)
+    if isinstance(path, Member):
+        path = path.holding(None)
+    for ref in refs:  # they are ours: no one has seen them yet
+        object.__setattr__(ref, "source", file.source)
+        object.__setattr__(ref, "path", path)
+    state = (file.size, file.mtime_ns)
+    return [Record(path, file.source, *state, refs, unusable, content)]
 
 
 def content_key(path: Path, size: int, parts: Callable[[int], list[tuple[int, int]]]) -> str | None:
@@ -132,7 +205,7 @@ def content_key(path: Path, size: int, parts: Callable[[int], list[tuple[int, in
                 while begin < end and (data := file.read(min(end - begin, 2**20))):
                     digest.update(data)
                     begin += len(data)
-    except OSError:
+    except (OSError, Unreadable):
         return None
     return digest.hexdigest()
 

@@ -30,6 +30,7 @@ import numpy as np
 
 from dino_x.data.cache import Canvas, CanvasForm
 from dino_x.data.image import ImageRef
+from dino_x.data.member import version_of
 from dino_x.data.shards import ENTRY_BYTES, OwnShard, checksum_of, read_shard, size_on_disk
 from dino_x.errors import UserError
 
@@ -52,12 +53,13 @@ def keys_of(
         f"{PREPARATION}|{form.side}|{form.channels}|{form.slices}|{form.spacing_mm}"
         f"|{form.windows.model_dump_json()}"
     ).encode()
-    files: dict[Path, bytes | None] = {}
+    last: Path | None = None  # the images of a file come one after another
+    file: bytes | None = None
     sources: list[bytes | None] = []
     for row in rows:
-        if row.path not in files:
-            files[row.path] = _state(row.path)
-        file = files[row.path]
+        if row.path is not last:
+            version, last = version_of(row.path), row.path
+            file = None if version is None else os.fsencode(version)
         what = (
             f"|{row.frame}|{row.height}|{row.width}|{row.spacing_mm}|{row.axis}|{row.modality}|"
         ).encode()
@@ -69,15 +71,6 @@ def keys_of(
         None if source is None else hashlib.blake2b(source + made, digest_size=16).digest()
         for source in sources
     ]
-
-
-def _state(path: Path) -> bytes | None:
-    """A file's whole path, size and time of change, or None if it is not there."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return os.fsencode(path.absolute()) + f"|{status.st_size}|{status.st_mtime_ns}".encode()
 
 
 class CanvasStore:
@@ -138,6 +131,10 @@ class CanvasStore:
             out: float32 [C, S, S], written.
         """
         np.divide(self._pixels(row), np.float32(65535), out=out)
+
+    def holds(self, row: int) -> bool:
+        """Whether an image is in the cache, whole or not."""
+        return bool(self._shard[row] >= 0)
 
     def get(self, row: int) -> Canvas | None:
         """The canvas of an image, or None if it is not in the cache or damaged there."""

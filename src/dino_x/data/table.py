@@ -11,19 +11,23 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dino_x.data.identity import fingerprint
 from dino_x.data.image import ImageRef, Reading
+from dino_x.data.member import Member, as_path
 from dino_x.data.scan import Record
+from dino_x.data.storage import Shard, address
 from dino_x.errors import UserError
 
-VERSION = 1
+VERSION = 2
 _METADATA = b"dino_x.index"
 
 _TEXT, _NUMBER, _COUNT = pa.string(), pa.float64(), pa.int32()
@@ -31,6 +35,10 @@ SCHEMA = pa.schema(
     [
         ("path", _TEXT),  # below the source
         ("source", pa.dictionary(pa.int32(), _TEXT)),  # the folder
+        ("shard", pa.dictionary(pa.int32(), _TEXT)),  # the tar or Parquet file that it lies in
+        ("offset", pa.int64()),  # in a tar, bytes from its beginning
+        ("row_group", _COUNT),  # in a Parquet file
+        ("row", _COUNT),  # of the row group
         ("format", _TEXT),
         ("frame", _COUNT),
         ("slice_axis", _TEXT),
@@ -53,6 +61,8 @@ SCHEMA = pa.schema(
         ("label", _TEXT),
         ("size", pa.int64()),
         ("mtime_ns", pa.int64()),
+        ("shard_size", pa.int64()),
+        ("etag", _TEXT),  # what an object store says of the file's state
         ("content", _TEXT),
         ("unusable", _TEXT),
     ]
@@ -89,9 +99,9 @@ def as_arrow(records: Iterable[Record], sources: Sequence[Path]) -> pa.Table:
     appends = [column.append for column in columns.values()]
     for record in records:
         folder = sources[record.source]
-        path = os.path.relpath(record.path, folder)
+        place = _place(record, folder)
         for ref in record.refs or (None,):
-            for append, value in zip(appends, _row(record, ref, path, str(folder)), strict=True):
+            for append, value in zip(appends, _row(record, ref, place), strict=True):
                 append(value)
     return pa.Table.from_arrays(
         [pa.array(columns[field.name], _plain(field.type)).cast(field.type) for field in SCHEMA],
@@ -103,15 +113,32 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _row(record: Record, ref: ImageRef | None, path: str, source: str) -> tuple[Any, ...]:
+def _place(record: Record, folder: Path) -> tuple[Any, ...]:
+    """Where a file is: the first columns of `SCHEMA`."""
+    path = os.path.relpath(record.path, folder)
+    if not isinstance(record.path, Member):
+        return path, address(folder), None, None, None, None
+    member = record.path
+    shard = path[: -len(member.name_inside) - 1]
+    if member.row_group < 0:
+        return path, address(folder), shard, member.offset, None, None
+    return path, address(folder), shard, None, member.row_group, member.row
+
+
+def _row(record: Record, ref: ImageRef | None, place: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values of one row, in the order of `SCHEMA`."""
-    after = (record.label, record.size, record.mtime_ns, record.content, record.unusable)
+    file = record.file
+    shard_size = file.size if isinstance(record.path, Member) else None
+    after = (
+        record.label, record.size, record.mtime_ns, shard_size, file.etag, record.content,
+        record.unusable,
+    )  # fmt: skip
     if ref is None:
-        return (path, source, *(None,) * 19, *after)
+        return (*place, *(None,) * 19, *after)
     row, column = ref.spacing_mm or (None, None)
     low, high = ref.window or (None, None)
     return (
-        path, source, ref.format, ref.frame, ref.axis, ref.height, ref.width, ref.bits,
+        *place, ref.format, ref.frame, ref.axis, ref.height, ref.width, ref.bits,
         ref.modality, ref.body_part, row, column, ref.thickness_mm, ref.position_mm, ref.slope,
         ref.intercept, ref.photometric, low, high, ref.patient, ref.series, *after,
     )  # fmt: skip
@@ -124,7 +151,7 @@ def write_table(table: Table, path: Path) -> None:
     """
     facts = {
         "version": VERSION,
-        "sources": [str(source) for source in table.sources],
+        "sources": [address(source) for source in table.sources],
         "slice_axis": table.reading.slice_axis,
         "modality": table.reading.modality,
         "complete": table.complete,
@@ -160,15 +187,38 @@ def read_table(path: Path) -> Table:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or 'damaged'}") from None
     facts = _facts(rows, path)
-    sources = tuple(Path(source) for source in facts["sources"])
-    number_of = {str(source): number for number, source in enumerate(sources)}
-    columns = [rows.column(name).to_pylist() for name in SCHEMA.names]
+    sources = tuple(as_path(source) for source in facts["sources"])
+    number_of = {source: number for number, source in enumerate(facts["sources"])}
+    columns = [_values(rows.column(name), name not in _UNIQUE) for name in SCHEMA.names]
+    shards: dict[tuple[Any, ...], Shard] = {}
     records = [
-        _record(list(of_file), sources, number_of)
+        _record(list(of_file), sources, number_of, shards)
         for _, of_file in groupby(zip(*columns, strict=True), key=lambda row: (row[1], row[0]))
     ]
     reading = Reading(facts["slice_axis"], facts["modality"])
     return Table(sources, records, reading, facts["complete"], facts["salt"])
+
+
+_UNIQUE = ("path", "content", "offset")
+
+
+def _values(column: pa.ChunkedArray, repeats: bool) -> list[Any]:
+    """The values of a column; of one that repeats them, each is one object in memory."""
+    if not repeats:
+        values: list[Any] = column.to_pylist()
+        return values
+    encoded = column.combine_chunks()
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    shared = [*encoded.dictionary.to_pylist(), None]
+    numbers = pc.fill_null(encoded.indices, len(shared) - 1).to_pylist()
+    return [shared[number] for number in numbers]
+
+
+@lru_cache(maxsize=4096)
+def _pair(low: float, high: float) -> tuple[float, float]:
+    """Both, as one object for all images that have them."""
+    return low, high
 
 
 def _facts(rows: pa.Table, path: Path) -> dict[str, Any]:
@@ -182,18 +232,29 @@ def _facts(rows: pa.Table, path: Path) -> dict[str, Any]:
 
 
 def _record(
-    rows: list[tuple[Any, ...]], sources: Sequence[Path], number_of: dict[str, int]
+    rows: list[tuple[Any, ...]],
+    sources: Sequence[Path],
+    number_of: dict[str, int],
+    shards: dict[tuple[Any, ...], Shard],
 ) -> Record:
-    """A file from its rows: the opposite of `_row`."""
-    source = number_of[rows[0][1]]
-    path = sources[source] / rows[0][0]
-    label, size, mtime_ns, content, unusable = rows[0][-5:]
+    """A file from its rows: the opposite of `_row`. Members of a shard have one object for it."""
+    name, folder, inside, offset, row_group, row = rows[0][:6]
+    label, size, mtime_ns, shard_size, etag, content, unusable = rows[0][-7:]
+    source = number_of[folder]
+    if inside is None:
+        path = sources[source] / name
+    else:
+        which = (source, inside, shard_size, mtime_ns, etag)
+        if which not in shards:
+            shards[which] = Shard(sources[source] / inside, shard_size, mtime_ns, etag)
+        place = (offset, size) if row_group is None else (-1, -1, row_group, row)
+        path, etag = Member(f"{folder}/{name}", shards[which], *place), None
     refs = () if unusable is not None else tuple(_ref(row, path, source) for row in rows)
-    return Record(path, source, size, mtime_ns, refs, unusable, content, label)
+    return Record(path, source, size, mtime_ns, refs, unusable, content, label, etag)
 
 
 def _ref(row: tuple[Any, ...], path: Path, source: int) -> ImageRef:
-    (_, _, kind, frame, axis, height, width, bits, modality, body_part, *measures) = row
+    kind, frame, axis, height, width, bits, modality, body_part, *measures = row[6:]
     (down, across, thickness, position, slope, intercept, photometric, low, high, *keys) = measures
     return ImageRef(
         path=path,
@@ -201,7 +262,7 @@ def _ref(row: tuple[Any, ...], path: Path, source: int) -> ImageRef:
         height=height,
         width=width,
         modality=modality,
-        spacing_mm=None if down is None else (down, across),
+        spacing_mm=None if down is None else _pair(down, across),
         thickness_mm=thickness,
         position_mm=position,
         patient=keys[0],
@@ -213,12 +274,20 @@ def _ref(row: tuple[Any, ...], path: Path, source: int) -> ImageRef:
         slope=slope,
         intercept=intercept,
         photometric=photometric,
-        window=None if low is None else (low, high),
+        window=None if low is None else _pair(low, high),
         axis=axis,
     )
 
 
 def moved(record: Record, path: Path, source: int) -> Record:
-    """The record of a file that is now called `path` and found under `source`."""
+    """The record of a file, or of one in a shard, that is now called `path`, under `source`.
+
+    Args:
+        record: the file.
+        path: what it, or the shard that it lies in, is called.
+        source: the number of the folder that it is found in.
+    """
+    if isinstance(record.path, Member):
+        path = record.path.moved(path)
     refs = tuple(replace(ref, path=path, source=source) for ref in record.refs)
     return replace(record, path=path, source=source, refs=refs)

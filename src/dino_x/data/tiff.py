@@ -8,7 +8,6 @@ dropped. Palettes become RGB.
 from __future__ import annotations
 
 import logging
-import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -32,6 +31,7 @@ from dino_x.data.image import (
     check_count,
     check_size,
 )
+from dino_x.data.member import whereabouts
 from dino_x.data.picture import to_array
 from dino_x.views.windowing import choose_window
 
@@ -56,7 +56,7 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     """The pages of a file, thumbnails left out. Raises Unreadable."""
     found = []
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with path.open("rb") as file, tifffile.TiffFile(file) as tiff:
             for number, page in enumerate(cast(Iterable[tifffile.TiffPage], tiff.pages)):
                 check_count(number + 1)
                 if not page.is_reduced:
@@ -67,7 +67,7 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
         raise Unreadable("damaged TIFF header") from None
     check_count(len(found))
     if len(found) > 1:  # pages of one file are likely slices of one volume, or frames of one film
-        series = key("series", os.path.realpath(path))
+        series = key("series", whereabouts(path))
         found = [replace(ref, series=series) for ref in found]
     return found
 
@@ -89,7 +89,7 @@ def _ref(path: Path, number: int, page: Any) -> ImageRef:
 def read(ref: ImageRef) -> Image:
     """Decode one page. Raises Unreadable."""
     try:
-        with tifffile.TiffFile(ref.path) as tiff:
+        with ref.path.open("rb") as file, tifffile.TiffFile(file) as tiff:
             page: Any = tiff.pages[ref.frame]
             check_size(page.imagelength, page.imagewidth)
             spacing = _spacing(page)
@@ -163,7 +163,7 @@ def _decode_by_pillow(page: Any, ref: ImageRef) -> np.ndarray:
     if page.bitspersample > 8 and page.samplesperpixel > 1:
         name = COMPRESSION(page.compression).name
         raise Unreadable(f"16-bit colour TIFF with {name} compression is not supported")
-    with Pillow.open(ref.path, formats=("TIFF",)) as picture:
+    with ref.path.open("rb") as file, Pillow.open(file, formats=("TIFF",)) as picture:
         picture.seek(ref.frame)
         values = to_array(picture)
     # Pillow has turned white-is-zero around for 8 bits, and not for 16.

@@ -6,20 +6,27 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import Generic, Protocol, TypeVar
 
 from dino_x.data.image import Unreadable
 
 
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+T = TypeVar("T", bound=_Sized)
+
+
 @dataclass
-class _Entry:
+class _Entry(Generic[T]):
     lock: threading.Lock = field(default_factory=threading.Lock)
-    values: np.ndarray | None = None
+    values: T | None = None
     reason: str | None = None
 
 
-class VolumeCache:
+class VolumeCache(Generic[T]):
     """The volumes used last, up to a limit in bytes; safe to use from several threads.
 
     Slices of a volume are read one after another when images are looked through for the first
@@ -33,13 +40,13 @@ class VolumeCache:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._entries: OrderedDict[Hashable, _Entry[T]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, which: Hashable, unpack: Callable[[], np.ndarray]) -> np.ndarray:
+    def get(self, which: Hashable, unpack: Callable[[], T]) -> T:
         """A volume, from `unpack` if it is not kept. Raises Unreadable if `unpack` does."""
         with self._lock:
             entry = self._entries.setdefault(which, _Entry())

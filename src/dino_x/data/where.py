@@ -21,6 +21,7 @@ from dino_x.data.scan import Record
 from dino_x.data.table import SCHEMA, as_arrow
 from dino_x.errors import UserError, nearest
 
+_NUMBER = " number"  # no column is called so
 _LONGEST = 2000  # characters; Python's parser is not made for hostile depths
 
 _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
@@ -47,9 +48,9 @@ def select(records: Sequence[Record], sources: Sequence[Path], where: str) -> li
     """
     condition = parse(where)
     rows = as_arrow(records, sources)
-    numbered = rows.append_column("row", pa.array(range(len(rows)), pa.int64()))
+    numbered = rows.append_column(_NUMBER, pa.array(range(len(rows)), pa.int64()))
     try:
-        chosen = numbered.filter(condition).column("row").to_pylist()
+        chosen = numbered.filter(condition).column(_NUMBER).to_pylist()
     except (pa.ArrowException, TypeError):
         raise UserError(
             f"data.where '{where}' compares a column with a value of another kind: texts stand in"

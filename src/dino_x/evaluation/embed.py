@@ -16,11 +16,13 @@ from PIL import Image as Pillow
 from torch import nn
 
 from dino_x.config import WindowOptions
+from dino_x.data.member import any_remote
 from dino_x.data.readers import ImageRef, Unreadable, read
 from dino_x.data.volumes import neighbours, read_slices
 from dino_x.training.device import autocast
 from dino_x.views.windowing import apply_window, window_of
 
+WAITING_THREADS = 32
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 Progress = Callable[[int, int], None]  # (images done, images in all)
 Form = tuple[int, int, int]  # channels, side of a square, and slices in it (3 in 2.5D)
@@ -207,8 +209,10 @@ def prepared(
             for channels, size, slices in forms
         }
 
-    # Decoding and resizing release the interpreter lock, so threads are enough.
-    with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
+    # Decoding and resizing release the interpreter lock, so threads are enough; more of them where
+    # they wait for an object store.
+    threads = WAITING_THREADS if any_remote(refs) else min(8, cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
         ahead = pool.map(prepare, refs[:batch_size])
         for start in range(0, len(refs), batch_size):
             found = list(ahead)

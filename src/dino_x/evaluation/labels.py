@@ -2,6 +2,7 @@
 
 import csv
 import os
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dino_x.data.index import folders_of
+from dino_x.data.member import Member
 from dino_x.data.readers import ImageRef
 from dino_x.errors import UserError, nearest
 from dino_x.evaluation.splits import Item, check_classes, check_given, make_split
@@ -199,15 +201,24 @@ def _items_from_folders(files: list[Path], roots: list[Path]) -> tuple[list[Item
     for file in files:
         for root in roots:
             below = file.relative_to(root).parts if file.is_relative_to(root) else ()
-            if len(below) >= 2:
-                items.append(Item(file, key="/".join(below), label=below[0]))
+            folders = _folders(file, below)
+            if folders:
+                items.append(Item(file, key="/".join(below), label=folders[0]))
                 break
     if not items:
         raise UserError(
             f"no image is in a folder below {_shown(roots)}: with '--labels folder' the class is"
-            " the name of the first folder below the data path"
+            " the name of the first folder below the data path, or in a shard"
         )
     return items, {}
+
+
+def _folders(file: Path, below: tuple[str, ...]) -> tuple[str, ...]:
+    """The folders that a file lies in below a data path; a shard is none."""
+    if isinstance(file, Member) and below:
+        shard = len(below) - 1 - file.name_inside.count("/") - 1
+        return (*below[:shard], *below[shard + 1 : -1])
+    return below[:-1]
 
 
 def items_from_csv(
@@ -219,7 +230,7 @@ def items_from_csv(
         UserError: for a file that is no such table, and where no row names an image.
     """
     rows = read_csv(file, label_column)
-    image_at = {os.path.realpath(image): image for image in images}
+    image_at = _by_place(images)
     left_out = {"images with an empty label": 0, "rows that match no image": 0}
     items: dict[Path, Item] = {}
     unmatched = ""
@@ -246,6 +257,24 @@ def items_from_csv(
             f" '{images[0]}'): paths must be relative to the CSV file's folder or to --data"
         )
     return list(items.values()), left_out
+
+
+def _by_place(images: list[Path]) -> dict[str, Path]:
+    """The images by where they are, and those in shards also by what they are called inside.
+
+    So a table made for a folder holds for the shards that the folder was packed in. A name that
+    two shards have is none.
+    """
+    inside: dict[str, Path | None] = {}
+    for image in images:
+        if isinstance(image, Member):
+            name = image.name_inside
+            inside[name] = image if name not in inside else None
+    named = {f"{_INSIDE}{name}": image for name, image in inside.items() if image is not None}
+    return {os.path.realpath(image): image for image in images} | named
+
+
+_INSIDE = "in a shard: "
 
 
 def read_csv(file: Path, label_column: str) -> list[tuple[int, dict[str, str]]]:
@@ -279,7 +308,7 @@ def _find(path: str, bases: list[Path], image_at: dict[str, Path]) -> Path | Non
         image = image_at.get(os.path.realpath(base / path))
         if image is not None:
             return image
-    return None
+    return image_at.get(f"{_INSIDE}{posixpath.normpath(path)}")
 
 
 def _warn_of_missing(left_out: dict[str, int], matched: int) -> list[str]:

@@ -12,9 +12,11 @@ from torch import nn
 
 from dino_x.data import readers
 from dino_x.data.catalog import sources_of
+from dino_x.data.files import Candidate
 from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
 from dino_x.data.index import build_index
-from dino_x.data.scan import Record
+from dino_x.data.member import as_path
+from dino_x.data.scan import Record, scan
 from dino_x.errors import UserError
 from dino_x.evaluation.backbone import load_backbone
 from dino_x.evaluation.embed import squash
@@ -25,6 +27,7 @@ from dino_x.views.windowing import apply_window, window_of
 
 SAMPLE = 400  # images among which neighbours are looked for
 BATCH = 25
+SHARDS = 4  # that are looked through for the sample, where no index has done it
 SECONDS = 15.0  # for reading and embedding the sample; what was done by then is the sample
 
 
@@ -67,7 +70,7 @@ def sample_refs(
     Raises: UserError if a path is not there any more, or nothing in it can be read. What it says
         may stand in the page: it names no path.
     """
-    folders = [Path(path) for path in paths]
+    folders = [as_path(path) for path in paths]
     rng = generator(seed, 0, "report sample")
     try:
         if where is not None:
@@ -80,10 +83,16 @@ def sample_refs(
     if not files:
         raise UserError(GONE)
     refs: list[ImageRef] = []
+    shards = 0
     for position in rng.permutation(len(files)):
         if len(refs) == count:
             break
         file = files[position]
+        if isinstance(file, Candidate) and file.is_shard:
+            shards += 1
+            if shards <= SHARDS:
+                refs += _some_of(file, reading, rng, max(1, count // SHARDS))
+            continue
         try:
             found = file.refs if isinstance(file, Record) else readers.refs(file.path, reading)
         except Unreadable:
@@ -92,6 +101,15 @@ def sample_refs(
     if not refs:
         raise UserError(UNREADABLE)
     return refs
+
+
+def _some_of(
+    file: Candidate, reading: Reading, rng: np.random.Generator, count: int
+) -> list[ImageRef]:
+    """At most ``count`` images of a shard, whose headers are all read."""
+    records = [record for record in next(iter(scan([file], reading, 1))) if record.refs]
+    chosen = [records[position].refs for position in rng.permutation(len(records))[:count]]
+    return [found[int(rng.integers(len(found)))] for found in chosen]
 
 
 def load_model(folder: Path, device: str) -> tuple[nn.Module, Preparation]:

@@ -8,11 +8,14 @@ import torch
 from rich.console import Console
 
 from dino_x.config import Options
+from dino_x.data import row_groups
 from dino_x.data.cache import CanvasForm, Crop, canvas_side
 from dino_x.data.decoding import Decoding, decoding_in
 from dino_x.data.index import Index, is_grey
 from dino_x.data.loader import Loader
+from dino_x.data.member import file_of
 from dino_x.data.sampler import strata_of
+from dino_x.data.storage import is_remote
 from dino_x.data.store import CanvasStore, keys_of
 from dino_x.data.volumes import neighbours
 from dino_x.errors import UserError
@@ -58,6 +61,7 @@ def prepare(
     """Policy, model, loader and micro-batch of a run; ``options`` get their last values."""
     if options.train.shard == "full":
         check_torch()
+    row_groups.groups.limit_bytes = options.data.row_groups_mb * 2**20
     policy = centering_policy(options.loss, options.train.effective_batch)
     options.loss.centering = policy.centering
     options.loss.koleo_weight = policy.koleo_weight
@@ -75,6 +79,7 @@ def prepare(
         form,
         cache_bytes=options.data.cache_mb * 2**20,
         workers=options.data.workers,
+        fetches=options.data.fetches,
         store=open_store(options, index, form, console),
         decoding=decoding,
     )
@@ -221,7 +226,10 @@ def hash_of(index: Index) -> str:
 def files_hash(index: Index) -> str:
     """Of the names and sizes of the files as this machine sees them."""
     digest = hashlib.sha256()
-    for path in dict.fromkeys(row.path for row in index.rows):
+    for path in dict.fromkeys(file_of(row.path) for row in index.rows):
+        if is_remote(path):  # a store is the same for all machines
+            digest.update(f"{path}\n".encode(errors="replace"))
+            continue
         try:
             digest.update(f"{path}|{path.stat().st_size}\n".encode(errors="replace"))
         except OSError:

@@ -92,11 +92,19 @@ def train_together(
     prepared = together(ranks, lambda: prepare(options, run, index, device, ranks, console))
     prepared.trainer.online = online(prepared, labelled)
     check_same(ranks, "images", files_hash(index) if ranks.count > 1 else "")
+    if ranks.count == 1:  # several would wait for the one that fills it longer than they can
+        fill_cache(prepared, console)
     check_same(ranks, "settings", f"{__version__} {options.model_dump_json()}")
     together(ranks, lambda: begin(prepared, resumed, resume, console))
     announce(prepared, preset_line, held_out, console, asked)
     train(prepared, run, console)
     return options
+
+
+def fill_cache(prepared: Prepared, console: Console) -> None:
+    """Keep what lies in Parquet files in the cache on disk, if there is one, before it is used."""
+    with progress_bar(console, "filling the cache") as on_progress:
+        prepared.loader.fill(on_progress)
 
 
 def early_checks(said: Mapping[str, Any], ranks: Ranks) -> Options:
