@@ -55,6 +55,11 @@ def test_neither_micro_batch_nor_threads_nor_caches_matter(packed, on_folder, tm
         run = tmp_path / name
         assert pretrain(packed["remote tar"], run, **first, **kept, **COMMON) == 0
         assert losses(run) == losses(on_folder)
+    # A store in memory is in this process alone: others are sent what was fetched.
+    run = tmp_path / "processes"
+    elsewhere = {"train__micro_batch": 4, "data__decode_in": "processes", "data__verify": "headers"}
+    assert pretrain(packed["remote tar"], run, **elsewhere, **COMMON) == 0
+    assert losses(run) == losses(on_folder)
     small = {"train__micro_batch": 2, "data__row_groups_mb": 0}
     assert pretrain(packed["parquet"], tmp_path / "small", **small, **COMMON) == 0
     for mine, its in zip(losses(tmp_path / "small"), losses(on_folder), strict=True):

@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +18,7 @@ from dino_x.data.catalog import SUFFIX, Update, folder_of, holds_images, update
 from dino_x.data.decoding import Decoding
 from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
 from dino_x.data.listing import is_shard
-from dino_x.data.member import any_remote, as_path
+from dino_x.data.member import any_remote, as_path, fetched
 from dino_x.data.storage import address, is_remote
 from dino_x.data.table import read_table
 from dino_x.data.where import select
@@ -184,9 +184,14 @@ def is_grey(rows: Sequence[ImageRef], decoding: Decoding | None = None) -> bool:
 
 def _row_is_grey(decoding: Decoding, row: ImageRef) -> bool:
     try:
-        return decoding.run(_shows_grey, row)
+        return decoding.run(_shows_grey, _at_hand(row))
     except Unreadable:
         return True
+
+
+def _at_hand(row: ImageRef) -> ImageRef:
+    """With its bytes, if it lies in a shard: what decodes it may not reach its store."""
+    return replace(row, path=fetched(row.path))
 
 
 def _shows_grey(row: ImageRef) -> bool:
@@ -199,7 +204,7 @@ def _shows_grey(row: ImageRef) -> bool:
 
 def _verified(decoding: Decoding, row: ImageRef) -> Skipped | None:
     try:
-        decoding.run(_decode, row)
+        decoding.run(_decode, _at_hand(row))
     except Unreadable as unreadable:
         return Skipped(row.path, str(unreadable))
     return None
