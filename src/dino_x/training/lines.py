@@ -27,14 +27,13 @@ class GrowingFile:
 
     Args:
         path: made with the first record, with the folder it is in.
-        say: told when records have to wait, once until they could be written.
+        say: told each time that records have to wait.
     """
 
     def __init__(self, path: Path, say: Callable[[str], None] = lambda line: None) -> None:
         self.path = path
         self.say = say
         self.waiting: deque[bytes] = deque(maxlen=WAITING)
-        self.told = False
         self._file: int | None = None
 
     def append(self, record: bytes) -> None:
@@ -48,15 +47,12 @@ class GrowingFile:
             while self.waiting:
                 self._append(self.waiting[0])
                 self.waiting.popleft()
-            self.told = False
         except OSError as error:
             self.close()
-            if not self.told:
-                self.told = True
-                self.say(
-                    f"{self.path} cannot be written ({os.strerror(error.errno or 0)}): training"
-                    " goes on, and what is missing is added when it can be"
-                )
+            self.say(
+                f"{self.path} cannot be written ({os.strerror(error.errno or 0)}): training goes"
+                " on, and what is missing is added when it can be"
+            )
 
     def close(self) -> None:
         """Let go of the file; the next record opens what is at its path then."""
