@@ -1,6 +1,6 @@
 """What does train.shard=full save? Peak memory of each process, beside a whole network.
 
-    python benchmarks/sharding_memory.py [--processes 1 2 4] [--model vitb16] [--prototypes 8192]
+    python benchmarks/sharding_memory.py [--processes 1 2 4] [--model vits16] [--prototypes 8192]
 
 CPU processes on this machine (Linux) train on random images. Memory is the peak of the second step,
 over what the process took before it built anything; what is freed goes back to the machine at once
@@ -49,7 +49,7 @@ def train(place: Path, model: str, prototypes: str, shard: str) -> None:
         return norm
 
     Trainer.update = watched
-    batch = 4
+    batch = 4  # a micro-batch in each of four processes
     status = dino_x(
         ["pretrain", "--data", str(place / "images"), "--out", str(place / "run"),
          "--model", model, "--preset", "dinov3", "--centering", "sinkhorn", "--steps", str(STEPS),
@@ -92,7 +92,7 @@ def measure(count: int, shard: str, arguments: argparse.Namespace) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--model", default="vitb16")
+    parser.add_argument("--model", default="vits16")
     parser.add_argument("--prototypes", default="8192")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -126,13 +126,13 @@ def joined(where: Place, device: torch.device) -> Iterator[Ranks]:
             timeout=TIMEOUT,
             device_id=device if cuda else None,
         )
+        watch = Watch(where.address, where.port, where.rank, where.count, end_process)
     except (RuntimeError, ValueError) as error:  # torch has no common class for what can go wrong
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"the {where.count} processes did not find each other at {where.address}:{where.port}:"
             f" {reason}; is the port in use? set another MASTER_PORT"
         ) from error
-    watch = Watch(where.address, where.port, where.rank, where.count, end_process)
     try:
         yield Ranks(dist.group.WORLD)
     except RuntimeError as error:
