@@ -36,6 +36,15 @@ def send(monkeypatch):
     return install
 
 
+@pytest.fixture
+def hangup():
+    """As in a terminal, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_it_finishes_the_step_saves_and_goes_on_bit_for_bit(films, tmp_path, send, capsys, number):
     assert pretrain(films, tmp_path / "whole", *FLAGS, **SETTINGS) == 0
