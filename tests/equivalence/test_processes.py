@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import random
 import shutil
 import signal
 import socket
@@ -35,10 +36,17 @@ UNEQUAL = {  # groups that go into a micro-batch of 6, but not into one of 5
 
 
 def free_ports(count):
-    """The first of some ports in a row that are free now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return min(found.getsockname()[1], 65_000 - count)
+    """The first of some ports in a row that are free now.
+
+    Below those that connections are given by themselves, 32,768 and up on Linux: the processes of
+    one case have many, and one of them might be the port of the next.
+    """
+    while True:
+        first = random.SystemRandom().randrange(10_000, 30_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
 
 
 def several(count, cases, folder, seconds=900):
