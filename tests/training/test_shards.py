@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dino_x.data import storage
+from dino_x.data.loader import Loader
 from dino_x.report.looking import sample_refs
 from tests.conftest import tiny_settings
 from tests.data.packing import pack_parquet, pack_tar
@@ -81,6 +82,16 @@ def test_a_run_from_an_index_asks_for_no_shard_anew(packed, on_folder, tmp_path,
     assert pretrain(packed["tar"], tmp_path / "second", "--index", index, **settings) == 0
     assert pretrain(index, tmp_path / "third", **settings) == 0
     assert losses(tmp_path / "second") == losses(tmp_path / "third") == losses(on_folder)
+
+
+def test_one_step_on_parquet_fills_the_cache(packed, on_folder, tmp_path, monkeypatch):
+    settings = COMMON | {"train__micro_batch": 4, "online__every": 0, "data__verify": "headers"}
+    settings |= {"data__cache": tmp_path / "cache"}
+    first = settings | {"train__steps": 1}
+    assert pretrain(packed["parquet"], tmp_path / "first", **first) == 0
+    monkeypatch.setattr(Loader, "_read", lambda *_: pytest.fail("decoded again"))
+    assert pretrain(packed["parquet"], tmp_path / "second", **settings) == 0
+    assert losses(tmp_path / "second") == losses(on_folder)
 
 
 @pytest.mark.slow
