@@ -142,7 +142,8 @@ def test_they_end_when_the_run_is_killed():
     code = (
         "import os, time; from dino_x.data.decoding import InProcesses\n"
         "if __name__ == '__main__':\n"
-        "    print(InProcesses().run(os.getpid), flush=True); time.sleep(60)"
+        "    processes = InProcesses(); print(processes.run(os.getpid), flush=True)\n"
+        "    processes.run(time.sleep, 100)"  # a decoder that does not come to an end
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())

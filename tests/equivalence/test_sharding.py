@@ -31,7 +31,9 @@ SHARDED = {
         "loss__centering": "sinkhorn", "masks__probability": 0.15, "model__drop_path": 0.6, **QUIET,
     },
     "distilled": {"loss__centering": "sinkhorn", "head__init": "fan_in", **QUIET},
-    "bf16": {"train__precision": "bf16", "loss__centering": "sinkhorn", **QUIET},
+    "bf16": {  # without KoLeo, which makes much of small differences in so small a network
+        "train__precision": "bf16", "loss__centering": "sinkhorn", "loss__koleo_weight": 0.0, **QUIET,
+    },
 }  # fmt: skip
 
 
@@ -72,7 +74,9 @@ def by_two(films, alone, tmp_path_factory):
     shutil.copytree(alone / "gram", folder / "resumed")
     sorted((folder / "resumed" / "checkpoints").glob("*.pt"))[-1].unlink()
     resumed = arguments(films, folder / "resumed", 4, train__shard="full", **SHARDED["gram"])
-    refused = arguments(films, folder / "refused", 4, train__shard="full")
+    refused = arguments(
+        films, folder / "refused", 4, train__shard="full", train__skip_not_finite=0
+    )
     others = [
         {"arguments": [*resumed, "--resume"]},
         {"arguments": refused, "spoil": "not finite in phase 3"},
