@@ -1,4 +1,4 @@
-"""How long until the others end, when a process of a run is killed or frozen? Six ways, a table.
+"""How long until the others end, when a process of a run is killed or frozen? Six ways.
 
     python -m benchmarks.lost_process
 
@@ -10,9 +10,6 @@ loss until no process of the run is left.
 import tempfile
 import time
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from tests.conftest import make_films
 from tests.equivalence.test_processes import CASES, arguments, started
@@ -53,14 +50,12 @@ def seconds(count: int, case: dict, films: Path, folder: Path) -> float:
 
 
 def main() -> None:
-    table = Table("lost", "seconds", box=None)
     with tempfile.TemporaryDirectory() as place:
         films = make_films(Path(place) / "films")
         for name, (count, case) in WAYS.items():
             folder = Path(place) / name
             folder.mkdir()
-            table.add_row(name, f"{seconds(count, case, films, folder):.0f}")
-    Console().print(table)
+            print(f"{name:<52}{seconds(count, case, films, folder):4.0f} s", flush=True)
 
 
 if __name__ == "__main__":
