@@ -18,11 +18,8 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = CASES["queue"] | {"online__every": 0, "report__snapshots": "false"}
 PHASES = (1, 2, 3)
-<<<<<<< HEAD
 NETWORKS = ("", ", in parts")  # of each process: whole, or cut
-=======
 BROKEN = ("a/003.png", "b/010.png", "a/011.png", "b/016.png", "a/021.png", "b/030.png")
->>>>>>> faults/main
 
 
 @pytest.fixture(scope="module")
