@@ -32,7 +32,8 @@ SHARDED = {
     },
     "distilled": {"loss__centering": "sinkhorn", "head__init": "fan_in", **QUIET},
     "bf16": {  # without KoLeo, which makes much of small differences in so small a network
-        "train__precision": "bf16", "loss__centering": "sinkhorn", "loss__koleo_weight": 0.0, **QUIET,
+        "train__precision": "bf16", "loss__centering": "sinkhorn", "loss__koleo_weight": 0.0,
+        **QUIET,
     },
 }  # fmt: skip
 
@@ -74,9 +75,7 @@ def by_two(films, alone, tmp_path_factory):
     shutil.copytree(alone / "gram", folder / "resumed")
     sorted((folder / "resumed" / "checkpoints").glob("*.pt"))[-1].unlink()
     resumed = arguments(films, folder / "resumed", 4, train__shard="full", **SHARDED["gram"])
-    refused = arguments(
-        films, folder / "refused", 4, train__shard="full", train__skip_not_finite=0
-    )
+    refused = arguments(films, folder / "refused", 4, train__shard="full", train__skip_not_finite=0)
     others = [
         {"arguments": [*resumed, "--resume"]},
         {"arguments": refused, "spoil": "not finite in phase 3"},
