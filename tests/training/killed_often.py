@@ -26,7 +26,8 @@ from tests.conftest import tiny_settings
 STEPS = 60  # more than are done between so many kills
 LIVES = 3  # steps between the start and a kill, at most
 IN_START = 0.2  # share of the kills before the first step of an attempt
-SLOW = 0.5  # share of the attempts whose checkpoints are written slowly
+IN_WRITE = 0.3  # share of those while a checkpoint is written, slowly
+PIECES, PAUSE = 8, 0.005  # of a slow write: pieces, and seconds after each
 FLAGS = ("--effective-batch", "4", "--micro-batch", "4", "--steps", str(STEPS), "--resume")
 SETTINGS = {
     "checkpoint__every": 2, "views__local_crops": 1, "data__verify": "headers", "online__every": 0,
@@ -71,40 +72,47 @@ def begun(pipe):
     Trainer.gradients = first
 
 
-def slowly(state, path):
-    """`torch.save` to a disk that takes its time."""
-    content = io.BytesIO()
-    save(state, content)
-    with open(path, "wb", buffering=0) as file:
-        piece = len(content.getvalue()) // 8
-        for start in range(0, len(content.getvalue()), piece):
-            file.write(content.getbuffer()[start : start + piece])
-            time.sleep(0.005)
+def written_slowly(pipe):
+    """Have `torch.save` take its time, and write to a pipe when it begins."""
+    save = torch.save
+
+    def slowly(state, path):
+        content = io.BytesIO()
+        save(state, content)
+        piece = -(-len(content.getvalue()) // PIECES)
+        with open(path, "wb", buffering=0) as file:
+            os.write(pipe, b"!")
+            for start in range(0, len(content.getvalue()), piece):
+                file.write(content.getbuffer()[start : start + piece])
+                time.sleep(PAUSE)
+
+    torch.save = slowly
 
 
-save = torch.save
+def attempt(films, out, kind="", seconds=0.0):
+    """One start; its status and times.
 
-
-def attempt(films, out, slow=False, moment=None):
-    """One start, killed after ``moment(seconds until its first step)``; its status and times."""
+    It is killed some seconds after it was started ("start"), its first step began ("step") or a
+    checkpoint began to be written ("write").
+    """
     reading, writing = os.pipe()
 
     def work():
-        begun(writing)
-        if slow:
-            torch.save = slowly
+        if kind == "write":
+            written_slowly(writing)
+        else:
+            begun(writing)
         return train(films, out)
 
     before = time.monotonic()
     child = fork(work)
     os.close(writing)
-    if moment is None:
+    if not kind:
         os.read(reading, 1)
         start = time.monotonic() - before
         status = ended(child)
     else:
-        in_start, seconds = moment
-        if not in_start:
+        if kind != "start":
             os.read(reading, 1)
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
@@ -148,10 +156,11 @@ def kill_often(films, folder, kills, seed):
     step = (seconds - start) / STEPS
     attempts = []
     for _ in range(kills):
-        slow, in_start = draw.random() < SLOW, draw.random() < IN_START
-        moment = draw.uniform(0, start) if in_start else draw.uniform(0, LIVES * step)
-        status, _, _ = attempt(films, folder / "killed", slow, (in_start, moment))
-        attempts.append({"status": status, "slow": slow, **found(folder / "killed")})
+        until = {"start": start, "write": PIECES * PAUSE, "step": LIVES * step}
+        shares = (IN_START, IN_WRITE, 1 - IN_START - IN_WRITE)
+        (kind,) = draw.choices(list(until), shares)
+        status, _, _ = attempt(films, folder / "killed", kind, draw.uniform(0, until[kind]))
+        attempts.append({"status": status, "kind": kind, **found(folder / "killed")})
     status, _, _ = attempt(films, folder / "killed")
     last = {"status": status, **found(folder / "killed")}
     result = {"attempts": attempts, "last": last, "start": start, "step": step}

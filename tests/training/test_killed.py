@@ -40,8 +40,7 @@ def test_it_was_killed_that_often_at_moments_of_all_kinds(happened):
     assert [attempt["status"] for attempt in attempts] == [-9] * KILLS
     assert happened["last"]["status"] == 0
     in_checkpoint = [a for a in attempts if any(n.endswith(".pt.partial") for n in a["partial"])]
-    assert len(in_checkpoint) >= 3, "kills while a checkpoint was written"
-    assert sum(bool(attempt["partial"]) for attempt in attempts) >= 10
+    assert len(in_checkpoint) >= 8, "kills while a checkpoint was written"
     newest = [attempt["newest"] or 0 for attempt in attempts]
     assert newest == sorted(newest), "no checkpoint is ever lost"
     assert newest[-1] < killed_often.STEPS, "the last kill was one too"
