@@ -17,6 +17,7 @@ import torch
 
 from dino_x.cli import main
 from dino_x.losses.checks import NotFiniteError
+from dino_x.model.head import Head
 from dino_x.training.effective_batch import EffectiveBatch
 from dino_x.training.trainer import Trainer
 
@@ -31,6 +32,18 @@ def spoil(how: str, rank: int) -> contextlib.AbstractContextManager:
             raise NotFiniteError("spoiled")
 
         return patched(EffectiveBatch, "forward", forward)
+    if how == "out of memory in phase 3":
+
+        def no_room(*_args, **_kwargs):
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB. More is said here.")
+
+        return patched(EffectiveBatch, "forward", no_room)
+    if how == "out of memory in phase 1":
+
+        def no_space(*_args, **_kwargs):
+            raise MemoryError("Unable to allocate 7.00 GiB for an array")
+
+        return patched(Head, "forward", no_space)
     if how == "weights come apart":
         update = Trainer.update
 

@@ -137,6 +137,12 @@ def test_a_failure_in_one_process_ends_all_with_one_message(films, tmp_path):
     cases = {
         "not finite in another process": {"spoil": "not finite in phase 3"},
         "come apart": {"spoil": "weights come apart"},
+        "step 1 with a micro-batch of 4 (in process 1); 2 fits by calculation": {
+            "spoil": "out of memory in phase 3"
+        },
+        "out of memory in step 1 with a micro-batch of 4 (in process 1); 2": {
+            "spoil": "out of memory in phase 1"
+        },
         "process 1 has other settings": {"of the second": ["--set", "optim.lr=0.5"]},
         "effective batch 15 is not a multiple": {"arguments": {"train__effective_batch": 15}},
     }

@@ -1,9 +1,8 @@
 """Memory of a training step, by part, in bytes: pure arithmetic on shapes.
 
-The peak of a step is in phase 3 (see training/effective_batch.py), but for very small micro-batches:
-gradients and optimizer state are there, and the activations of one micro-batch are held until its
-backward. What the effective batch adds to it are bottlenecks and, for KoLeo, one row of features a
-global view.
+The peak of a step is usually in phase 3 (see training/effective_batch.py): gradients and optimizer
+state are there, and the activations of one micro-batch are held until its backward. What the
+effective batch adds to it are bottlenecks and, for KoLeo, one row of features a global view.
 
 b images of a micro-batch, T tokens, N patches, D features, F of the backbone, K prototypes.
 """
@@ -175,8 +174,7 @@ def losses(step: Step, numerics: Numerics) -> dict[str, float]:
     head, sizes = step.head, step.largest
     heads = 2 if step.options.loss.ibot_weight else 1
     prototypes = head.prototypes * head.bottleneck * numerics.wide
-    rows = (2 * GLOBAL_VIEWS + step.locals) * step.micro_batch
-    rows = max(rows, 2 * step.masked(sizes) * step.micro_batch)
+    rows = max(2 * GLOBAL_VIEWS + step.locals, 2 * step.masked(sizes)) * step.micro_batch
     chunk = of_chunk(head, rows, numerics)
     if step.options.loss.implementation == "reference":
         chunk = 4.0 * rows * head.prototypes * numerics.wide
@@ -233,7 +231,7 @@ def targets(step: Step, numerics: Numerics) -> dict[str, float]:
     if step.options.loss.centering != "sinkhorn":
         logits = 0.0
     elif step.options.loss.implementation == "fused" and logits > KEEP_FACTOR * numerics.working:
-        logits = numerics.working
+        logits = float(numerics.working)
     return {"targets of the effective batch": everyones + max(forward, logits)}
 
 
@@ -281,3 +279,11 @@ def needed(step: Step, numerics: Numerics) -> float:
 def still_needed(step: Step, numerics: Numerics) -> float:
     """Bytes that training adds to what is there once the networks are made."""
     return needed(step, numerics) - sum(weights(step, numerics).values())
+
+
+def decoded_images(step: Step) -> float:
+    """Bytes of the images that are kept decoded in main memory, ``data.cache_mb`` at the most."""
+    limit = step.options.data.cache_mb * 2.0**20
+    if step.images is None:
+        return limit
+    return min(limit, 2.0 * step.images * step.channels * step.canvas**2)

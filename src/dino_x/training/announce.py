@@ -20,6 +20,7 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
     skipped = f", {left} file{'s' * (left > 1)} skipped (see skipped.csv)" if left else ""
     held = f", {held_out:,} more held out to be tested on" if held_out else ""
     processes = f" on each of {trainer.ranks.count} processes" if trainer.ranks.count > 1 else ""
+    found = f" ({prepared.micro_batch.why})" if prepared.micro_batch.why else ""
     steps_per_pass = len(index) / train.effective_batch
     lines = {
         "images": f"{len(index):,}{held}{skipped}",
@@ -28,7 +29,8 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
         "settings": preset_line,
         "device": f"{describe_device(trainer.cutter.device)}, {train.precision}",
         "batch": f"{train.effective_batch} images a step, in micro-batches of {train.micro_batch}"
-        + processes,
+        + processes
+        + found,
         "centering": prepared.policy.message,
         "steps": f"{train.steps:,} = {train.steps / steps_per_pass:.1f} passes over the images",
         "rate": f"{peak_lr(options):.3g} = {optim.lr:g} x sqrt({train.effective_batch} /"
@@ -45,7 +47,11 @@ def announce(prepared: Prepared, preset_line: str, held_out: int, console: Conso
         lines["resumed"] = f"after step {trainer.done:,}"
     for name, line in lines.items():
         partial = backbone.accounting is not None and not backbone.accounting.whole
-        warn = {"centering": prepared.policy.warning, "weights": partial}
+        warn = {
+            "centering": prepared.policy.warning,
+            "weights": partial,
+            "batch": prepared.micro_batch.warning,
+        }
         style = "yellow" if warn.get(name) else None
         console.print(f"{name:<10}{line}", style=style, highlight=False, soft_wrap=True)
     for note in index.notes:

@@ -15,8 +15,8 @@ B: images of the effective batch, b: of a micro-batch, V: views, D: bottleneck, 
 features, K: prototypes, M: masked patches of the effective batch, m: of a micro-batch.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.head import Head
 from dino_x.model.teacher import Network
 from dino_x.training.gram import GramTerm
+from dino_x.training.out_of_memory import OutOfMemory, caught
 from dino_x.training.queue import Queues
 from dino_x.training.sample import Sample, Sampling
 from dino_x.training.window import GLOBAL_VIEWS, MicroBatch
@@ -124,8 +125,7 @@ class EffectiveBatch:
         pulls_VbF: Sequence[Tensor] | None = None
         if self.loss.koleo_weight and micro_size % group:
             of_group["koleo"], pulls_VbF = self.neighbours(micro_batches(), group)
-        refusal: NotFiniteError | None = None
-        try:
+        with refused_by_all(self.ranks, centers.dino_K.device):
             for position, micro in enumerate(micro_batches()):
                 pull_VbF = None if pulls_VbF is None else pulls_VbF[position]
                 terms = self.forward(
@@ -135,9 +135,6 @@ class EffectiveBatch:
                     terms["loss"].backward()
                 for name, value in terms.items():
                     totals[name] = totals.get(name, 0) + value.detach()
-        except NotFiniteError as error:  # raised by all processes: the others would wait for it
-            refusal = error
-        raise_together(refusal, self.ranks, centers.dino_K.device)
         sum_gradients(self.student, self.ranks)
         totals = sum_terms(totals, self.ranks, centers.dino_K.device) | of_group
         if of_group:  # what was backpropagated stands for KoLeo, but is not its value
@@ -147,6 +144,11 @@ class EffectiveBatch:
         if sampling is not None:
             sample = sampling.finish(targets.dino_bias_K, teacher_temperature, self.of_all_ranks)
         return WindowResult(values, targets.next_centers, targets.next_queues, sample)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return self.student.dino_head.last_layer.device
 
     @torch.no_grad()
     def bottlenecks(
@@ -158,16 +160,17 @@ class EffectiveBatch:
         depends on neither micro-batches nor processes.
         """
         cls, patches, places = [], [], []
-        for micro in micro_batches:
-            with self.precision():
-                seen = micro.seen_by(self.teacher.backbone) if self.distilled else micro
-                cls_BF, patches_BNF = self.teacher(seen.global_crops(), None, None)
-                cls_BD = self.teacher.dino_head(cls_BF)
-                cls.append(cls_BD.unflatten(0, (GLOBAL_VIEWS, -1)))
-                patches.append(self.teacher.ibot_head(masked_rows(patches_BNF, micro)))
-            places.append(micro.masked_places())
-            if sampling is not None:
-                sampling.teacher(micro, cls_BF, patches_BNF, cls_BD)
+        with refused_by_all(self.ranks, self.device):
+            for micro in micro_batches:
+                with self.precision():
+                    seen = micro.seen_by(self.teacher.backbone) if self.distilled else micro
+                    cls_BF, patches_BNF = self.teacher(seen.global_crops(), None, None)
+                    cls_BD = self.teacher.dino_head(cls_BF)
+                    cls.append(cls_BD.unflatten(0, (GLOBAL_VIEWS, -1)))
+                    patches.append(self.teacher.ibot_head(masked_rows(patches_BNF, micro)))
+                places.append(micro.masked_places())
+                if sampling is not None:
+                    sampling.teacher(micro, cls_BF, patches_BNF, cls_BD)
         all_cls_VBD = self.of_all_ranks(torch.cat(cls, dim=1))
         order_M = self.ranks.concatenate(torch.cat(places)).argsort()
         all_patches_MD = self.ranks.concatenate(torch.cat(patches))[order_M]
@@ -243,12 +246,13 @@ class EffectiveBatch:
         The gradient is [V, b, F] for each micro-batch.
         """
         cls = []
-        for micro in micro_batches:
-            with torch.no_grad(), self.precision():
-                cls_BF, _ = self.student(
-                    micro.global_crops(), micro.masks(), micro.global_randomness()
-                )
-            cls.append(cls_BF.unflatten(0, (GLOBAL_VIEWS, -1)))
+        with refused_by_all(self.ranks, self.device):
+            for micro in micro_batches:
+                with torch.no_grad(), self.precision():
+                    cls_BF, _ = self.student(
+                        micro.global_crops(), micro.masks(), micro.global_randomness()
+                    )
+                cls.append(cls_BF.unflatten(0, (GLOBAL_VIEWS, -1)))
         cls_VBF = self.of_all_ranks(torch.cat(cls, dim=1)).requires_grad_()
         value = sum_over_views(cls_VBF, group)
         (gradient,) = torch.autograd.grad(value, cls_VBF)
@@ -337,9 +341,33 @@ def sum_over_views(cls_VBF: Tensor, group: int) -> Tensor:
     return torch.stack([koleo(cls_BF, group) for cls_BF in cls_VBF]).sum()
 
 
-def raise_together(refusal: NotFiniteError | None, ranks: Ranks, device: torch.device) -> None:
+@contextmanager
+def refused_by_all(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """What one process cannot go on with, none does: the others would wait for it for ever.
+
+    Raises: NotFiniteError or OutOfMemory in every process, if the block raises it in one.
+    """
+    refusal: NotFiniteError | OutOfMemory | None = None
+    try:
+        with caught():
+            yield
+    except NotFiniteError as error:
+        refusal = error
+    except OutOfMemory as error:
+        refusal = OutOfMemory(str(error))  # without the frames, which hold the activations
+    raise_together(refusal, ranks, device)
+
+
+def raise_together(
+    refusal: NotFiniteError | OutOfMemory | None, ranks: Ranks, device: torch.device
+) -> None:
     """Raise in every process if one has to."""
-    if any(refused for (refused,) in ranks.numbers([int(refusal is not None)], device)):
+    own = [int(isinstance(refusal, kind)) for kind in (OutOfMemory, NotFiniteError)]
+    reports = ranks.numbers(own, device)
+    for rank, (no_memory, _) in enumerate(reports):
+        if no_memory:
+            raise refusal if rank == ranks.own and refusal else OutOfMemory(f"in process {rank}")
+    if any(not_finite for _, not_finite in reports):
         raise refusal or NotFiniteError("not finite in another process")
 
 

@@ -1,7 +1,7 @@
 """From resolved options to a run ready to train; what cannot go together is refused here."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,13 +18,21 @@ from dino_x.errors import UserError
 from dino_x.evaluation.labels import Labelled
 from dino_x.losses.ranks import Ranks
 from dino_x.model.backbone import build_backbone
+from dino_x.planning.shapes import Step
 from dino_x.training.device import dtype_of
-from dino_x.training.micro_batch import check_divides, largest_that_fits
+from dino_x.training.micro_batch import (
+    Chosen,
+    check_divides,
+    device_key,
+    find,
+    remembered,
+)
 from dino_x.training.online import Online, labelled_rows
 from dino_x.training.policy import Policy, centering_policy
 from dino_x.training.run import RunFolder
 from dino_x.training.trainer import Trainer
 from dino_x.training.window import Cutter
+from dino_x.training.world import from_all, from_first, together
 from dino_x.views.sizes import crop_sizes
 
 
@@ -36,6 +44,8 @@ class Prepared:
     loader: Loader
     index: Index
     policy: Policy
+    micro_batch: Chosen
+    devices: list[str]  # of all processes, see micro_batch.py
 
 
 def prepare(
@@ -72,14 +82,44 @@ def prepare(
         options, run, loader, len(index), hash_of(index), cutter, backbone, strata, ranks
     )
     check_patches(options, trainer)
-    if options.train.micro_batch == "auto":
-        share = options.train.effective_batch // ranks.count
-        fits = largest_that_fits(share, device, trainer.try_micro_batch)
-        options.train.micro_batch = min(size for (size,) in ranks.numbers([fits], device))
-    micro_batch = options.train.micro_batch
-    assert isinstance(micro_batch, int)
-    check_divides(options.train.effective_batch, micro_batch, ranks.count)
-    return Prepared(trainer, loader, index, policy)
+    devices = from_all(ranks, device_key(device))
+    chosen = choose_micro_batch(trainer, step_of(trainer, form), devices)
+    options.train.micro_batch = chosen.size
+    check_divides(options.train.effective_batch, chosen.size, ranks.count)
+    return Prepared(trainer, loader, index, policy, chosen, devices)
+
+
+def choose_micro_batch(trainer: Trainer, step: Step, devices: list[str]) -> Chosen:
+    """The one that the user named, else the one that the run remembers, else the one that fits."""
+    ranks, said = trainer.ranks, trainer.options.train.micro_batch
+    if isinstance(said, int):
+        return Chosen(said)
+    before = from_first(ranks, lambda: remembered(trainer.run))
+    if before is not None:
+        size, auto, where = before
+        if auto and where == devices and step.share % size == 0:
+            return Chosen(size, "as it was found for this run")
+    device = trainer.cutter.device
+    found = together(ranks, lambda: find(step, device, trainer.try_micro_batch))
+    smallest = min(size for (size,) in ranks.numbers([found.size], device))
+    if before is not None and not found.warning:
+        found = replace(found, why=f"{found.why}, anew for other devices or processes")
+    return replace(found, size=smallest)
+
+
+def step_of(trainer: Trainer, form: CanvasForm) -> Step:
+    """A step of this process as numbers; the micro-batch is 1."""
+    distilled = trainer.targets_of if trainer.distilled is not None else None
+    return Step.of(
+        trainer.options,
+        trainer.student,
+        targets=distilled,
+        gram=None if trainer.gram is None else trainer.gram.backbone,
+        processes=trainer.ranks.count,
+        canvas=form.side,
+        channels=form.channels,
+        images=trainer.images,
+    )
 
 
 def canvas_form(options: Options, index: Index, channels: int) -> CanvasForm:

@@ -23,10 +23,11 @@ from dino_x.progress import progress_bar
 from dino_x.report.write import report_at_end
 from dino_x.training.announce import announce
 from dino_x.training.device import choose_device, describe_device
-from dino_x.training.micro_batch import check_divides
+from dino_x.training.micro_batch import check_divides, remember, remembered
 from dino_x.training.origin import write_origin
-from dino_x.training.prepare import Prepared, files_hash, online, prepare
+from dino_x.training.prepare import Prepared, files_hash, online, prepare, step_of
 from dino_x.training.report import NoReport, TrainingReport
+from dino_x.training.rescue import named
 from dino_x.training.run import RunFolder
 from dino_x.training.start import inherited
 from dino_x.training.world import (
@@ -127,6 +128,7 @@ def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> 
         write_origin(trainer.run, trainer.options.model.name, trainer.student.backbone)
         trainer.run.create(trainer.options, {"images": f"{len(index):,}", "device": device})
     if trainer.ranks.own == 0:
+        remember(trainer.run, prepared.micro_batch, prepared.devices)
         write_skipped(index.skipped, trainer.run.skipped)
 
 
@@ -148,6 +150,10 @@ def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str,
             f"{run.path} was trained with other settings: {'; '.join(changed)}; leave them out to"
             " resume, or start a new run in another --out"
         )
+    kept = remembered(run)
+    if kept is not None:
+        size, auto, _ = kept
+        saved["train.micro_batch"] = "auto" if auto else size
     return {**saved, **said}
 
 
@@ -187,8 +193,9 @@ def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
     """The loop, with its report; what turned out unreadable is added to skipped.csv."""
     trainer, options = prepared.trainer, prepared.trainer.options
     assert options.train.steps is not None
+    step = step_of(trainer, prepared.loader.form).at(prepared.micro_batch.size)
     if trainer.ranks.own > 0:
-        with prepared.loader:
+        with prepared.loader, named(trainer, step):
             trainer.train(NoReport())
         from_all(trainer.ranks, prepared.loader.skipped)
         return
@@ -197,7 +204,7 @@ def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
     )
     skipped = prepared.loader.skipped
     try:
-        with report, prepared.loader:
+        with report, prepared.loader, named(trainer, step):
             trainer.train(report)
         skipped = [skip for part in from_all(trainer.ranks, skipped) for skip in part]
     finally:

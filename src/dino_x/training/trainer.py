@@ -362,16 +362,29 @@ class Trainer:
         return gram
 
     def try_micro_batch(self, size: int) -> None:
-        """One forward and backward of ``size`` images; for finding what fits."""
+        """Forward and backward of one micro-batch, or of two if a step has more than one.
+
+        As in a step: with gradients of the micro-batch before, and with KoLeo over both. For
+        finding what fits, and how long it takes. Nothing is changed.
+        """
         largest = max(crop_sizes(self.options), key=lambda sizes: sizes.global_size)
+        share = self.options.train.effective_batch // self.ranks.count
+        images = min(2 * size, share)
+        window = self.window(0, largest)
 
-        def one() -> Iterator[MicroBatch]:
-            window = self.window(0, largest)
-            yield next(micro_batches(window, size, self.source, self.cutter))
+        def some() -> Iterator[MicroBatch]:
+            return micro_batches(window, size, self.source, self.cutter, slice(0, images))
 
-        gram = self.gram_term(self.options.gram.weight)
-        alone = replace(self.effective_batch, ranks=ALONE)  # others may not have room for it
-        alone.backward(
-            one, size, size, self.centers, self.queues, self.options.teacher.temperature, gram
+        weight = self.options.loss.koleo_weight if images > 1 else 0.0
+        loss = self.options.loss.model_copy(
+            update={"koleo_group": "effective", "koleo_weight": weight}
         )
+        gram = self.gram_term(self.options.gram.weight)
+        # Alone, as others may not have room for it.
+        alone = replace(self.effective_batch, ranks=ALONE, loss=loss)
+        temperature = self.options.teacher.temperature
         self.optimizer.zero_grad(set_to_none=True)
+        try:
+            alone.backward(some, images, size, self.centers, self.queues, temperature, gram)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
