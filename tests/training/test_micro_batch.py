@@ -112,7 +112,7 @@ def test_on_a_cpu_with_room_it_is_a_divisor_up_to_16(batch, size, monkeypatch):
 
 @pytest.mark.parametrize(
     ("gib", "size", "words"),
-    [(6.5, 16, "auto"), (6.0, 8, "auto, more would not fit in 6.0 GiB"), (1.7, 1, "auto, more")],
+    [(11.0, 16, "auto"), (9.0, 8, "auto, more would not fit in 9.0 GiB"), (2.7, 1, "auto, more")],
 )
 def test_on_a_cpu_it_fits_what_is_free(gib, size, words, monkeypatch):
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device: gib * GIB)
@@ -127,11 +127,11 @@ def test_on_a_cpu_what_will_hardly_fit_is_said(monkeypatch):
     found = find(step_of(256), CPU, never)
     assert found.size == 1
     assert found.warning
-    assert "takes 1.3 GiB more and 0.5 are free" in found.why
+    assert "takes 2.3 GiB more and 0.5 are free" in found.why
 
 
 def test_processes_on_a_cpu_share_what_is_free(monkeypatch):
-    monkeypatch.setattr(micro_batch, "free_bytes", lambda device: 7 * GIB)
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda device: 12 * GIB)
     alone = find(step_of(256), CPU, never)
     shared = find(replace(step_of(256), processes=4), CPU, never)
     assert alone.size == 16

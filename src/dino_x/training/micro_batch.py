@@ -18,7 +18,7 @@ from dino_x.training.out_of_memory import OutOfMemory, caught
 from dino_x.training.run import RunFolder
 
 CPU_MICRO_BATCH = 16  # larger gains no speed on a CPU and costs memory
-CPU_SHARE = 0.8  # of what is free: other programs, and an allocator that keeps what it had once
+CPU_SHARE = 0.9  # of what is free
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def find(step: Step, device: torch.device, attempt: Callable[[int], None]) -> Ch
     sizes, room = divisors(step.share), free_bytes(device)
 
     def needed(size: int) -> float:
-        return memory.still_needed(step.at(size), numerics)
+        return memory.still_taken(step.at(size), numerics)
 
     if device.type != "cuda":
         room /= step.processes

@@ -81,7 +81,8 @@ def prepare(
     trainer = Trainer(
         options, run, loader, len(index), hash_of(index), cutter, backbone, strata, ranks
     )
-    check_patches(options, trainer)
+    own = trainer.student.backbone.patch_size
+    check_patches(options, own, trainer.gram.backbone.patch_size if trainer.gram else own)
     devices = from_all(ranks, device_key(device))
     chosen = choose_micro_batch(trainer, step_of(trainer, form), devices)
     options.train.micro_batch = chosen.size
@@ -197,13 +198,12 @@ def check_koleo_group(options: Options) -> None:
         )
 
 
-def check_patches(options: Options, trainer: Trainer) -> None:
-    """Refuse crops that are not a whole number of patches.
+def check_patches(options: Options, own: int, gram: int) -> None:
+    """Refuse crops that are not a whole number of patches, of the model's size and the Gram
+    teacher's.
 
     Raises: UserError naming the nearest sizes that are.
     """
-    own = trainer.student.backbone.patch_size
-    gram = trainer.gram.backbone.patch_size if trainer.gram else own
     of_set = "views.sizes: " if options.views.sizes else ""
     sizes = [("views.global_size", options.views.global_size, own)]
     for one in crop_sizes(options):

@@ -57,7 +57,7 @@ def line_of(trainer: Trainer, step: Step, room: float, message: str) -> UserErro
     said = f"out of memory in {where} with a micro-batch of {tried} ({message}); "
     fits, how = smaller_that_fits(trainer, step, numerics, room)
     if fits is None:
-        need = memory.still_needed(step.at(1), numerics) / GIB
+        need = memory.still_taken(step.at(1), numerics) / GIB
         return UserError(
             f"{said}not even 1 fits: it takes about {need:.2f} GiB beside the weights and"
             f" {room / GIB:.2f} were free; {helps(step.at(1), numerics)}; {trainer.last_good()}"
@@ -78,7 +78,7 @@ def smaller_that_fits(
     gc.collect()
 
     def needed(size: int) -> float:
-        return memory.still_needed(step.at(size), numerics)
+        return memory.still_taken(step.at(size), numerics)
 
     if device.type != "cuda" or trainer.ranks.count > 1:
         usable = room if device.type == "cuda" else CPU_SHARE * room / step.processes
