@@ -212,9 +212,8 @@ def run_plan(arguments: argparse.Namespace) -> None:
     """``dino-x plan``."""
     from rich.console import Console
 
-    from dino_x.evaluation.suite import write_json
     from dino_x.planning.cards import card_of
-    from dino_x.planning.plan import Request, plan
+    from dino_x.planning.plan import Request, check_place, plan, save
     from dino_x.planning.table import print_plan
 
     request = Request(
@@ -225,11 +224,11 @@ def run_plan(arguments: argparse.Namespace) -> None:
         measure=not arguments.no_measure,
         images=arguments.images,
     )
+    check_place(arguments.json)
     console = Console()
     result = plan(said_in(arguments), request, console)
     print_plan(result, console)
-    if arguments.json:
-        write_json(result.as_json(), arguments.json)
+    save(result, arguments.json)
 
 
 def run_index(arguments: argparse.Namespace) -> None:

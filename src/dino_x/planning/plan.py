@@ -14,6 +14,7 @@ from dino_x.data.image import ImageRef
 from dino_x.data.index import Index
 from dino_x.data.loader import Loader
 from dino_x.errors import UserError
+from dino_x.evaluation.suite import write_json
 from dino_x.losses.ranks import ALONE
 from dino_x.model.backbone import build_backbone, is_size
 from dino_x.model.teacher import build_student
@@ -377,3 +378,25 @@ def speed(step: Step, request: Request, trial: Trial | None, flop: float) -> Spe
         rate = trial.reading * step.processes
         how = f"as fast as images are read; {1 / trial.seconds:.1f} without (--cache DIR)"
     return Speed(rate, how, measured=True)
+
+
+def check_place(path: Path | None) -> None:
+    """Refuse a file that cannot be written, before anything is measured.
+
+    Raises: UserError
+    """
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise UserError(f"--json takes a file in a folder that is there; got {path}")
+
+
+def save(plan: Plan, path: Path | None) -> None:
+    """All figures in a file, if one is named.
+
+    Raises: UserError if it cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        write_json(plan.as_json(), path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -22,7 +22,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         "Memory at the peak of a step", "GiB", {n: v / GIB for n, v in plan.memory.items()}, 2
     )
     work = shares("Work an image", "GFLOP", {n: v / 1e9 for n, v in plan.flops.items()}, 1)
-    console.print(Columns([memory, work], padding=(0, 4)))
+    console.print(Columns([memory, work], padding=(0, 3)))
     console.print()
     for name, line in after(plan).items():
         short = name == "memory" and (plan.fits is None or plan.step.micro_batch > plan.fits)
@@ -101,8 +101,9 @@ def number(value: float) -> str:
 def shares(title: str, unit: str, parts: dict[str, float], digits: int) -> Table:
     """A row a part, largest first, with bars; what is below the last digit is left out."""
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_footer=True
-    )
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
+        show_footer=True, show_edge=False, pad_edge=False,
+    )  # fmt: skip
     total, most = sum(parts.values()), max(parts.values())
     table.add_column("part", footer="together")
     table.add_column(unit, justify="right", footer=f"{total:.{digits}f}")
