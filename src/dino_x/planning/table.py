@@ -10,6 +10,7 @@ from dino_x.planning.plan import Plan
 from dino_x.training.report import duration
 
 BAR = 12  # characters of the longest bar
+BESIDE = 104  # columns of a terminal that has room for both tables beside each other
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -22,7 +23,10 @@ def print_plan(plan: Plan, console: Console) -> None:
         "Memory at the peak of a step", "GiB", {n: v / GIB for n, v in plan.memory.items()}, 2
     )
     work = shares("Work an image", "GFLOP", {n: v / 1e9 for n, v in plan.flops.items()}, 1)
-    console.print(Columns([memory, work], padding=(0, 3)))
+    if console.width >= BESIDE:
+        console.print(Columns([memory, work], padding=(0, 3)))
+    else:
+        console.print(memory, "", work, sep="\n")
     console.print()
     for name, line in after(plan).items():
         short = name == "memory" and (plan.fits is None or plan.step.micro_batch > plan.fits)
@@ -86,7 +90,8 @@ def after(plan: Plan) -> dict[str, str]:
             " first time"
         )
     if plan.seconds is not None:
-        lines["time"] = f"{duration(plan.seconds)} for the run"
+        step = plan.seconds / (plan.steps or 1)
+        lines["time"] = f"{duration(plan.seconds)} for the run, {number(step)} s a step"
     if plan.cost is not None:
         each = f" a GPU, {plan.step.processes} GPUs" if plan.step.processes > 1 else ""
         lines["cost"] = f"{plan.cost:,.2f} at {plan.price:g} an hour{each}"
