@@ -66,26 +66,73 @@ class Numerics:
         return 2 if self.precision == "bf16" else self.wide
 
 
-def of_layer(vit: Vit, numerics: Numerics) -> float:
+def of_layer(vit: Vit, numerics: Numerics, looked: float = 1.0, *, drops: bool = False) -> float:
     """Bytes that a layer keeps of one token for the backward.
 
-    The residual stream before both norms is wide. Narrow are the outputs of both norms, queries,
-    keys, values, the attention's output, what LayerScale scales twice, and the MLP on both sides of
-    its activation. Under bf16 the first norm's output is converted anew for each of queries, keys
-    and values; a CPU keeps the attention's output in two layouts.
+    The residual stream before both norms is wide. Narrow are the outputs of both norms, the product
+    of queries, keys and values, the first two of them once more, turned by their positions, the
+    attention's output, and the MLP on both sides of its activation.
+
+    Args:
+        vit: its sizes.
+        numerics: how wide numbers are.
+        looked: share of tokens that are made after attention; if not all, their attention's output
+            is a copy.
+        drops: whether branches are dropped; then what is added to the stream is kept, too.
     """
     width, narrow = vit.width, numerics.narrow
-    rows = 8 + 2 * (numerics.precision == "bf16") + (numerics.device == "cpu")
+    attended = (5 + 2 * vit.turned) * width * narrow + width * numerics.wide + 8 + 4 * vit.heads
     mlp = (4 if vit.gated else 2) * vit.hidden
-    statistics = 4 * 4 + 4 * vit.heads  # of two norms, and a logsumexp a head
-    return 2 * width * numerics.wide + (rows * width + mlp) * narrow + statistics
+    after = (width + mlp) * narrow + (1 + 2 * drops) * width * numerics.wide + 8
+    copied = looked * width * narrow if looked < 1 else 0.0
+    return attended + looked * after + copied
 
 
-def of_crops(vit: Vit, crops: float, side: int, numerics: Numerics) -> float:
-    """Bytes that a forward of so many crops keeps for the backward: pixels, layers, final norm."""
+def of_matrices(vit: Vit, numerics: Numerics) -> float:
+    """Bytes of a layer's matrices as they are multiplied, made anew in each forward: queries, keys
+    and values in one, and the last of both branches with their scales in it.
+    """
+    return float((4 * vit.width**2 + vit.width * vit.hidden) * numerics.narrow)
+
+
+def converted(vit: Vit, numerics: Numerics) -> float:
+    """Bytes of a layer's other matrices in bf16, made once for all forwards of a micro-batch."""
+    if numerics.precision != "bf16":
+        return 0.0
+    return 2.0 * (vit.matrices - 4 * vit.width**2 - vit.width * vit.hidden)
+
+
+def of_crops(
+    vit: Vit,
+    crops: float,
+    side: int,
+    numerics: Numerics,
+    looked: float | None = None,
+    keep: float = 1.0,
+    recompute: bool = False,
+) -> float:
+    """Bytes that a forward of so many crops keeps for the backward: pixels, layers, final norm.
+
+    Args:
+        vit: its sizes.
+        crops: how many, of
+        side: pixels.
+        numerics: how wide numbers are.
+        looked: tokens of a crop that the last layer makes; all if None.
+        keep: share of branches that are computed; the others keep nothing.
+        recompute: whether of a layer only its input is kept.
+    """
+    tokens = vit.tokens(side)
+    made = tokens if looked is None else looked
     pixels = vit.channels * side**2 * numerics.narrow
-    tokens = vit.depth * of_layer(vit, numerics) + 2 * vit.width * numerics.wide
-    return crops * (pixels + vit.tokens(side) * tokens)
+    ends = made * (2 * vit.width * numerics.wide + 8)
+    if recompute:
+        return crops * (pixels + vit.depth * tokens * vit.width * numerics.wide + ends)
+    drops = keep < 1
+    layers = (vit.depth - 1) * of_layer(vit, numerics, drops=drops)
+    layers += of_layer(vit, numerics, made / tokens, drops=drops)
+    matrices = vit.depth * of_matrices(vit, numerics) if crops else 0.0
+    return crops * (pixels + keep * tokens * layers + ends) + matrices
 
 
 def of_head(head: HeadShape, rows: float, numerics: Numerics) -> float:
@@ -102,10 +149,19 @@ def of_chunk(head: HeadShape, rows: float, numerics: Numerics) -> float:
     return min(max(LEAST_ROWS, numerics.working // row), MOST_ROWS, max(rows, 1)) * row
 
 
-def of_backward(vit: Vit, crops: float, side: int, numerics: Numerics) -> float:
-    """Bytes of the gradients inside a layer while it is differentiated."""
+def of_backward(
+    vit: Vit, crops: float, side: int, numerics: Numerics, keep: float, recompute: bool
+) -> float:
+    """Bytes of the gradients inside a layer while it is differentiated; and of the layer's own
+    activations, if they are computed again.
+    """
     mlp = (2 if not vit.gated else 4) * vit.hidden * numerics.narrow
-    return crops * vit.tokens(side) * (mlp + 2 * vit.width * numerics.wide)
+    rows = crops * vit.tokens(side)
+    inside = rows * (keep * mlp + 2 * vit.width * numerics.wide)
+    if not recompute:
+        return inside
+    again = keep * rows * of_layer(vit, numerics, drops=keep < 1) + of_matrices(vit, numerics)
+    return inside + again + converted(vit, numerics)
 
 
 def making_views(step: Step, views: int, side: int, numerics: Numerics) -> float:
@@ -117,7 +173,7 @@ def making_views(step: Step, views: int, side: int, numerics: Numerics) -> float
 
 
 def weights(step: Step, numerics: Numerics) -> dict[str, float]:
-    """Bytes of what is there before the first step."""
+    """Bytes of what is there before the first step; of networks in parts, of this process's."""
     wide = numerics.wide
     parts = {
         "student, backbone": step.student.weights * wide,
@@ -130,17 +186,33 @@ def weights(step: Step, numerics: Numerics) -> dict[str, float]:
         parts["distilled teacher"] = distilled * wide
     if step.gram is not None:
         parts["Gram teacher"] = step.gram.weights * wide
-    return {name: float(value) for name, value in parts.items()}
+    return {name: float(value) / step.parts for name, value in parts.items()}
 
 
 def gradients(step: Step, numerics: Numerics) -> dict[str, float]:
     """Bytes of the gradient of all that is trained."""
-    return {"gradients": float((step.student.weights + 2 * step.head.weights) * numerics.wide)}
+    whole = (step.student.weights + 2 * step.head.weights) * numerics.wide
+    return {"gradients": float(whole) / step.parts}
 
 
 def optimizer(step: Step, numerics: Numerics) -> dict[str, float]:
     """Bytes that come with the first step and stay."""
     return {"optimizer (AdamW)": MOMENTS * gradients(step, numerics)["gradients"]}
+
+
+def put_together(step: Step, numerics: Numerics) -> dict[str, float]:
+    """Bytes of what is whole for a while where networks are in parts.
+
+    A block and the next one, a block's gradient, a head's MLP, and in the losses the prototypes of
+    student and teacher.
+    """
+    if step.parts == 1:
+        return {}
+    heads = 2 if step.options.loss.ibot_weight else 1
+    prototypes = step.head.prototypes * step.head.bottleneck
+    prototypes += step.teacher_head.prototypes * step.teacher_head.bottleneck
+    whole = 3 * step.student.matrices + step.head.mlp + heads * prototypes
+    return {"put together from parts": float(whole * numerics.wide)}
 
 
 def kept(step: Step, numerics: Numerics) -> dict[str, float]:
@@ -161,12 +233,13 @@ def activations(step: Step, numerics: Numerics) -> dict[str, float]:
     sizes, student, images = step.largest, step.student, step.micro_batch
     masked = step.masked(sizes) * images if step.options.loss.ibot_weight else 0.0
     views = (GLOBAL_VIEWS + step.locals) * images
+    how = {"keep": step.keep, "recompute": step.options.train.activation_checkpointing}
     parts = {
         "activations, global crops": of_crops(
-            student, GLOBAL_VIEWS * images, sizes.global_size, numerics
+            student, GLOBAL_VIEWS * images, sizes.global_size, numerics, step.looked(sizes), **how
         ),
         "activations, local crops": of_crops(
-            student, step.locals * images, sizes.local_size, numerics
+            student, step.locals * images, sizes.local_size, numerics, 1.0, **how
         ),
         "activations, heads": of_head(step.head, views + masked, numerics),
     }
@@ -182,24 +255,29 @@ def losses(step: Step, numerics: Numerics) -> dict[str, float]:
     chunk = of_chunk(head, rows, numerics)
     if step.options.loss.implementation == "reference":
         chunk = 4.0 * rows * head.prototypes * numerics.wide
+    # Normalised ones of student and teacher are held, and three copies made in their backward.
+    copies = heads + (2 * heads + 3) * head.normalised
     return {
-        "losses, gradients of prototypes": float(
-            heads * prototypes * (1 + head.normalised) + head.normalised * prototypes
-        ),
+        "losses, gradients of prototypes": float(copies * prototypes),
         "losses, chunks of logits": chunk,
     }
 
 
-def pictures(step: Step, numerics: Numerics) -> dict[str, float]:
-    """Bytes of a micro-batch's images: canvases (on a CPU also the next ones), and views made."""
+def canvases(step: Step, numerics: Numerics) -> dict[str, float]:
+    """Bytes of a micro-batch's canvases; on a CPU also of the next one's."""
     canvas = step.channels * step.canvas**2 * numerics.wide
     at_once = 2 if numerics.device == "cpu" else 1
+    return {"canvases and crops": float(at_once * step.micro_batch * canvas)}
+
+
+def pictures(step: Step, numerics: Numerics) -> dict[str, float]:
+    """Bytes of canvases, and of crops while they are made."""
     sizes = step.largest
     making = max(
         making_views(step, GLOBAL_VIEWS, sizes.global_size, numerics),
         making_views(step, step.locals, sizes.local_size, numerics),
     )
-    return {"canvases and crops": at_once * step.micro_batch * canvas + making}
+    return {name: value + making for name, value in canvases(step, numerics).items()}
 
 
 def inside(step: Step, numerics: Numerics, *, heads: bool = True) -> dict[str, float]:
@@ -209,17 +287,18 @@ def inside(step: Step, numerics: Numerics, *, heads: bool = True) -> dict[str, f
     to the one of the micro-batches before. Without ``heads`` once their backward is over.
     """
     sizes, student, head = step.largest, step.student, step.head
+    recompute = step.options.train.activation_checkpointing
+    how = (numerics, step.keep, recompute)
     tokens = max(
-        of_backward(student, GLOBAL_VIEWS * step.micro_batch, sizes.global_size, numerics),
-        of_backward(student, step.locals * step.micro_batch, sizes.local_size, numerics),
+        of_backward(student, GLOBAL_VIEWS * step.micro_batch, sizes.global_size, *how),
+        of_backward(student, step.locals * step.micro_batch, sizes.local_size, *how),
     )
     matrix = max(head.largest if heads else 0, student.width * student.hidden) * numerics.wide
-    converted = 0.0
+    there = 0.0 if recompute else student.depth * converted(student, numerics)
     if numerics.precision == "bf16":
-        kernels = student.width * student.channels * student.patch**2
-        converted = 2.0 * (student.depth * student.matrices + kernels)
-        converted += 2.0 * 2 * head.matrices if heads else 0.0
-    return {"inside the backward": max(tokens, matrix) + converted}
+        there += 2.0 * student.width * student.channels * student.patch**2
+        there += 2.0 * 2 * head.matrices if heads else 0.0
+    return {"inside the backward": max(tokens, matrix) + there}
 
 
 def targets(step: Step, numerics: Numerics) -> dict[str, float]:
@@ -245,10 +324,11 @@ def moments(step: Step, numerics: Numerics) -> list[dict[str, float]]:
     Local crops go through the network after the global ones, and backward before them. Autograd
     holds their gradient of each weight until that of the global crops comes to it: a copy of the
     backbone, in the place of the activations of the local crops. With one micro-batch a step there
-    are no gradients yet when activations are held.
+    are no gradients yet when activations are held, but the heads' come before the backbone's.
+    Networks in parts have two backwards.
     """
     there = weights(step, numerics) | optimizer(step, numerics) | kept(step, numerics)
-    there |= pictures(step, numerics)
+    there |= put_together(step, numerics)
     held, loss = activations(step, numerics), losses(step, numerics)
     within = inside(step, numerics)
     full = gradients(step, numerics)
@@ -256,18 +336,35 @@ def moments(step: Step, numerics: Numerics) -> list[dict[str, float]]:
     chunk = loss.pop("losses, chunks of logits")
     work = {"losses, chunks of logits": chunk} | within
     smaller = min(work, key=lambda name: work[name])
-    before = there | accumulated | held | loss | {n: v for n, v in work.items() if n != smaller}
-    found = [before, there | full, there | targets(step, numerics)]
-    if numerics.device == "cuda":  # AdamW over all weights at once
-        found[1] = found[1] | {"inside the optimizer": sum(full.values())}
-    if step.locals:
-        waiting = {"gradients of local crops": float(step.student.weights * numerics.narrow)}
-        held = {name: v for name, v in held.items() if name == "activations, global crops"}
-        heads = {"gradients": 2.0 * step.head.weights * numerics.wide}
-        found.append(
-            there | (accumulated or heads) | held | waiting | inside(step, numerics, heads=False)
-        )
+    work.pop(smaller)
+    making = pictures(step, numerics)
+    found = [
+        there | accumulated | held | loss | work | making,
+        there | full | making,
+        there | targets(step, numerics) | making,
+    ]
+    there |= canvases(step, numerics) | inside(step, numerics, heads=False)
+    there |= accumulated or {"gradients": 2.0 * step.head.weights * numerics.wide / step.parts}
+    crops = {name: v for name, v in held.items() if name.endswith("crops")}
+    found.append(there | crops)
+    if step.locals and step.parts == 1:
+        crops.pop("activations, local crops")
+        waiting = gradients_of_locals(step, numerics)
+        found.append(there | crops | {"gradients of local crops": waiting})
     return found
+
+
+def gradients_of_locals(step: Step, numerics: Numerics) -> float:
+    """Bytes of the backbone's gradient that waits for that of the global crops.
+
+    In bf16 some are narrow. Where activations are made again, there is most of that and of this
+    once the last layer is over, which has few.
+    """
+    student = step.student
+    in_bf16 = student.depth * converted(student, numerics) / 2
+    waiting = (student.weights - in_bf16) * numerics.wide + in_bf16 * numerics.narrow
+    over = 1 if step.options.train.activation_checkpointing else 0
+    return waiting * (student.depth - over) / student.depth
 
 
 def by_part(step: Step, numerics: Numerics) -> dict[str, float]:
