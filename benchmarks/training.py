@@ -32,6 +32,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from dino_x.model.teacher import build_student
+from dino_x.planning.flops import needed
+from dino_x.planning.shapes import Step
+from dino_x.presets import resolve
 from dino_x.training.device import describe_device
 
 BATCH = 16
@@ -72,19 +76,23 @@ def ours(
     images: Path, out: Path, steps: int, micro: int, arguments: argparse.Namespace
 ) -> list[str]:
     """The command of this project."""
-    settings = {
-        "model.patch_size": 14, "model.registers": 0, "model.drop_path": arguments.drop_path,
-        "views.local_size": 98, "loss.centering": "sinkhorn", "optim.freeze_last_layer": 0,
-        "data.verify": "headers", "online.every": 0, "report.page": "false",
-        "report.snapshots": "false", "health.every": 0,
-    } | dict(pair.split("=") for pair in arguments.set)  # fmt: skip
     return [
         sys.executable, "-m", "dino_x.cli", "pretrain", "--data", str(images), "--out", str(out),
         "--preset", "dinov3", "--model", "vits16", "--steps", str(steps),
         "--effective-batch", str(BATCH), "--micro-batch", str(micro),
         "--precision", arguments.precision,
-        "--set", *(f"{name}={value}" for name, value in settings.items()),
+        "--set", *(f"{name}={value}" for name, value in settings_of(arguments).items()),
     ]  # fmt: skip
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, object]:
+    """What this project is told with --set."""
+    return {
+        "model.patch_size": 14, "model.registers": 0, "model.drop_path": arguments.drop_path,
+        "views.local_size": 98, "loss.centering": "sinkhorn", "optim.freeze_last_layer": 0,
+        "data.verify": "headers", "online.every": 0, "report.page": "false",
+        "report.snapshots": "false", "health.every": 0,
+    } | dict(pair.split("=", 1) for pair in arguments.set)  # fmt: skip
 
 
 def theirs(images: Path, out: Path, steps: int, arguments: argparse.Namespace) -> list[str]:
@@ -100,6 +108,18 @@ def theirs(images: Path, out: Path, steps: int, arguments: argparse.Namespace) -
         "method_args.student_freeze_last_layer_steps=0", "transform_args.local_view.num_views=8",
         "transform_args.local_view.view_size=[98,98]", "callbacks.model_checkpoint=null",
     ]  # fmt: skip
+
+
+def needed_operations(arguments: argparse.Namespace) -> float:
+    """Operations that an image needs with the settings of ``ours``."""
+    said: dict[str, object] = {
+        "preset": "dinov3", "model.name": "vits16", "train.steps": 1,
+        "train.effective_batch": BATCH, "train.precision": arguments.precision,
+    }  # fmt: skip
+    options, _ = resolve(said | settings_of(arguments), BATCH)
+    with torch.device("meta"):
+        student = build_student(options)
+    return needed(Step.of(options, student, canvas=SIDE, channels=3))
 
 
 def per_step(few: Cost, many: Cost, steps: int) -> Cost:

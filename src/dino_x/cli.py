@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """All commands and their flags."""
-    from dino_x.config import DataOptions, Options
+    from dino_x.config import DataOptions
 
     parser = Parser(
         prog="dino-x",
@@ -69,31 +69,22 @@ def build_parser() -> Parser:
 
     pretrain = commands.add_parser("pretrain", help="train a backbone on unlabelled images")
     pretrain.set_defaults(run=run_pretrain)
-    pretrain.add_argument(
-        "--data",
-        nargs="+",
-        metavar="PATH",
-        help="folders, files, tar or Parquet shards or addresses of these, an index",
-    )
+    add_run_options(pretrain)
     pretrain.add_argument("--out", required=True, type=Path, metavar="RUN", help="folder to make")
-    pretrain.add_argument("--config", type=Path, metavar="FILE.yaml", help="options in a file")
-    pretrain.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="section.key=value",
-        help="any option; see `dino-x options`",
-    )  # fmt: skip
     pretrain.add_argument("--resume", action="store_true", help="go on with RUN")
-    pretrain.add_argument(
-        "--allow-partial", action="store_const", const=True, dest="model.allow_partial",
-        help="start from weights of which less than 99%% can be loaded",
-    )  # fmt: skip
-    for flag, (name, metavar) in FLAGS.items():
-        *sections, key = name.split(".")
-        owner: Any = Options
-        for section in sections:
-            owner = owner.model_fields[section].annotation
-        pretrain.add_argument(
-            flag, dest=name, metavar=metavar, help=owner.model_fields[key].description
-        )
+
+    plan = commands.add_parser("plan", help="will it fit, how long will it take, what does it cost")
+    plan.set_defaults(run=run_plan)
+    add_run_options(plan)
+    plan.add_argument(
+        "--card", metavar="NAME", help="calculate for h100, a100-80, rtx4090, t4, ..."
+    )
+    plan.add_argument("--gpus", type=int, default=1, metavar="N", help="that share each step")
+    plan.add_argument("--mfu", type=float, metavar="SHARE", help="of the card's peak; 0 to 1")
+    plan.add_argument("--price", type=float, metavar="PER_HOUR", help="of one GPU")
+    plan.add_argument("--images", type=int, metavar="N", help="how many, without --data")
+    plan.add_argument("--no-measure", action="store_true", help="no trial on this machine")
+    plan.add_argument("--json", type=Path, metavar="FILE.json", help="all figures")
 
     index = commands.add_parser("index", help="what images there are: a table and a summary")
     index.set_defaults(run=run_index)
@@ -176,17 +167,72 @@ def build_parser() -> Parser:
     return parser
 
 
+def add_run_options(parser: Parser) -> None:
+    """What says how a run trains, for `pretrain` and `plan`."""
+    from dino_x.config import Options
+
+    parser.add_argument(
+        "--data", nargs="+", metavar="PATH",
+        help="folders, files, tar or Parquet shards or addresses of these, an index",
+    )  # fmt: skip
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="options in a file")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="section.key=value",
+        help="any option; see `dino-x options`",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-partial", action="store_const", const=True, dest="model.allow_partial",
+        help="start from weights of which less than 99%% can be loaded",
+    )  # fmt: skip
+    for flag, (name, metavar) in FLAGS.items():
+        *sections, key = name.split(".")
+        owner: Any = Options
+        for section in sections:
+            owner = owner.model_fields[section].annotation
+        parser.add_argument(
+            flag, dest=name, metavar=metavar, help=owner.model_fields[key].description
+        )
+
+
+def said_in(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the user set with the options of a run."""
+    from dino_x.presets import said_by
+
+    names = [name for name, _ in FLAGS.values()] + ["model.allow_partial"]
+    flags = {name: getattr(arguments, name) for name in names}
+    return said_by(arguments.config, arguments.set, {"data.paths": arguments.data, **flags})
+
+
 def run_pretrain(arguments: argparse.Namespace) -> None:
     """``dino-x pretrain``."""
     from rich.console import Console
 
-    from dino_x.presets import said_by
     from dino_x.training.pretrain import pretrain
 
-    names = [name for name, _ in FLAGS.values()] + ["model.allow_partial"]
-    flags = {name: getattr(arguments, name) for name in names}
-    said = said_by(arguments.config, arguments.set, {"data.paths": arguments.data, **flags})
-    pretrain(said, arguments.out, arguments.resume, Console())
+    pretrain(said_in(arguments), arguments.out, arguments.resume, Console())
+
+
+def run_plan(arguments: argparse.Namespace) -> None:
+    """``dino-x plan``."""
+    from rich.console import Console
+
+    from dino_x.planning.cards import card_of
+    from dino_x.planning.plan import Request, check_place, plan, save
+    from dino_x.planning.table import print_plan
+
+    request = Request(
+        card=card_of(arguments.card) if arguments.card else None,
+        gpus=arguments.gpus,
+        mfu=arguments.mfu,
+        price=arguments.price,
+        measure=not arguments.no_measure,
+        images=arguments.images,
+    )
+    check_place(arguments.json)
+    console = Console()
+    result = plan(said_in(arguments), request, console)
+    print_plan(result, console)
+    save(result, arguments.json)
 
 
 def run_index(arguments: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from dino_x.cli import main
 from dino_x.data.loader import Loader
 from dino_x.errors import UserError
 from dino_x.losses.checks import NotFiniteError
+from dino_x.model.head import Head
 from dino_x.training import stopping, watch
 from dino_x.training.effective_batch import EffectiveBatch
 from dino_x.training.online import Online
@@ -46,6 +47,18 @@ def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
             raise NotFiniteError("spoiled")
 
         return patched(EffectiveBatch, "losses", losses)
+    if how.startswith("out of memory in "):
+        owner, name = {
+            "phase 1": (Head, "forward"),
+            "phase 3": (EffectiveBatch, "forward"),
+            "the losses": (EffectiveBatch, "losses"),
+            "the optimizer": (Trainer, "update"),
+        }[how.removeprefix("out of memory in ")]
+
+        def no_room(*_args, **_kwargs):
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB. More is said here.")
+
+        return patched(owner, name, no_room)
     if how == "weights come apart":
         update = Trainer.update
 

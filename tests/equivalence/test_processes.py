@@ -182,6 +182,16 @@ def test_a_failure_in_one_process_ends_all_with_one_message(films, tmp_path):
     cases = {
         "not finite in another process": {"spoil": "not finite in phase 3"},
         "come apart": {"spoil": "weights come apart"},
+        "step 1 with a micro-batch of 4 (in process 1); 3 fits by calculation": {
+            "spoil": "out of memory in phase 3"
+        },
+        "out of memory in step 1 with a micro-batch of 4 (in process 1); 3": {
+            "spoil": "out of memory in phase 1"
+        },
+        "out of memory in step 1 with a micro-batch of 4 (in process 1)": {
+            "spoil": "out of memory in the losses",
+            "arguments": {"train__shard": "full"},
+        },
         "process 1 has other settings": {"of the second": ["--set", "optim.lr=0.5"]},
         "effective batch 1 has fewer images than there are processes (2)": {
             "arguments": {"train__effective_batch": 1}
@@ -195,6 +205,24 @@ def test_a_failure_in_one_process_ends_all_with_one_message(films, tmp_path):
         assert [found["status"] for found in ranks] == [2, 2], ranks
         assert message in ranks[0]["said"]
         assert ranks[1]["said"] == ""
+
+
+@pytest.mark.parametrize(
+    ("where", "settings"), [("the optimizer", {}), ("phase 3", {"train__shard": "full"})]
+)
+def test_one_that_is_out_of_memory_where_others_wait_for_it_says_so_itself(
+    films, tmp_path, where, settings
+):
+    """And ends, for which the others do."""
+    settings = CASES["queue"] | settings
+    job = {"arguments": arguments(films, tmp_path / "run", 4, **settings),
+           "spoil": f"out of memory in {where}"}  # fmt: skip
+    ((first, second),) = several(2, [job], tmp_path / "results", seconds=200)
+    assert [first["status"], second["status"]] == [2, 2]
+    expected = "process 1: out of memory in step 1 with a micro-batch of 4 (tried to allocate 2"
+    assert expected in second["said"]
+    assert "3 fits by calculation" in second["said"]
+    assert "another process of the run has ended, see its message" in first["said"]
 
 
 @pytest.mark.parametrize("dying", [0, 1])

@@ -4,9 +4,9 @@ from rich.console import Console
 
 from dino_x.config import Options
 from dino_x.training.device import describe_device
-from dino_x.training.micro_batch import all_sizes
 from dino_x.training.prepare import Prepared
 from dino_x.training.schedules import peak_lr
+from dino_x.training.shares import all_sizes
 
 
 def announce(
@@ -32,6 +32,8 @@ def announce(
     size = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else f"{max(sizes)}"
     if asked not in ("auto", train.micro_batch):
         processes += f" ({asked} does not divide a process's images; the result is the same)"
+    if prepared.micro_batch.why:
+        processes += f" ({prepared.micro_batch.why})"
     steps_per_pass = len(index) / train.effective_batch
     lines = {
         "images": f"{len(index):,}{held}{skipped}",
@@ -58,7 +60,11 @@ def announce(
         lines["resumed"] = f"after step {trainer.done:,}"
     for name, line in lines.items():
         partial = backbone.accounting is not None and not backbone.accounting.whole
-        warn = {"centering": prepared.policy.warning, "weights": partial}
+        warn = {
+            "centering": prepared.policy.warning,
+            "weights": partial,
+            "batch": prepared.micro_batch.warning,
+        }
         style = "yellow" if warn.get(name) else None
         console.print(f"{name:<10}{line}", style=style, highlight=False, soft_wrap=True)
     for note in index.notes:

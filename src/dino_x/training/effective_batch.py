@@ -35,9 +35,9 @@ from dino_x.model.head import Head
 from dino_x.model.teacher import Network
 from dino_x.training.agreement import Agreement
 from dino_x.training.gram import GramTerm
-from dino_x.training.micro_batch import all_sizes
 from dino_x.training.queue import Queues
 from dino_x.training.sample import Sample, Sampling
+from dino_x.training.shares import all_sizes
 from dino_x.training.window import GLOBAL_VIEWS, MicroBatch
 
 TERMS = ("dino", "ibot", "koleo", "gram", "loss")
@@ -176,7 +176,7 @@ class EffectiveBatch:
         sizes = all_sizes(images, micro_size, self.ranks.count)
         if self.loss.koleo_weight and any(size % group for size in sizes):
             of_group["koleo"], pulls_VbF = self.neighbours(micro_batches(), group)
-        with self.agreement.part():
+        with self.phase():
             for position, micro in enumerate(self.each(micro_batches())):
                 pull_VbF = None if pulls_VbF is None else pulls_VbF[position]
                 outputs = self.forward(micro, gram, sampling)
@@ -207,6 +207,10 @@ class EffectiveBatch:
             sample = sampling.finish(targets.dino_bias_K, teacher_temperature, self.of_all_ranks)
         return WindowResult(values, targets.next_centers, targets.next_queues, sample)
 
+    def phase(self) -> AbstractContextManager:
+        """What the processes do each with its own micro-batches, or in parts all together."""
+        return self.agreement.part(joint=self.sharded)
+
     def part_of_micro_batch(self) -> AbstractContextManager:
         """What a process does by itself between forwards and backwards that all do together."""
         return self.agreement.part() if self.sharded else nullcontext()
@@ -231,7 +235,7 @@ class EffectiveBatch:
         depends on neither micro-batches nor processes.
         """
         cls, patches, places = [], [], []
-        with self.agreement.part():
+        with self.phase():
             for micro in self.each(micro_batches):
                 with self.precision():
                     seen = micro.seen_by(self.teacher.backbone) if self.distilled else micro
@@ -317,7 +321,7 @@ class EffectiveBatch:
         The gradient is [V, b, F] for each micro-batch.
         """
         cls = []
-        with self.agreement.part():
+        with self.phase():
             for micro in self.each(micro_batches):
                 with torch.no_grad(), self.precision():
                     cls_BF, _ = self.student(

@@ -1,132 +1,217 @@
-"""The micro-batch: how an effective batch is cut into them, and the largest that fits.
+"""The micro-batch: the largest that fits, and what a run remembers of it."""
 
-One process cuts it into equal ones. Several have shares whose sizes differ by one at most, and each
-cuts its share into equally many, whose sizes differ by one at most.
-"""
-
-from collections.abc import Callable
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from dino_x.errors import UserError
-from dino_x.losses.ranks import share_of
+from dino_x.planning import memory
+from dino_x.planning.host import free_bytes, limit_bytes
+from dino_x.planning.memory import Numerics
+from dino_x.planning.shapes import Step
+from dino_x.training.checkpoint import write_atomically
+from dino_x.training.device import GIB, limited_memory
+from dino_x.training.out_of_memory import OutOfMemory, caught
+from dino_x.training.run import RunFolder
+from dino_x.training.shares import choices
 
 CPU_MICRO_BATCH = 16  # larger gains no speed on a CPU and costs memory
+CPU_SHARE = 0.9  # of what is free
 
 
-def divisors(number: int) -> list[int]:
-    """All divisors, largest first."""
-    return [n for n in range(number, 0, -1) if number % n == 0]
+@dataclass(frozen=True)
+class Chosen:
+    """A micro-batch, and a clause that says where it comes from, if not from the user.
 
-
-def parts_of_a_share(effective_batch: int, micro_batch: int, ranks: int = 1) -> int:
-    """Micro-batches of each process: as few as the largest share needs."""
-    return -(-largest_share(effective_batch, ranks) // micro_batch)
-
-
-def largest_share(effective_batch: int, ranks: int) -> int:
-    """Images of the process that has the most."""
-    return -(-effective_batch // ranks)
-
-
-def cut(share: slice, parts: int) -> list[slice]:
-    """A share in so many parts whose sizes differ by one at most; fewer if it has fewer images.
-
-    >>> cut(slice(5, 12), 2)
-    [slice(5, 8, None), slice(8, 12, None)]
+    ``warning`` is for a size that may not fit.
     """
-    within = (share_of(share.stop - share.start, number, parts) for number in range(parts))
-    return [slice(share.start + s.start, share.start + s.stop) for s in within if s.start < s.stop]
+
+    size: int
+    why: str = ""
+    warning: bool = False
+
+    @property
+    def auto(self) -> bool:
+        """Whether it was found, now or before."""
+        return bool(self.why)
 
 
-def all_sizes(effective_batch: int, micro_batch: int, ranks: int = 1) -> list[int]:
-    """Images of each micro-batch of each process, in their order.
-
-    >>> all_sizes(16, 4, ranks=3)
-    [2, 3, 2, 3, 3, 3]
-    """
-    parts = parts_of_a_share(effective_batch, micro_batch, ranks)
-    shares = (share_of(effective_batch, rank, ranks) for rank in range(ranks))
-    return [span.stop - span.start for share in shares for span in cut(share, parts)]
+def largest_by_calculation(
+    sizes: Sequence[int], needed: Callable[[int], float], room: float
+) -> int | None:
+    """The largest of some sizes that needs no more than ``room`` bytes; None if none does."""
+    return max((size for size in sizes if needed(size) <= room), default=None)
 
 
-def check_divides(effective_batch: int, micro_batch: int) -> None:
-    """Refuse an effective batch that is no multiple of the micro-batch; for one process.
-
-    Raises: UserError naming the nearest that are.
-    """
-    if effective_batch % micro_batch:
-        below = effective_batch // micro_batch * micro_batch
-        nearest = ", ".join(str(n) for n in (below, below + micro_batch) if n)
-        kind = "is" if "," not in nearest else "are"
-        raise UserError(
-            f"effective batch {effective_batch} is not a multiple of micro-batch {micro_batch};"
-            f" the nearest that {kind}: {nearest}"
-        )
-
-
-def usable(effective_batch: int, micro_batch: int, ranks: int, named: bool) -> int:
-    """The largest micro-batch there is when none may be larger than ``micro_batch``.
-
-    A run that goes on with another number of processes may have one that does not divide a share
-    any more. Nothing of the result depends on it, so it is refused only where it is named.
-
-    Raises: UserError for one process and a micro-batch that is named and does not divide.
-    """
-    if ranks > 1:
-        return max(all_sizes(effective_batch, micro_batch, ranks))
-    if named:
-        check_divides(effective_batch, micro_batch)
-    return next(size for size in divisors(effective_batch) if size <= micro_batch)
-
-
-def check_enough(effective_batch: int, ranks: int) -> None:
-    """Refuse more processes than images in the effective batch.
-
-    Raises: UserError.
-    """
-    if effective_batch < ranks:
-        raise UserError(
-            f"effective batch {effective_batch} has fewer images than there are processes"
-            f" ({ranks}); start {effective_batch} or fewer, or raise --effective-batch"
-        )
-
-
-def check_equally_many(effective_batch: int, micro_batch: int, ranks: int) -> None:
-    """Refuse a cut in which a process has a micro-batch less than others; where networks are
-    in parts, each waits for all in each micro-batch.
-
-    Raises: UserError.
-    """
-    parts = parts_of_a_share(effective_batch, micro_batch, ranks)
-    if len(all_sizes(effective_batch, micro_batch, ranks)) < parts * ranks:
-        raise UserError(
-            f"train.shard=full needs equally many micro-batches in every process, and"
-            f" {effective_batch} images in micro-batches of {micro_batch} on {ranks} processes are"
-            f" not; choose a larger --micro-batch, or an effective batch that {ranks} divides"
-        )
-
-
-def largest_that_fits(
-    effective_batch: int, device: torch.device, attempt: Callable[[int], None]
-) -> int:
-    """The micro-batch for ``auto``: on a CPU a fixed size, on a GPU the largest that runs.
+def largest_that_runs(
+    sizes: Sequence[int], guess: int, attempt: Callable[[int], None]
+) -> tuple[int | None, int]:
+    """The largest of some sizes that runs, in few tries: next to a guess, then by halves.
 
     Args:
-        effective_batch: it divides this.
-        device: where.
-        attempt: runs one forward and backward of that many images.
+        sizes: that there are.
+        guess: where to begin; a good one costs two tries.
+        attempt: runs one; raises torch.OutOfMemoryError if it does not fit.
 
-    Raises: UserError if not even one image fits.
+    Returns: the size, None if not even the smallest runs, and the number of tries.
     """
-    sizes = divisors(effective_batch)
-    if device.type != "cuda":
-        return next(size for size in sizes if size <= CPU_MICRO_BATCH)
-    for size in sizes:
-        try:
+    rising = sorted(sizes)
+    fits, fails = -1, len(rising)  # places of the largest known to run, the smallest known not to
+    place, tries = max(0, bisect_right(rising, guess) - 1), 0
+    while fails - fits > 1:
+        tries += 1
+        if runs(attempt, rising[place]):
+            fits = place
+            place = fits + 1 if tries == 1 else (fits + fails) // 2
+        else:
+            fails = place
+            place = fails - 1 if tries == 1 else (fits + fails) // 2
+    return (rising[fits] if fits >= 0 else None), tries
+
+
+def runs(attempt: Callable[[int], None], size: int) -> bool:
+    """Whether a size runs; what it left in the allocator is given back."""
+    try:
+        with caught():
             attempt(size)
-        except torch.cuda.OutOfMemoryError:
+    except OutOfMemory:
+        return False
+    finally:
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
-            continue
-        return size
-    raise UserError("not even a micro-batch of 1 fits in the GPU's memory; choose a smaller model")
+    return True
+
+
+def sizes_of(step: Step) -> list[int]:
+    """Micro-batches that a step can have, largest first."""
+    return choices(step.effective_batch, step.processes, equally_many=step.parts > 1)
+
+
+def find(step: Step, device: torch.device, attempt: Callable[[int], None]) -> Chosen:
+    """The micro-batch for ``auto``: by calculation on a CPU, by trying on a GPU.
+
+    Args:
+        step: as it is; any micro-batch. The networks are made, the optimizer has no state yet.
+        device: where.
+        attempt: see ``largest_that_runs``.
+
+    Raises: UserError if not even one image fits on a GPU.
+    """
+    numerics = Numerics.on(step.options.train.precision, device)
+    sizes, room = sizes_of(step), free_bytes(device)
+
+    def needed(size: int) -> float:
+        return memory.still_taken(step.at(size), numerics)
+
+    if device.type != "cuda":
+        room /= step.processes
+        images = memory.decoded_images(step)
+        usual = [size for size in sizes if size <= CPU_MICRO_BATCH]
+        size = largest_by_calculation(usual, lambda n: needed(n) + images, CPU_SHARE * room)
+        if size is None:
+            short = (
+                f"by calculation even 1 takes {(needed(1) + images) / GIB:.1f} GiB more and"
+                f" {room / GIB:.1f} are free: the system may end the run"
+            )
+            return Chosen(1, short, warning=True)
+        less = "" if size == usual[0] else f", more would not fit in {room / GIB:.1f} GiB"
+        return Chosen(size, f"auto{less}")
+    # What an attempt has not: the optimizer's state, what is kept of the whole effective batch.
+    later = sum(memory.optimizer(step, numerics).values())
+    later += sum(memory.kept(step, numerics).values())
+    spare = memory.KEPT_FREE * limit_bytes(device)
+    guess = largest_by_calculation(sizes, needed, room - spare) or 1
+    with limited_memory(device, later + spare):
+        found, tries = largest_that_runs(sizes, guess, attempt)
+    if found is None:
+        raise UserError(
+            f"not even a micro-batch of 1 fits in the GPU's memory; {helps(step.at(1), numerics)}"
+        )
+    return Chosen(found, f"found in {tries} tr{'y' if tries == 1 else 'ies'}")
+
+
+def helps(step: Step, numerics: Numerics) -> str:
+    """What makes a step smaller that does not fit with one image: by what takes most of it.
+
+    First what changes nothing about the result, and can be said when a run is resumed.
+    """
+    parts = memory.by_part(step, numerics)
+    backbone = sum(v for name, v in parts.items() if "backbone" in name)
+    heads = sum(v for name, v in parts.items() if "heads" in name or "prototypes" in name)
+    both = sum(v for name, v in parts.items() if name in ("gradients", "optimizer (AdamW)"))
+    ratio = step.student.weights / (step.student.weights + 2 * step.head.weights)
+    asked = {
+        f"fewer prototypes (head.prototypes={step.head.prototypes // 4})": heads
+        + (1 - ratio) * both,
+        "a smaller --model": backbone + ratio * both,
+        "smaller crops (views.global_size, views.local_crops)": sum(
+            value for name, value in parts.items() if name.startswith("activations, ")
+        ),
+        "a smaller --effective-batch": parts.get("effective batch, bottlenecks", 0.0)
+        + parts.get("targets of the effective batch", 0.0),
+        f"a shorter --queue than {step.options.loss.queue}": parts.get("queue", 0.0),
+    }
+    most = sorted(asked, key=lambda name: -asked[name])[:2]
+    if numerics.device == "cuda" and numerics.precision != "bf16":
+        most.append("--precision bf16")
+    new_run = f"in a new run, try {', '.join(most[:-1])} or {most[-1]}"
+    free = [name for name, other in lighter(step).items() if saves(other, step, numerics)]
+    if not free:
+        return new_run
+    changes = "changes" if len(free) == 1 else "change"
+    return f"set {' or '.join(free)}, which {changes} nothing about the result; or, {new_run}"
+
+
+def lighter(step: Step) -> dict[str, Step]:
+    """The same step with settings that save memory and change nothing else."""
+    train, found = step.options.train, {}
+    if not train.activation_checkpointing:
+        found["train.activation_checkpointing=true"] = {"activation_checkpointing": True}
+    if step.processes > 1 and step.parts == 1:
+        found["train.shard=full"] = {"shard": "full"}
+    return {
+        name: replace(
+            step,
+            options=step.options.model_copy(update={"train": train.model_copy(update=values)}),
+        )
+        for name, values in found.items()
+    }
+
+
+def saves(lighter_step: Step, step: Step, numerics: Numerics) -> bool:
+    """Whether the one takes clearly less memory than the other."""
+    return memory.needed(lighter_step, numerics) < 0.95 * memory.needed(step, numerics)
+
+
+def device_key(device: torch.device) -> str:
+    """What has to be the same for a remembered micro-batch to hold: the card, and its memory."""
+    limit = limit_bytes(device)
+    size = f"{limit / GIB:.0f} GiB" if limit < float("inf") else "unknown memory"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return f"{name}, {size}"
+
+
+def remember(run: RunFolder, chosen: Chosen, devices: list[str]) -> None:
+    """Keep a run's micro-batch for when it is resumed.
+
+    Raises: UserError if that cannot be written.
+    """
+    values = {"micro_batch": chosen.size, "auto": chosen.auto, "devices": devices}
+    text = json.dumps(values, indent=2) + "\n"
+    try:
+        write_atomically(run.micro_batch, lambda file: file.write_text(text))
+    except OSError as error:
+        raise UserError(f"cannot write to {run.path}: {error.strerror}") from error
+
+
+def remembered(run: RunFolder) -> tuple[int, bool, list[str]] | None:
+    """A run's micro-batch, whether it was found, and where; None if nothing useful is kept."""
+    try:
+        values = json.loads(run.micro_batch.read_text())
+        size, devices = int(values["micro_batch"]), [str(name) for name in values["devices"]]
+        return (size, bool(values["auto"]), devices) if size > 0 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

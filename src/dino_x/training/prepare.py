@@ -1,7 +1,7 @@
 """From resolved options to a run ready to train; what cannot go together is refused here."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,21 +22,23 @@ from dino_x.errors import UserError
 from dino_x.evaluation.labels import Labelled
 from dino_x.losses.ranks import Ranks
 from dino_x.model.backbone import build_backbone
+from dino_x.planning.shapes import Step
 from dino_x.training.device import dtype_of
 from dino_x.training.micro_batch import (
-    all_sizes,
-    check_divides,
-    check_equally_many,
-    largest_share,
-    largest_that_fits,
+    Chosen,
+    device_key,
+    find,
+    remembered,
+    sizes_of,
 )
 from dino_x.training.online import Online, labelled_rows
 from dino_x.training.policy import Policy, centering_policy
 from dino_x.training.run import RunFolder
 from dino_x.training.sharding import check_torch
+from dino_x.training.shares import all_sizes, check_divides, check_equally_many
 from dino_x.training.trainer import Trainer
 from dino_x.training.window import Cutter
-from dino_x.training.world import together
+from dino_x.training.world import from_all, from_first, together
 from dino_x.views.sizes import crop_sizes
 
 
@@ -48,6 +50,8 @@ class Prepared:
     loader: Loader
     index: Index
     policy: Policy
+    micro_batch: Chosen
+    devices: list[str]  # of all processes, see micro_batch.py
 
 
 def prepare(
@@ -89,26 +93,57 @@ def prepare(
     trainer = Trainer(
         options, run, loader, len(index), hash_of(index), cutter, backbone, strata, ranks
     )
-    check_patches(options, trainer)
+    own = trainer.student.backbone.patch_size
+    check_patches(options, own, trainer.gram.backbone.patch_size if trainer.gram else own)
+    devices = from_all(ranks, device_key(device))
+    chosen = choose_micro_batch(trainer, step_of(trainer, form), devices)
     effective_batch = options.train.effective_batch
-    share = largest_share(effective_batch, ranks.count)
-    if options.train.micro_batch == "auto":
-        if trainer.sharded and device.type == "cuda":
-            raise UserError(
-                "train.shard=full needs --micro-batch N: a size that does not fit in one process"
-                " would leave the others waiting, so none can be tried"
-            )
-        # A loader may give up in one process, while others would wait for its number.
-        fits = together(ranks, lambda: largest_that_fits(share, device, trainer.try_micro_batch))
-        options.train.micro_batch = min(size for (size,) in ranks.numbers([fits], device))
-    micro_batch = options.train.micro_batch
-    assert isinstance(micro_batch, int)
     if ranks.count == 1:
-        check_divides(effective_batch, micro_batch)
+        check_divides(effective_batch, chosen.size)
     if trainer.sharded:
-        check_equally_many(effective_batch, micro_batch, ranks.count)
-    options.train.micro_batch = max(all_sizes(effective_batch, micro_batch, ranks.count))
-    return Prepared(trainer, loader, index, policy)
+        check_equally_many(effective_batch, chosen.size, ranks.count)
+    chosen = replace(chosen, size=max(all_sizes(effective_batch, chosen.size, ranks.count)))
+    options.train.micro_batch = chosen.size
+    return Prepared(trainer, loader, index, policy, chosen, devices)
+
+
+def choose_micro_batch(trainer: Trainer, step: Step, devices: list[str]) -> Chosen:
+    """The one that the user named, else the one that the run remembers, else the one that fits."""
+    ranks, said = trainer.ranks, trainer.options.train.micro_batch
+    if isinstance(said, int):
+        return Chosen(said)
+    before = from_first(ranks, lambda: remembered(trainer.run))
+    if before is not None:
+        size, auto, where = before
+        if auto and where == devices and size in sizes_of(step):
+            return Chosen(size, "as it was found for this run")
+    device = trainer.cutter.device
+    if trainer.sharded and device.type == "cuda":
+        raise UserError(
+            "train.shard=full needs --micro-batch N: a size that does not fit in one process"
+            " would leave the others waiting, so none can be tried"
+        )
+    # A loader may give up in one process, while others would wait for its number.
+    found = together(ranks, lambda: find(step, device, trainer.try_micro_batch))
+    smallest = min(size for (size,) in ranks.numbers([found.size], device))
+    if before is not None and not found.warning:
+        found = replace(found, why=f"{found.why}, anew for other devices or processes")
+    return replace(found, size=smallest)
+
+
+def step_of(trainer: Trainer, form: CanvasForm) -> Step:
+    """A step of this process as numbers; the micro-batch is 1."""
+    distilled = trainer.targets_of if trainer.distilled is not None else None
+    return Step.of(
+        trainer.options,
+        trainer.student,
+        targets=distilled,
+        gram=None if trainer.gram is None else trainer.gram.backbone,
+        processes=trainer.ranks.count,
+        canvas=form.side,
+        channels=form.channels,
+        images=trainer.images,
+    )
 
 
 def canvas_form(
@@ -188,13 +223,12 @@ def check_koleo_group(options: Options) -> None:
         )
 
 
-def check_patches(options: Options, trainer: Trainer) -> None:
-    """Refuse crops that are not a whole number of patches.
+def check_patches(options: Options, own: int, gram: int) -> None:
+    """Refuse crops that are not a whole number of patches, of the model's size and the Gram
+    teacher's.
 
     Raises: UserError naming the nearest sizes that are.
     """
-    own = trainer.student.backbone.patch_size
-    gram = trainer.gram.backbone.patch_size if trainer.gram else own
     of_set = "views.sizes: " if options.views.sizes else ""
     sizes = [("views.global_size", options.views.global_size, own)]
     for one in crop_sizes(options):

@@ -26,11 +26,13 @@ from dino_x.report.write import report_at_end
 from dino_x.training.announce import announce
 from dino_x.training.checkpoint import write_atomically
 from dino_x.training.device import choose_device, describe_device
-from dino_x.training.micro_batch import check_enough, usable
+from dino_x.training.micro_batch import remember, remembered
 from dino_x.training.origin import write_origin
-from dino_x.training.prepare import Prepared, files_hash, online, prepare
+from dino_x.training.prepare import Prepared, files_hash, online, prepare, step_of
 from dino_x.training.report import NoReport, TrainingReport
+from dino_x.training.rescue import out_of_memory_named
 from dino_x.training.run import RunFolder
+from dino_x.training.shares import check_enough, usable
 from dino_x.training.start import inherited
 from dino_x.training.world import (
     check_same,
@@ -141,6 +143,7 @@ def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> 
         write_origin(trainer.run, trainer.options.model.name, trainer.student.backbone)
         trainer.run.create(trainer.options, {"images": f"{len(index):,}", "device": device})
     if trainer.ranks.own == 0:
+        remember(trainer.run, prepared.micro_batch, prepared.devices)
         list_skipped(index.skipped, trainer.run, console)
 
 
@@ -162,6 +165,10 @@ def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str,
             f"{run.path} was trained with other settings: {'; '.join(changed)}; leave them out to"
             " resume, or start a new run in another --out"
         )
+    kept = remembered(run)
+    if kept is not None:
+        size, auto, _ = kept
+        saved["train.micro_batch"] = "auto" if auto else size
     return {**saved, **said}
 
 
@@ -204,8 +211,10 @@ def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
     trainer, options = prepared.trainer, prepared.trainer.options
     assert options.train.steps is not None
     skipped = prepared.loader.skipped
+    step = step_of(trainer, prepared.loader.form).at(prepared.micro_batch.size)
+    memory = out_of_memory_named(trainer, step)
     if trainer.ranks.own > 0:
-        with prepared.loader, known_to_all(trainer.ranks, skipped):
+        with prepared.loader, known_to_all(trainer.ranks, skipped), memory:
             trainer.train(NoReport())
         return
     report = TrainingReport(
@@ -213,7 +222,7 @@ def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
     )
     of_all = skipped
     try:
-        with report, prepared.loader, known_to_all(trainer.ranks, skipped) as of_all:
+        with report, prepared.loader, known_to_all(trainer.ranks, skipped) as of_all, memory:
             trainer.train(report)
     finally:
         left_out = [*prepared.index.skipped, *dict.fromkeys([*of_all, *skipped])]

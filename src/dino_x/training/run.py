@@ -38,6 +38,7 @@ class RunFolder:
         self.snapshots = path / "snapshots"
         self.report = path / "report.html"
         self.health = path / HEALTH
+        self.micro_batch = path / "micro_batch.json"
 
     @property
     def exists(self) -> bool:

@@ -38,6 +38,7 @@ from dino_x.training.run import RunFolder
 from dino_x.training.sample import Sampling
 from dino_x.training.saving import Saver
 from dino_x.training.schedules import StepValues, values_at
+from dino_x.training.shares import largest_share
 from dino_x.training.snapshots import Snapshots
 from dino_x.training.start import take_heads
 from dino_x.training.state import state_of, take_up, write_state
@@ -206,7 +207,7 @@ class Trainer:
             numbers = self.numbers(terms, values, time.perf_counter() - started)
             for finding in self.health.judge(numbers):
                 report.finding(finding.paragraph())
-            with self.agreement.by_itself():
+            with self.agreement.by_itself(joint=self.sharded):
                 numbers |= self.evaluated()
             report.step(numbers, self.health.word())
             self.look(snapshots)
@@ -224,7 +225,7 @@ class Trainer:
 
     def look(self, snapshots: Snapshots) -> None:
         """A snapshot, if there is to be one after this step."""
-        with self.agreement.by_itself():
+        with self.agreement.by_itself(joint=self.sharded):
             snapshots.take(self.done, self.teacher, self.source, self.cutter, self.ranks)
 
     def values(self) -> StepValues:
@@ -390,16 +391,29 @@ class Trainer:
         take_up(self, say, up_to)
 
     def try_micro_batch(self, size: int) -> None:
-        """One forward and backward of ``size`` images; for finding what fits."""
+        """Forward and backward of one micro-batch, or of two if a step has more than one.
+
+        As in a step: with gradients of the micro-batch before, and with KoLeo over both. For
+        finding what fits, and how long it takes. Nothing is changed.
+        """
         largest = max(crop_sizes(self.options), key=lambda sizes: sizes.global_size)
+        images = min(2 * size, largest_share(self.options.train.effective_batch, self.ranks.count))
+        spans = [slice(0, size), slice(size, images)] if images > size else [slice(0, images)]
+        window = self.window(0, largest)
 
-        def one() -> Iterator[MicroBatch]:
-            yield from load(self.window(0, largest), [slice(0, size)], self.source, self.cutter)
+        def some() -> Iterator[MicroBatch]:
+            return load(window, spans, self.source, self.cutter)
 
-        gram = self.gram_term(self.options.gram.weight)
-        # Others may not have room for it.
-        alone = replace(self.effective_batch, ranks=ALONE, agreement=Agreement())
-        alone.backward(
-            one, size, size, self.centers, self.queues, self.options.teacher.temperature, gram
+        weight = self.options.loss.koleo_weight if images > 1 else 0.0
+        loss = self.options.loss.model_copy(
+            update={"koleo_group": "effective", "koleo_weight": weight}
         )
+        gram = self.gram_term(self.options.gram.weight)
+        # Alone, as others may not have room for it.
+        alone = replace(self.effective_batch, ranks=ALONE, agreement=Agreement(), loss=loss)
+        temperature = self.options.teacher.temperature
         self.optimizer.zero_grad(set_to_none=True)
+        try:
+            alone.backward(some, images, size, self.centers, self.queues, temperature, gram)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)

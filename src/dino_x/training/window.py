@@ -20,7 +20,7 @@ from dino_x.data.sampler import Strata, sample_indices
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone, ForwardRandomness
 from dino_x.randomness import generator
-from dino_x.training.micro_batch import cut, parts_of_a_share
+from dino_x.training.shares import cut, parts_of_a_share
 from dino_x.views.crops import apply_views, draw_views, view_parameters
 from dino_x.views.ct_windows import draw_windows, window_parameters
 from dino_x.views.masks import block_masks, mask_counts

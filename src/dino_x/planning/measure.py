@@ -1,0 +1,124 @@
+"""A short trial of real steps on this machine: seconds an image, and memory."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dino_x.config import Options
+from dino_x.data.loader import Canvases, Loader
+from dino_x.model.backbone import Backbone
+from dino_x.planning.shapes import Step
+from dino_x.training.device import dtype_of, peak_memory_gib
+from dino_x.training.micro_batch import find, largest_by_calculation
+from dino_x.training.run import RunFolder
+from dino_x.training.shares import divisors
+from dino_x.training.trainer import Trainer
+from dino_x.training.window import Cutter
+
+BUDGET = 25.0  # seconds of a trial, about
+TIMES = 3  # at most; the fastest counts, as other programs only ever slow it down
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial found.
+
+    Attributes:
+        device: the machine.
+        images: went through the network together.
+        seconds: an image, of one process.
+        memory_gib: peak, of the card or of the process.
+        reading: images a second that are read and decoded; None without data.
+    """
+
+    device: str
+    images: int
+    seconds: float
+    memory_gib: float
+    reading: float | None = None
+
+
+class Held:
+    """An image source that always has the same canvases, repeated to the number asked for."""
+
+    def __init__(self, canvases: Canvases) -> None:
+        self.canvases = canvases
+
+    def prefetch(self, batches: list[np.ndarray]) -> Iterator[Canvases]:
+        """As many canvases as there are indices."""
+        held = self.canvases
+        for indices in batches:
+            rows = torch.arange(len(indices)) % len(held.pixels)
+            yield Canvases(
+                held.pixels[rows],
+                held.aspect[rows],
+                None if held.size_mm is None else held.size_mm[rows],
+                None if held.hounsfield is None else held.hounsfield[rows],
+            )
+
+
+def made_up(count: int, channels: int, side: int) -> Canvases:
+    """Noise in the shape of canvases."""
+    pixels = np.random.default_rng(0).random((count, channels, side, side), np.float32)
+    return Canvases(torch.from_numpy(pixels), torch.ones(count))
+
+
+def read_some(loader: Loader, count: int, images: int) -> tuple[Canvases, float]:
+    """Canvases of the first images, and how many a second are read and decoded."""
+    started = time.perf_counter()
+    canvases = loader.batch(np.arange(count) % images)
+    return canvases, min(count, images) / (time.perf_counter() - started)
+
+
+def trial_trainer(
+    options: Options, backbone: Backbone, canvases: Canvases, images: int, device: torch.device
+) -> Trainer:
+    """A trainer that trains nothing and writes nothing."""
+    dtype = dtype_of(options.train.precision)
+    cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
+    nowhere = RunFolder(Path("/nonexistent"))
+    return Trainer(options, nowhere, Held(canvases), images, "", cutter, backbone)
+
+
+def choose(step: Step, trainer: Trainer) -> int:
+    """The micro-batch for ``auto`` on this machine."""
+    return find(step, trainer.cutter.device, trainer.try_micro_batch).size
+
+
+def trial(
+    trainer: Trainer, micro_batch: int, device_name: str, reading: float | None = None
+) -> Trial:
+    """Forward and backward of the largest micro-batch that there is time for, several times.
+
+    First of one image, from whose time follows how many there is time for.
+    """
+    started = time.perf_counter()
+    seconds(trainer, 1)
+    one = seconds(trainer, 1)
+    sizes = divisors(micro_batch)
+    most = max(1.0, BUDGET / 2 / one)
+    size = largest_by_calculation(sizes, float, most) or 1
+    if trainer.cutter.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(trainer.cutter.device)
+    best = one if size == 1 else seconds(trainer, size)
+    for _ in range(TIMES - 1):
+        if time.perf_counter() - started + best * size > BUDGET:
+            break
+        best = min(best, seconds(trainer, size))
+    peak = peak_memory_gib(trainer.cutter.device)
+    return Trial(device_name, size, best, peak, reading)
+
+
+def seconds(trainer: Trainer, size: int) -> float:
+    """Of one try, an image."""
+    device = trainer.cutter.device
+    share = trainer.options.train.effective_batch // trainer.ranks.count
+    started = time.perf_counter()
+    trainer.try_micro_batch(size)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - started) / min(2 * size, share)
