@@ -8,6 +8,7 @@ b images of a micro-batch, T tokens, N patches, D features, F of the backbone, K
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -233,7 +234,8 @@ def activations(step: Step, numerics: Numerics) -> dict[str, float]:
     sizes, student, images = step.largest, step.student, step.micro_batch
     masked = step.masked(sizes) * images if step.options.loss.ibot_weight else 0.0
     views = (GLOBAL_VIEWS + step.locals) * images
-    how = {"keep": step.keep, "recompute": step.options.train.activation_checkpointing}
+    again = step.options.train.activation_checkpointing
+    how: dict[str, Any] = {"keep": step.keep, "recompute": again}
     parts = {
         "activations, global crops": of_crops(
             student, GLOBAL_VIEWS * images, sizes.global_size, numerics, step.looked(sizes), **how
