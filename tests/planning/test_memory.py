@@ -55,6 +55,8 @@ def both(tmp_path, micro_batch, **settings) -> tuple[float, float]:
         (4, "fp32", {"views__local_crops": 0}),
         (4, "bf16", {"views__local_crops": 8, "model__depth": 2}),
         (4, "fp32", {"model__name": "vits16", "model__depth": 2}),
+        # Here the gradients that wait for those of the global crops are what counts.
+        (1, "fp32", {"model__name": "vitb16", "model__depth": 4, "head__hidden": 256}),
         (2, "bf16", {"model__name": "vitb16", "model__depth": 2, "head__hidden": 256}),
         (4, "fp32", {"head__prototypes": 8192, "head__normalize_prototypes": True}),
         (4, "fp32", {"loss__queue": 1024, "loss__koleo_weight": 0, "head__hidden": 256}),
