@@ -233,13 +233,13 @@ def activations(step: Step, numerics: Numerics) -> dict[str, float]:
     sizes, student, images = step.largest, step.student, step.micro_batch
     masked = step.masked(sizes) * images if step.options.loss.ibot_weight else 0.0
     views = (GLOBAL_VIEWS + step.locals) * images
-    how = {"keep": step.keep, "recompute": step.options.train.activation_checkpointing}
+    how = (step.keep, step.options.train.activation_checkpointing)
     parts = {
         "activations, global crops": of_crops(
-            student, GLOBAL_VIEWS * images, sizes.global_size, numerics, step.looked(sizes), **how
+            student, GLOBAL_VIEWS * images, sizes.global_size, numerics, step.looked(sizes), *how
         ),
         "activations, local crops": of_crops(
-            student, step.locals * images, sizes.local_size, numerics, 1.0, **how
+            student, step.locals * images, sizes.local_size, numerics, 1.0, *how
         ),
         "activations, heads": of_head(step.head, views + masked, numerics),
     }
