@@ -23,7 +23,7 @@ MOMENTS = 2  # of AdamW: two numbers a weight
 BOTTLENECK_COPIES = 3  # of a row in the graph: as it comes, in float32, normalised
 CUDA_CONTEXT = 0.6 * GIB  # the driver's and cuBLAS's own, about
 # A CPU process takes that times what tensors ask for: pieces of all sizes leave gaps between them.
-# Measured at 1.4 to 2.1 with glibc, and near 1 where large pieces are mapped on their own
+# Measured at 1.3 to 2.3 with glibc, and near 1 where large pieces are mapped on their own
 # (MALLOC_MMAP_THRESHOLD_=131072), which takes longer; see docs/memory.md.
 CPU_GAPS = 1.9
 KEPT_FREE = 0.08  # share of a card that is left for what the allocator cannot use
