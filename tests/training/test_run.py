@@ -30,7 +30,7 @@ def run(films, tmp_path_factory):
 def test_everything_promised_is_there_and_nothing_else(run):
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.jsonl", "checkpoints", "model", "evaluation.json", "skipped.csv",
-        "tensorboard", "snapshots", "report.html",
+        "tensorboard", "snapshots", "report.html", "micro_batch.json",
     }  # fmt: skip
     assert {path.name for path in (run / "model").iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json",

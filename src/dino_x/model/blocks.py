@@ -133,7 +133,7 @@ class Block(nn.Module):
         attended = self.attended(tokens_BTF.index_select(0, rows), rope).flatten(0, 1)
         source, target = looked.attention
         added = self.projected(attended.index_select(0, source), factor)
-        return tokens_WF.index_add(0, target, added.to(tokens_WF.dtype))
+        return AddRows.apply(tokens_WF, target, added)
 
     def attended(self, tokens_BTF: Tensor, rope: Rope | None) -> Tensor:
         """Values averaged by attention, [B, T, F], before the output projection."""
@@ -176,7 +176,7 @@ def with_branch(tokens: Tensor, rows: Tensor | None, branch: Callable[[Tensor], 
         return tokens + branch(tokens)
     if len(rows) == 0:
         return tokens
-    return tokens.index_add(0, rows, branch(tokens.index_select(0, rows)).to(tokens.dtype))
+    return AddRows.apply(tokens, rows, branch(tokens.index_select(0, rows)))
 
 
 def scaled(linear: Any, layer_scale: Any, factor: float, tokens: Tensor) -> Tensor:
@@ -184,6 +184,23 @@ def scaled(linear: Any, layer_scale: Any, factor: float, tokens: Tensor) -> Tens
     scale_F = layer_scale.lambda1 * factor
     bias = None if linear.bias is None else linear.bias * scale_F
     return functional.linear(tokens, linear.weight * scale_F[:, None], bias)
+
+
+class AddRows(torch.autograd.Function):
+    """``tokens.index_add(0, rows, added)``, which does not keep what is added for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, rows: Tensor, added: Tensor) -> Tensor:
+        """Tokens with something added to some rows, each once."""
+        ctx.save_for_backward(rows)
+        ctx.dtype = added.dtype
+        return tokens.index_add(0, rows, added.to(tokens.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:
+        """The gradient for all tokens, and of the rows for what was added."""
+        (rows,) = ctx.saved_tensors
+        return gradients[0], None, gradients[0].index_select(0, rows).to(ctx.dtype)
 
 
 class Rotate(torch.autograd.Function):

@@ -8,7 +8,6 @@ b images of a micro-batch, T tokens, N patches, D features, F of the backbone, K
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -24,8 +23,8 @@ MOMENTS = 2  # of AdamW: two numbers a weight
 BOTTLENECK_COPIES = 3  # of a row in the graph: as it comes, in float32, normalised
 CUDA_CONTEXT = 0.6 * GIB  # the driver's and cuBLAS's own, about
 # A CPU process takes that times what tensors ask for: pieces of all sizes leave gaps between them.
-# Measured at 1.8 to 2.1 with glibc, and 1.0 to 1.1 where large pieces are mapped on their own
-# (MALLOC_MMAP_THRESHOLD_=131072), which takes twice the time; see docs/memory.md.
+# Measured at 1.3 to 2.3 with glibc, and near 1 where large pieces are mapped on their own
+# (MALLOC_MMAP_THRESHOLD_=131072), which takes longer; see docs/memory.md.
 CPU_GAPS = 1.9
 KEPT_FREE = 0.08  # share of a card that is left for what the allocator cannot use
 
@@ -67,7 +66,7 @@ class Numerics:
         return 2 if self.precision == "bf16" else self.wide
 
 
-def of_layer(vit: Vit, numerics: Numerics, looked: float = 1.0, *, drops: bool = False) -> float:
+def of_layer(vit: Vit, numerics: Numerics, looked: float = 1.0) -> float:
     """Bytes that a layer keeps of one token for the backward.
 
     The residual stream before both norms is wide. Narrow are the outputs of both norms, the product
@@ -79,12 +78,11 @@ def of_layer(vit: Vit, numerics: Numerics, looked: float = 1.0, *, drops: bool =
         numerics: how wide numbers are.
         looked: share of tokens that are made after attention; if not all, their attention's output
             is a copy.
-        drops: whether branches are dropped; then what is added to the stream is kept, too.
     """
     width, narrow = vit.width, numerics.narrow
     attended = (5 + 2 * vit.turned) * width * narrow + width * numerics.wide + 8 + 4 * vit.heads
     mlp = (4 if vit.gated else 2) * vit.hidden
-    after = (width + mlp) * narrow + (1 + 2 * drops) * width * numerics.wide + 8
+    after = (width + mlp) * narrow + width * numerics.wide + 8
     copied = looked * width * narrow if looked < 1 else 0.0
     return attended + looked * after + copied
 
@@ -129,9 +127,7 @@ def of_crops(
     ends = made * (2 * vit.width * numerics.wide + 8)
     if recompute:
         return crops * (pixels + vit.depth * tokens * vit.width * numerics.wide + ends)
-    drops = keep < 1
-    layers = (vit.depth - 1) * of_layer(vit, numerics, drops=drops)
-    layers += of_layer(vit, numerics, made / tokens, drops=drops)
+    layers = (vit.depth - 1) * of_layer(vit, numerics) + of_layer(vit, numerics, made / tokens)
     matrices = vit.depth * of_matrices(vit, numerics) if crops else 0.0
     return crops * (pixels + keep * tokens * layers + ends) + matrices
 
@@ -161,7 +157,7 @@ def of_backward(
     inside = rows * (keep * mlp + 2 * vit.width * numerics.wide)
     if not recompute:
         return inside
-    again = keep * rows * of_layer(vit, numerics, drops=keep < 1) + of_matrices(vit, numerics)
+    again = keep * rows * of_layer(vit, numerics) + of_matrices(vit, numerics)
     return inside + again + converted(vit, numerics)
 
 
@@ -234,14 +230,13 @@ def activations(step: Step, numerics: Numerics) -> dict[str, float]:
     sizes, student, images = step.largest, step.student, step.micro_batch
     masked = step.masked(sizes) * images if step.options.loss.ibot_weight else 0.0
     views = (GLOBAL_VIEWS + step.locals) * images
-    again = step.options.train.activation_checkpointing
-    how: dict[str, Any] = {"keep": step.keep, "recompute": again}
+    how = (step.keep, step.options.train.activation_checkpointing)
     parts = {
         "activations, global crops": of_crops(
-            student, GLOBAL_VIEWS * images, sizes.global_size, numerics, step.looked(sizes), **how
+            student, GLOBAL_VIEWS * images, sizes.global_size, numerics, step.looked(sizes), *how
         ),
         "activations, local crops": of_crops(
-            student, step.locals * images, sizes.local_size, numerics, 1.0, **how
+            student, step.locals * images, sizes.local_size, numerics, 1.0, *how
         ),
         "activations, heads": of_head(step.head, views + masked, numerics),
     }

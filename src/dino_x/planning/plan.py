@@ -252,10 +252,7 @@ def look_at(
 
 
 def check_card(card: Card | None, options: Options) -> None:
-    """Refuse a precision that a card has not.
-
-    Raises: UserError
-    """
+    """Refuse a precision that a card has not, with a UserError."""
     precision = options.train.precision
     if card is not None and card.peak(precision) is None:
         others = "fp32" if card.bf16 is None else "bf16 or fp32"
@@ -381,10 +378,7 @@ def speed(step: Step, request: Request, trial: Trial | None, flop: float) -> Spe
 
 
 def check_place(path: Path | None) -> None:
-    """Refuse a file that cannot be written, before anything is measured.
-
-    Raises: UserError
-    """
+    """Refuse a file that cannot be written, before anything is measured, with a UserError."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise UserError(f"--json takes a file in a folder that is there; got {path}")
 

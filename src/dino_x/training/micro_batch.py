@@ -168,7 +168,7 @@ def helps(step: Step, numerics: Numerics) -> str:
 def lighter(step: Step) -> dict[str, Step]:
     """The same step with settings that save memory and change nothing else."""
     train = step.options.train
-    found: dict[str, dict[str, bool | str]] = {}
+    found: dict[str, dict[str, object]] = {}
     if not train.activation_checkpointing:
         found["train.activation_checkpointing=true"] = {"activation_checkpointing": True}
     if step.processes > 1 and step.parts == 1:
