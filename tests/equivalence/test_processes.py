@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import re
 import shutil
 import signal
 import socket
@@ -250,5 +251,6 @@ def test_one_that_is_lost_while_the_first_is_busy_is_missed_by_all(films, tmp_pa
         third.wait(timeout=20)  # by its own watch, or as it loses the first
         assert second.poll() == (-signal.SIGKILL if how == "killed" else None)
     said = [(tmp_path / "results" / f"stderr-{rank}").read_text() for rank in range(3)]
-    assert "dino-x: process 0: no sign of life from process 1 for 3 s" in said[0]
+    # The third may lose a connection to the second, and end before the first looks.
+    assert re.search("dino-x: process 0: no sign of life from process [12, ]+ for 3 s", said[0])
     assert "no sign of life" not in said[2]

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from dino_x.data import storage
-from dino_x.data.loader import Loader
 from dino_x.report.looking import sample_refs
 from tests.conftest import tiny_settings
 from tests.data.packing import pack_parquet, pack_tar
@@ -89,7 +88,7 @@ def test_one_step_on_parquet_fills_the_cache(packed, on_folder, tmp_path, monkey
     settings |= {"data__cache": tmp_path / "cache"}
     first = settings | {"train__steps": 1}
     assert pretrain(packed["parquet"], tmp_path / "first", **first) == 0
-    monkeypatch.setattr(Loader, "_read", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("dino_x.data.loader.decoded", lambda *_: pytest.fail("decoded again"))
     assert pretrain(packed["parquet"], tmp_path / "second", **settings) == 0
     assert losses(tmp_path / "second") == losses(on_folder)
 
