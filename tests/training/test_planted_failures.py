@@ -79,7 +79,8 @@ def test_a_center_that_is_never_updated_with_a_cold_temperature(films, tmp_path,
 
 
 def test_koleo_off_with_a_hot_rate(films, tmp_path):
-    settings = NO_KOLEO | {"optim__lr": 0.3, "health__every": 10}
+    # At 0.3 it is a matter of rounding whether features are a point or a few dimensions first.
+    settings = NO_KOLEO | {"optim__lr": 0.07, "health__every": 10}
     _, findings = run(films, tmp_path / "run", 40, batch=32, **settings)
     found = first(findings)
     assert found["state"] == "dimensional"
