@@ -7,6 +7,7 @@ import os
 import sys
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -65,22 +66,24 @@ def biases(batch: dict[str, Tensor], rows: slice, queued: slice, group: object) 
     found = {}
     teacher_ND, prototypes_KD = batch["teacher_ND"], batch["teacher_prototypes_KD"]
     for path, factor in (("kept", 6), ("swept", 0), ("reference", 6)):
-        sinkhorn_sweeps.KEEP_FACTOR = factor
-        options = {
-            "extra_bottlenecks_QD": batch["queue_QD"][queued],
-            "group": group,
-            "implementation": "reference" if path == "reference" else "streaming",
-        }
-        for prototypes, temperature in ((31, 0.3), (7, SHARP), (1, 0.3)):
-            for relaxation in (0.0, 0.4):
-                name = f"{path}, {prototypes} prototypes at {temperature}, relaxed by {relaxation}"
-                found[name] = sinkhorn_bias(
-                    teacher_ND[rows],
-                    prototypes_KD[:prototypes],
-                    temperature,
-                    relaxation=relaxation,
-                    **options,
-                )
+        with mock.patch.object(sinkhorn_sweeps, "KEEP_FACTOR", factor):
+            options = {
+                "extra_bottlenecks_QD": batch["queue_QD"][queued],
+                "group": group,
+                "implementation": "reference" if path == "reference" else "streaming",
+            }
+            for prototypes, temperature in ((31, 0.3), (7, SHARP), (1, 0.3)):
+                for relaxation in (0.0, 0.4):
+                    name = (
+                        f"{path}, {prototypes} prototypes at {temperature}, relaxed by {relaxation}"
+                    )
+                    found[name] = sinkhorn_bias(
+                        teacher_ND[rows],
+                        prototypes_KD[:prototypes],
+                        temperature,
+                        relaxation=relaxation,
+                        **options,
+                    )
     return found
 
 

@@ -62,6 +62,16 @@ def as_drawn(trainer, number: int) -> Step:
         (8, {}),  # KoLeo needs no second pass
         (2, {"views__local_crops": 0}),
         (4, {"model__name": "vits16", "model__depth": 2, "train__precision": "bf16"}),
+        # Sinkhorn's logits do not fit, and are made anew in each sweep.
+        (
+            8,
+            {
+                "head__prototypes": 32768,
+                "model__depth": 1,
+                "train__effective_batch": 32,
+                "head__bottleneck": 64,
+            },
+        ),
         (4, {"loss__centering": "softmax", "loss__queue": 64}),
         (4, {"gram__weight": 1.0, "gram__size": 160}),
         (4, {"loss__ibot_weight": 0}),
