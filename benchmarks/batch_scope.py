@@ -29,10 +29,11 @@ import torch
 from judged_films import features_of, read_films, scores
 from rich.console import Console
 
-from dino_x.config import Options
-from dino_x.data.cache import CanvasForm
-from dino_x.data.index import Index
-from dino_x.data.loader import Canvases, Loader
+from dino_x.config.options import Options
+from dino_x.config.presets import resolve
+from dino_x.data.canvas.canvas import CanvasForm
+from dino_x.data.index.index import Index
+from dino_x.data.loading.loader import Canvases, Loader
 from dino_x.evaluation.baselines import (
     PIXEL_COMPONENTS,
     pixel_encoder,
@@ -40,14 +41,13 @@ from dino_x.evaluation.baselines import (
     random_weights,
 )
 from dino_x.evaluation.embed import encode
-from dino_x.presets import resolve
-from dino_x.training.device import choose_device, describe_device, dtype_of
-from dino_x.training.effective_batch import WindowResult
+from dino_x.machine.device import choose_device, describe_device, dtype_of
+from dino_x.runs.folder import RunFolder
 from dino_x.training.optimizer import set_values
-from dino_x.training.run import RunFolder
 from dino_x.training.schedules import StepValues, values_at
+from dino_x.training.step.batch_plan import Cutter, MicroBatch, micro_batches
+from dino_x.training.step.exact_step import WindowResult
 from dino_x.training.trainer import Trainer
-from dino_x.training.window import Cutter, MicroBatch, micro_batches
 
 COMMON = {
     "preset": "small", "model.name": "vit-tiny", "optim.lr_batch": 256, "loss.floor": 1,

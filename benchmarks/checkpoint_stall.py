@@ -17,8 +17,8 @@ from effective_batch_memory import make_images
 from rich.console import Console
 from rich.table import Table
 
-from dino_x.training import saving
-from dino_x.training.pretrain import pretrain
+from dino_x.commands.pretrain import pretrain
+from dino_x.runs import saving
 from dino_x.training.trainer import Trainer
 
 EVERY = 10

@@ -19,8 +19,8 @@ from make_demo_data import choose
 from rich.console import Console
 from rich.table import Table
 
+from dino_x.commands.pretrain import pretrain
 from dino_x.evaluation.suite import evaluate
-from dino_x.training.pretrain import pretrain
 
 K = 20  # neighbours
 PLAIN = {"preset": "small", "train.effective_batch": 256, "train.micro_batch": 16,

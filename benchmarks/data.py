@@ -37,12 +37,12 @@ import pydicom
 import torch
 from PIL import Image
 
-from dino_x.config import Options
-from dino_x.data.cache import CanvasForm, Crop, canvas_side
-from dino_x.data.index import Index, build_index
-from dino_x.data.loader import Canvases, Loader
-from dino_x.data.store import CanvasStore, keys_of
-from dino_x.training.window import Cutter
+from dino_x.config.options import Options
+from dino_x.data.canvas.canvas import CanvasForm, Crop, canvas_side
+from dino_x.data.canvas.store import CanvasStore, keys_of
+from dino_x.data.index.index import Index, build_index
+from dino_x.data.loading.loader import Canvases, Loader
+from dino_x.training.step.batch_plan import Cutter
 from dino_x.views.crops import draw_views
 
 MICRO_BATCH = 16

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dino_x.demo.run import run_demo
+from dino_x.commands.demo import run_demo
 
 
 def main() -> None:

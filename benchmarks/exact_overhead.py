@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from dino_x.data.loader import Canvases
-from dino_x.presets import resolve
-from dino_x.training.device import choose_device, describe_device, dtype_of
-from dino_x.training.run import RunFolder
+from dino_x.config.presets import resolve
+from dino_x.data.loading.loader import Canvases
+from dino_x.machine.device import choose_device, describe_device, dtype_of
+from dino_x.runs.folder import RunFolder
 from dino_x.training.schedules import values_at
+from dino_x.training.step.batch_plan import Cutter, micro_batches
 from dino_x.training.trainer import Trainer
-from dino_x.training.window import Cutter, micro_batches
 
 IMAGES, SIDE, STEP = 64, 256, 50
 

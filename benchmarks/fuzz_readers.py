@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.data.fuzzing import BOMBS, mutants
+from tests.data.readers.fuzzing import BOMBS, mutants
 from tests.data.watched import Outcome, Watched
 
 

@@ -17,13 +17,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dino_x.commands.demo import SETTINGS
+from dino_x.commands.pretrain import read_index
+from dino_x.config.presets import read_config, resolve
 from dino_x.demo import demo_folder
-from dino_x.demo.run import SETTINGS
 from dino_x.losses.ranks import ALONE
-from dino_x.presets import read_config, resolve
+from dino_x.runs.folder import RunFolder
 from dino_x.training.prepare import online, prepare
-from dino_x.training.pretrain import read_index
-from dino_x.training.run import RunFolder
 from dino_x.training.schedules import values_at
 
 

@@ -22,12 +22,12 @@ from typing import TypeVar
 import pyarrow as pa
 
 from dino_x.data.image import DEFAULT, ImageRef
-from dino_x.data.index import build_index
-from dino_x.data.member import Member
-from dino_x.data.sampler import sample_indices, strata_of
-from dino_x.data.scan import Record
-from dino_x.data.storage import Shard
-from dino_x.data.table import Table, write_table
+from dino_x.data.index.headers import Record
+from dino_x.data.index.index import build_index
+from dino_x.data.index.table import Table, write_table
+from dino_x.data.loading.sampler import sample_indices, strata_of
+from dino_x.data.storage.archives import Shard
+from dino_x.data.storage.member import Member
 
 T = TypeVar("T")
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pydicom
 
-from dino_x.data import scan
-from dino_x.data.catalog import update
 from dino_x.data.image import DEFAULT
-from dino_x.data.readers import looks_like_image
+from dino_x.data.index import headers
+from dino_x.data.index.catalog import update
+from dino_x.data.readers.registry import looks_like_image
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    scan.PROCESSES_FROM = min(scan.PROCESSES_FROM, arguments.files)
+    headers.PROCESSES_FROM = min(headers.PROCESSES_FROM, arguments.files)
     with tempfile.TemporaryDirectory() as folder:
         files = copies(arguments.data, Path(folder, "data"), arguments.files)
         ways = ways_of(files, Path(folder), arguments.workers)

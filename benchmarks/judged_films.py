@@ -13,13 +13,13 @@ from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dino_x.config import Options
+from dino_x.config.options import Options
 from dino_x.data.image import ImageRef
-from dino_x.data.index import Index, build_index
+from dino_x.data.index.index import Index, build_index
 from dino_x.evaluation.embed import Encoder, backbone_encoder, encode
 from dino_x.evaluation.knn import knn_probabilities
 from dino_x.evaluation.spectrum import rankme
-from dino_x.training.window import Cutter
+from dino_x.training.step.batch_plan import Cutter
 
 K_NEAREST = 20
 PROBE_STRENGTHS = (0.001, 0.01, 0.1, 1.0)

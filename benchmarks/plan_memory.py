@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from dino_x.config.presets import resolve
+from dino_x.cost import memory
+from dino_x.cost.memory import Numerics
+from dino_x.cost.shapes import Step
 from dino_x.model.backbone import build_backbone
-from dino_x.planning import memory
 from dino_x.planning.measure import made_up, trial_trainer
-from dino_x.planning.memory import Numerics
-from dino_x.planning.shapes import Step
-from dino_x.presets import resolve
 from dino_x.training.schedules import values_at
 
 CANVAS, BATCH, STEPS = 160, 8, 3

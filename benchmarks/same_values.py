@@ -17,9 +17,9 @@ import numpy as np
 import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 
-from dino_x.data.files import find_files
 from dino_x.data.image import Image, ImageRef
-from dino_x.data.readers import Unreadable, looks_like_image, read, refs
+from dino_x.data.index.finding import find_files
+from dino_x.data.readers.registry import Unreadable, looks_like_image, read, refs
 
 
 def main() -> int:

@@ -19,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dino_x.data import readers, row_groups
-from dino_x.data.cache import CanvasForm
-from dino_x.data.index import Index, build_index
-from dino_x.data.loader import Loader
-from dino_x.data.store import CanvasStore, keys_of
+from dino_x.data.canvas.canvas import CanvasForm
+from dino_x.data.canvas.store import CanvasStore, keys_of
+from dino_x.data.index.index import Index, build_index
+from dino_x.data.loading.loader import Loader
+from dino_x.data.readers import registry
+from dino_x.data.storage import row_groups
 
 SIDE = 224
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -62,7 +63,7 @@ def per_second(index: Index, order: np.ndarray) -> float:
     """By processor time: the machine may be shared."""
     start = time.process_time()
     for row in order:
-        readers.read(index.rows[row])
+        registry.read(index.rows[row])
     return len(order) / (time.process_time() - start)
 
 

@@ -32,11 +32,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from dino_x.config.presets import resolve
+from dino_x.cost.flops import needed
+from dino_x.cost.shapes import Step
+from dino_x.machine.device import describe_device
 from dino_x.model.teacher import build_student
-from dino_x.planning.flops import needed
-from dino_x.planning.shapes import Step
-from dino_x.presets import resolve
-from dino_x.training.device import describe_device
 
 BATCH = 16
 SIDE = 256

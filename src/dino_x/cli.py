@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """All commands and their flags."""
-    from dino_x.config import DataOptions
+    from dino_x.config.options import DataOptions
 
     parser = Parser(
         prog="dino-x",
@@ -169,7 +169,7 @@ def build_parser() -> Parser:
 
 def add_run_options(parser: Parser) -> None:
     """What says how a run trains, for `pretrain` and `plan`."""
-    from dino_x.config import Options
+    from dino_x.config.options import Options
 
     parser.add_argument(
         "--data", nargs="+", metavar="PATH",
@@ -196,7 +196,7 @@ def add_run_options(parser: Parser) -> None:
 
 def said_in(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the user set with the options of a run."""
-    from dino_x.presets import said_by
+    from dino_x.config.presets import said_by
 
     names = [name for name, _ in FLAGS.values()] + ["model.allow_partial"]
     flags = {name: getattr(arguments, name) for name in names}
@@ -207,7 +207,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     """``dino-x pretrain``."""
     from rich.console import Console
 
-    from dino_x.training.pretrain import pretrain
+    from dino_x.commands.pretrain import pretrain
 
     pretrain(said_in(arguments), arguments.out, arguments.resume, Console())
 
@@ -216,7 +216,7 @@ def run_plan(arguments: argparse.Namespace) -> None:
     """``dino-x plan``."""
     from rich.console import Console
 
-    from dino_x.planning.cards import card_of
+    from dino_x.cost.cards import card_of
     from dino_x.planning.plan import Request, check_place, plan, save
     from dino_x.planning.table import print_plan
 
@@ -239,8 +239,8 @@ def run_index(arguments: argparse.Namespace) -> None:
     """``dino-x index``."""
     from rich.console import Console
 
-    from dino_x.config import DataOptions
-    from dino_x.data.indexing import make_index
+    from dino_x.commands.index import make_index
+    from dino_x.config.options import DataOptions
 
     options = DataOptions(slice_axis=arguments.slice_axis, modality=arguments.modality)
     make_index(
@@ -336,14 +336,14 @@ def run_demo(arguments: argparse.Namespace) -> None:
     """``dino-x demo``."""
     from rich.console import Console
 
-    from dino_x.demo import run
+    from dino_x.commands.demo import run_demo as demo
 
-    run.run_demo(arguments.out, arguments.seed, Console())
+    demo(arguments.out, arguments.seed, Console())
 
 
 def run_options(arguments: argparse.Namespace) -> None:
     """``dino-x options``."""
-    from dino_x.presets import options_text
+    from dino_x.config.presets import options_text
 
     print(options_text())
 

@@ -13,10 +13,10 @@ from dino_x.audit.batch_floor import passes_for, queues_for
 from dino_x.audit.distance import Queue
 from dino_x.audit.rows import fit_prototypes, load_model, make_rows
 from dino_x.audit.verdict import equivalent_batch, recommend, warnings_of
-from dino_x.data.index import build_index
+from dino_x.config.presets import check
+from dino_x.data.index.index import build_index
 from dino_x.errors import UserError
-from dino_x.presets import check
-from dino_x.training.run import RunFolder
+from dino_x.runs.folder import RunFolder
 from dino_x.training.schedules import values_at
 from tests.audit.conftest import measured
 from tests.conftest import draw_film

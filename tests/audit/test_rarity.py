@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from dino_x.audit.rarity import labelled_class, local_density, sparsest
-from dino_x.data.index import build_index
+from dino_x.data.index.index import build_index
 from dino_x.errors import UserError
 from tests.evaluation.conftest import images, patient_rows, write_csv  # noqa: F401
 

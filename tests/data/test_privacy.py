@@ -163,8 +163,8 @@ def test_the_search_would_find_them(tmp_path):
 def test_training_does_not_depend_on_the_salt(scans, tmp_path, monkeypatch):
     """The same images in the same order, and the same split by patient."""
     from dino_x.data import identity
-    from dino_x.data.index import build_index
-    from dino_x.evaluation.labels import load_labels
+    from dino_x.data.index.index import build_index
+    from dino_x.data.index.labels import load_labels
 
     for name in ("cut.dcm", "head.dcm", "name.dcm"):
         (scans / name).unlink()
@@ -204,6 +204,6 @@ def test_a_picture_of_a_patient_has_no_text_of_its_own(tmp_path, write_png):
     notes = PngInfo()
     notes.add_text("Patient", PLANTED["PatientName"])
     Pillow.fromarray(np.eye(9, dtype=np.uint8)).save(tmp_path / "a.png", pnginfo=notes)
-    from dino_x.data.readers import read, refs
+    from dino_x.data.readers.registry import read, refs
 
     assert "Zebedee" not in repr(refs(tmp_path / "a.png")) + repr(read(tmp_path / "a.png"))

@@ -89,7 +89,7 @@ class Watched:
 
 def read_files_named_on_stdin() -> None:
     """The other side of `Watched`."""
-    from dino_x.data.readers import Unreadable, read, refs
+    from dino_x.data.readers.registry import Unreadable, read, refs
 
     # What a decoder prints must not be taken for an answer.
     answers = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115

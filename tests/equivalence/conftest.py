@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from dino_x.data.loader import Canvases
-from dino_x.presets import check, resolve
-from dino_x.training.device import dtype_of
-from dino_x.training.run import RunFolder
+from dino_x.config.presets import check, resolve
+from dino_x.data.loading.loader import Canvases
+from dino_x.machine.device import dtype_of
+from dino_x.runs.folder import RunFolder
 from dino_x.training.schedules import values_at
+from dino_x.training.step.batch_plan import Cutter, draw_window, micro_batches
 from dino_x.training.trainer import Trainer
-from dino_x.training.window import Cutter, draw_window, micro_batches
 from tests.conftest import TINY
 
 IMAGES = 80  # so that no image is twice in the window

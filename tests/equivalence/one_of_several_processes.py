@@ -19,14 +19,15 @@ from pathlib import Path
 import torch
 
 from dino_x.cli import main
-from dino_x.data.loader import Loader
+from dino_x.data.loading.loader import Loader
+from dino_x.distributed import watch
+from dino_x.distributed.sharding import own_part
 from dino_x.errors import UserError
 from dino_x.losses.checks import NotFiniteError
 from dino_x.model.head import Head
-from dino_x.training import stopping, watch
-from dino_x.training.effective_batch import EffectiveBatch
+from dino_x.training import stopping
 from dino_x.training.online import Online
-from dino_x.training.sharding import own_part
+from dino_x.training.step.exact_step import EffectiveBatch
 from dino_x.training.trainer import Trainer
 
 SIGNALS = {"killed": signal.SIGKILL, "frozen": signal.SIGSTOP}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dino_x.training.gram import GramTeacher
+from dino_x.training.step.gram import GramTeacher
 from tests.equivalence.conftest import relative_error
 from tests.losses.test_gram import plain_gram
 from tests.training.runs import killed_after, losses, metrics, pretrain, weights
@@ -135,7 +135,7 @@ def test_a_named_gram_teacher_stays_as_it_is(films, tmp_path):
 
 
 def test_each_step_draws_one_set_of_sizes_in_proportion():
-    from dino_x.presets import check
+    from dino_x.config.presets import check
     from dino_x.views.sizes import draw_sizes
 
     sets = [{"global_size": 32, "local_size": 16}, {"global_size": 48, "local_size": 24,

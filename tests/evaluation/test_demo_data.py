@@ -5,9 +5,9 @@ import csv
 import pydicom
 import pytest
 
-from dino_x.data.index import build_index
+from dino_x.data.index.index import build_index
+from dino_x.data.index.labels import load_labels
 from dino_x.demo import demo_folder, demo_labels
-from dino_x.evaluation.labels import load_labels
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-from dino_x.data.index import build_index
-from dino_x.data.readers import ImageRef, Unreadable
+from dino_x.data.index.index import build_index
+from dino_x.data.readers.registry import ImageRef, Unreadable
 from dino_x.evaluation.backbone import load_backbone
 from dino_x.evaluation.baselines import pixel_encoder
 from dino_x.evaluation.embed import embed, encode, squash

@@ -7,7 +7,7 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dino_x.evaluation.labels import Labelled
+from dino_x.data.index.labels import Labelled
 from dino_x.evaluation.linear import (
     PENALTIES,
     Validation,

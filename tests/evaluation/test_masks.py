@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_x.data.index import build_index
+from dino_x.data.index.index import build_index
 from dino_x.errors import UserError
 from dino_x.evaluation.masks import has_masks, load_masks, read_mask
 
@@ -100,7 +100,7 @@ def test_images_without_a_mask_are_left_out_and_counted(data):
 
 
 def test_the_values_are_those_of_the_file(tmp_path):
-    from dino_x.data.readers import refs
+    from dino_x.data.readers.registry import refs
 
     values = np.random.default_rng(0).integers(3, size=(9, 13))
     save_mask(tmp_path / "grey.png", values)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-from dino_x.data.index import build_index
+from dino_x.data.index.index import build_index
 from dino_x.errors import UserError
 from dino_x.evaluation import segmentation
 from dino_x.evaluation.backbone import load_backbone

@@ -10,13 +10,13 @@ from PIL import Image
 from rich.console import Console
 
 from dino_x.cli import main
-from dino_x.data.index import build_index
+from dino_x.data.index.index import build_index
+from dino_x.data.index.labels import load_labels
 from dino_x.errors import UserError
 from dino_x.evaluation import contenders
 from dino_x.evaluation.baselines import principal_components, random_weights
 from dino_x.evaluation.classify import Classification
 from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities, macro_auroc
-from dino_x.evaluation.labels import load_labels
 from dino_x.evaluation.suite import choose_tasks, evaluate, write_json
 from dino_x.evaluation.table import print_table
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModel, DINOv3ViTConfig, DINOv3ViTModel, ViTConfig, ViTModel
 
-from dino_x.config import ModelOptions
+from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError
 from dino_x.model.backbone import (
     Backbone,

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from dino_x.config import HeadOptions
+from dino_x.config.options import HeadOptions
+from dino_x.config.presets import resolve
 from dino_x.model.head import Head
 from dino_x.model.teacher import build_student, build_teacher, update_teacher
-from dino_x.presets import resolve
 from tests.conftest import TINY
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from dino_x.config import ModelOptions
+from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError
 from dino_x.model.accounting import Accounting
 from dino_x.model.backbone import ForwardRandomness, build_backbone, save_vit

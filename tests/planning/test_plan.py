@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from dino_x.cli import main
+from dino_x.cost.cards import ASSUMED, CARDS, card_of
 from dino_x.planning import measure
-from dino_x.planning.cards import ASSUMED, CARDS, card_of
 from tests.conftest import tiny_settings
 
 QUICK = ("--effective-batch", "16", "--no-measure")

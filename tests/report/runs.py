@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from dino_x.presets import resolve
+from dino_x.config.presets import resolve
 
 STEPS, PROTOTYPES = 40, 64
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dino_x.presets import dotted, resolve
+from dino_x.config.presets import dotted, resolve
 from dino_x.report.settings import all_settings, differing_from_preset, shown
 
 IMAGES = 1234

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from dino_x.cli import main
-from dino_x.training import checkpoint
+from dino_x.runs import checkpoint
 from dino_x.training.trainer import Trainer
 from tests.conftest import tiny_settings
 

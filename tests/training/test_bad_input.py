@@ -219,8 +219,8 @@ def test_not_a_number_stops_at_the_last_good_checkpoint(films, tmp_path, refused
 
 
 def test_the_term_that_is_not_a_number_is_named(films, tmp_path, refused, monkeypatch):
-    from dino_x.training import effective_batch
+    from dino_x.training.step import exact_step
 
-    monkeypatch.setattr(effective_batch, "koleo", lambda cls, group: cls.sum() * float("nan"))
+    monkeypatch.setattr(exact_step, "koleo", lambda cls, group: cls.sum() * float("nan"))
     status = pretrain(films, tmp_path / "run", *QUICK, "--centering", "sinkhorn")
     refused(status, "stopped at step 2: .*koleo is nan; no checkpoint was made yet")

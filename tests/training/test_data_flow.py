@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_x.config import WindowOptions
-from dino_x.data import loader as loader_module
+from dino_x.commands import pretrain as pretrain_module
+from dino_x.config.options import WindowOptions
+from dino_x.data.loading import loader as loader_module
 from dino_x.evaluation.backbone import load_backbone
-from dino_x.training import pretrain as pretrain_module
 from tests.conftest import draw_film
 from tests.data.conftest import PATIENT, make_dicom_file
 from tests.training.runs import losses, pretrain
@@ -62,8 +62,8 @@ def known(monkeypatch):
 @pytest.fixture
 def decoded(monkeypatch):
     """How many images loaders decode from now on."""
-    read, seen = loader_module.readers.read, []
-    monkeypatch.setattr(loader_module.readers, "read", lambda ref: seen.append(ref) or read(ref))
+    read, seen = loader_module.registry.read, []
+    monkeypatch.setattr(loader_module.registry, "read", lambda ref: seen.append(ref) or read(ref))
     return seen
 
 

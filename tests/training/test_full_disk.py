@@ -10,9 +10,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dino_x.training import checkpoint
-from dino_x.training.lines import json_line
-from dino_x.training.run import RunFolder
+from dino_x.runs import checkpoint
+from dino_x.runs.append_only import json_line
+from dino_x.runs.folder import RunFolder
 from dino_x.training.trainer import Trainer
 from tests.training.runs import metrics, pretrain
 
@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_from_the_start_or_at_the_end_is_one_line(
     assert re.fullmatch(r"dino-x: cannot write to .*: No space left.*\n", capsys.readouterr().err)
     filler.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("dino_x.training.pretrain.say_where", lambda run, console: fill(disk))
+        patch.setattr("dino_x.commands.pretrain.say_where", lambda run, console: fill(disk))
         flags = (*FLAGS, "--labels", "folder", "--resume")
         assert pretrain(films, disk / "run", *flags, report__page=True) == 2
     assert re.search(r"^dino-x: .*No space left.*\n$", capsys.readouterr().err)

@@ -4,11 +4,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dino_x.config import Options
+from dino_x.config.options import Options
+from dino_x.config.presets import resolve
+from dino_x.cost.shapes import Step
+from dino_x.distributed.shares import divisors
 from dino_x.errors import UserError
+from dino_x.machine.out_of_memory import OutOfMemory
 from dino_x.model.teacher import build_student
-from dino_x.planning.shapes import Step
-from dino_x.presets import resolve
+from dino_x.runs.folder import RunFolder
 from dino_x.training import micro_batch
 from dino_x.training.micro_batch import (
     Chosen,
@@ -17,9 +20,6 @@ from dino_x.training.micro_batch import (
     remember,
     remembered,
 )
-from dino_x.training.out_of_memory import OutOfMemory
-from dino_x.training.run import RunFolder
-from dino_x.training.shares import divisors
 from tests.training.runs import losses, pretrain
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

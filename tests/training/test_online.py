@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from dino_x.data.readers import ImageRef
-from dino_x.evaluation.labels import Labelled
-from dino_x.evaluation.splits import Item, make_split
-from dino_x.presets import resolve
+from dino_x.config.presets import resolve
+from dino_x.data.index.labels import Labelled
+from dino_x.data.index.splits import Item, make_split
+from dino_x.data.readers.registry import ImageRef
 from dino_x.training.online import labelled_rows, retrieval_top1
 from tests.training.runs import metrics, pretrain
 
@@ -129,7 +129,7 @@ def csv_of(films, path):
 
 
 def test_labels_make_it_knn_which_the_progress_shows(films, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dino_x.training.pretrain.evaluate_run", lambda *arguments: None)
+    monkeypatch.setattr("dino_x.commands.pretrain.evaluate_run", lambda *arguments: None)
     out = tmp_path / "run"
     flags = ("--effective-batch", 8, "--micro-batch", 8, "--steps", 2, "--labels",
              csv_of(films, tmp_path / "labels.csv"))  # fmt: skip

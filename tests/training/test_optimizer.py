@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from dino_x.config.presets import resolve
 from dino_x.model.teacher import build_student
-from dino_x.presets import resolve
 from dino_x.training.optimizer import build_optimizer, decays, lr_multiplier, set_values
 from dino_x.training.schedules import values_at
 from tests.conftest import TINY

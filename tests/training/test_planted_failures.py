@@ -66,7 +66,7 @@ def test_a_teacher_that_never_moves(films, tmp_path, monkeypatch, planted):
 
 def test_a_center_that_is_never_updated_with_a_cold_temperature(films, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "dino_x.training.effective_batch.next_center", lambda center, *arguments: center
+        "dino_x.training.step.exact_step.next_center", lambda center, *arguments: center
     )
     settings = {
         "loss__centering": "softmax", "teacher__temperature": 0.005,
@@ -101,15 +101,15 @@ def test_sinkhorn_with_batches_of_one(films, tmp_path, capsys):
 
 
 def test_nan(films, tmp_path, monkeypatch, capsys):
-    from dino_x.training import effective_batch
+    from dino_x.training.step import exact_step
 
-    calls, true = [], effective_batch.koleo
+    calls, true = [], exact_step.koleo
 
     def nan_in_the_third_step(cls, group):
         calls.append(1)
         return true(cls, group) * (float("nan") if len(calls) > 4 else 1)
 
-    monkeypatch.setattr(effective_batch, "koleo", nan_in_the_third_step)
+    monkeypatch.setattr(exact_step, "koleo", nan_in_the_third_step)
     status, findings = run(films, tmp_path / "run", 9, batch=8, train__skip_not_finite=0)
     assert status == 2
     assert "stopped at step 3: koleo is nan" in capsys.readouterr().err

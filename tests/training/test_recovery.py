@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from dino_x.training import effective_batch
+from dino_x.training.step import exact_step
 from dino_x.training.trainer import Trainer
 from tests.training.runs import metrics, pretrain, weights
 
@@ -43,17 +43,17 @@ def in_gradient(spoil, monkeypatch):
 
 
 def in_loss(spoil, monkeypatch):
-    calls, koleo = [], effective_batch.koleo
+    calls, koleo = [], exact_step.koleo
 
     def spoiled(cls, group):
         calls.append(1)
         return koleo(cls, group) * (torch.nan if len(calls) in (5, 6) else 1)  # twice a step
 
-    monkeypatch.setattr(effective_batch, "koleo", spoiled)
+    monkeypatch.setattr(exact_step, "koleo", spoiled)
 
 
 def in_teacher(spoil, monkeypatch):
-    calls, bottlenecks = [], effective_batch.EffectiveBatch.bottlenecks
+    calls, bottlenecks = [], exact_step.EffectiveBatch.bottlenecks
 
     def spoiled(self, *arguments):
         calls.append(1)
@@ -62,7 +62,7 @@ def in_teacher(spoil, monkeypatch):
             found[2][0, 0] = torch.inf
         return found
 
-    monkeypatch.setattr(effective_batch.EffectiveBatch, "bottlenecks", spoiled)
+    monkeypatch.setattr(exact_step.EffectiveBatch, "bottlenecks", spoiled)
 
 
 def valid_lines(run):

@@ -39,8 +39,8 @@ def test_everything_promised_is_there_and_nothing_else(run):
 
 
 def test_the_model_loads_with_automodel_and_gives_the_teachers_features(run):
+    from dino_x.config.presets import check
     from dino_x.model.teacher import build_student
-    from dino_x.presets import check
 
     options = check(_dotted(run))
     network = build_student(options)
@@ -58,7 +58,7 @@ def test_the_model_loads_with_automodel_and_gives_the_teachers_features(run):
 
 
 def _dotted(run):
-    from dino_x.presets import dotted
+    from dino_x.config.presets import dotted
 
     return dotted(yaml.safe_load((run / "config.yaml").read_text()))
 
@@ -124,7 +124,7 @@ def test_the_other_commands_take_the_run(run, films, tmp_path, capsys):
 
 def test_images_that_are_tested_on_are_not_trained_on(films, tmp_path, monkeypatch):
     """By patient: 30 of the 40 films are reference, 10 are tested on."""
-    from dino_x.data import readers
+    from dino_x.data.readers import registry
 
     paths = sorted(films.rglob("*.png"))
     table = ["path,label,patient,split"]
@@ -135,11 +135,11 @@ def test_images_that_are_tested_on_are_not_trained_on(films, tmp_path, monkeypat
     labels.write_text("\n".join(table))
     settings = {"data__verify": "headers", "data__cache_mb": 0}
     flags = ("--effective-batch", 30, "--micro-batch", 15, "--steps", 3, "--labels", labels)
-    seen, read = set(), readers.read
+    seen, read = set(), registry.read
     monkeypatch.setattr(
-        "dino_x.data.loader.readers.read", lambda ref: (seen.add(ref.path), read(ref))[1]
+        "dino_x.data.loading.loader.registry.read", lambda ref: (seen.add(ref.path), read(ref))[1]
     )
-    monkeypatch.setattr("dino_x.training.pretrain.evaluate_run", lambda *arguments: None)
+    monkeypatch.setattr("dino_x.commands.pretrain.evaluate_run", lambda *arguments: None)
     monkeypatch.setattr("dino_x.training.prepare.is_grey", lambda *_: True)
     assert pretrain(films, tmp_path / "run", *flags, **settings) == 0
     assert seen == {path for number, path in enumerate(paths) if number % 4}

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from dino_x.presets import resolve
+from dino_x.config.presets import resolve
 from dino_x.training.schedules import (
     cosine,
     peak_lr,

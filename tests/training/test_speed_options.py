@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import torch
 
-from dino_x.config import ModelOptions
+from dino_x.config.options import ModelOptions
 from dino_x.model.backbone import ForwardRandomness, build_backbone
 from tests.training.runs import pretrain, weights
 

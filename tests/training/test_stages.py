@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from dino_x.cli import main
-from dino_x.presets import CONTINUE, resolve
+from dino_x.config.presets import CONTINUE, resolve
 from tests.training.runs import losses, metrics, pretrain, weights
 
 FLAGS = ("--effective-batch", 8, "--micro-batch", 4, "--centering", "sinkhorn")

@@ -7,7 +7,8 @@ import threading
 import pytest
 import torch
 
-from dino_x.training import checkpoint, stopping
+from dino_x.runs import checkpoint
+from dino_x.training import stopping
 from dino_x.training.stopping import SIGNALS, Stop
 from dino_x.training.trainer import Trainer
 from tests.training.runs import losses, metrics, pretrain, weights

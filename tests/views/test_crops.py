@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_x.config import ViewOptions
+from dino_x.config.options import ViewOptions
 from dino_x.views.crops import (
     DRAWS,
     ViewParameters,

@@ -3,11 +3,12 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from dino_x.config import Options, ViewOptions, WindowOptions
-from dino_x.data.cache import CanvasForm, make_canvas
+from dino_x.config.options import Options, ViewOptions, WindowOptions
+from dino_x.data.canvas.canvas import CanvasForm, make_canvas
 from dino_x.data.image import Image
-from dino_x.data.loader import Canvases
-from dino_x.training.window import Cutter, draw_window
+from dino_x.data.loading.loader import Canvases
+from dino_x.data.windowing import CT_WINDOW, robust_window, window_of
+from dino_x.training.step.batch_plan import Cutter, draw_window
 from dino_x.views.crops import apply_views, draw_views, view_parameters
 from dino_x.views.ct_windows import (
     CT_RANGE,
@@ -17,7 +18,6 @@ from dino_x.views.ct_windows import (
     draw_windows,
     window_parameters,
 )
-from dino_x.views.windowing import CT_WINDOW, robust_window, window_of
 
 LOW, HIGH = CT_RANGE
 STILL = ViewOptions(flip=0, intensity=0, blur=0, aspect=(1, 1))

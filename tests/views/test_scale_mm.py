@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dino_x.config import Options, ViewOptions
-from dino_x.data.cache import CanvasForm, Crop, canvas_side, make_canvas, shape_at
+from dino_x.config.options import Options, ViewOptions
+from dino_x.config.presets import check
+from dino_x.data.canvas.canvas import CanvasForm, Crop, canvas_side, make_canvas, shape_at
 from dino_x.data.image import Image, ImageRef
-from dino_x.data.index import Index
+from dino_x.data.index.index import Index
 from dino_x.errors import UserError
-from dino_x.presets import check
 from dino_x.training.prepare import canvas_form
 from dino_x.views.crops import draw_views, view_parameters
 

@@ -12,12 +12,12 @@ from dino_x.audit.figure import draw
 from dino_x.audit.rarity import SPARSEST, labelled_class, sparsest
 from dino_x.audit.rows import load_model, make_rows, sample
 from dino_x.audit.verdict import print_table, recommend, warnings_of
-from dino_x.data.index import Index, build_index
+from dino_x.data.index.index import Index, build_index
 from dino_x.errors import UserError
 from dino_x.evaluation.suite import write_json
 from dino_x.progress import progress_bar
-from dino_x.training.run import reading_of
-from dino_x.training.window import GLOBAL_VIEWS
+from dino_x.runs.folder import reading_of
+from dino_x.training.step.batch_plan import GLOBAL_VIEWS
 
 FILES = ("batch_floor.json", "batch_floor.png")
 QUEUES = (1024, 4096)  # rows: bottlenecks of global crops, two an image

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dino_x.data.image import ImageRef
+from dino_x.data.index.labels import load_labels
 from dino_x.errors import UserError, nearest
-from dino_x.evaluation.labels import load_labels
 
 NEIGHBOURS = 10
 SPARSEST = 0.1  # share of the images called rare where there is no label

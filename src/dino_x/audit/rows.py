@@ -17,18 +17,18 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 from torch.nn import functional
 
-from dino_x.config import Options, ViewOptions
-from dino_x.data.index import Index
-from dino_x.data.loader import Loader
+from dino_x.config.options import Options, ViewOptions
+from dino_x.data.index.index import Index
+from dino_x.data.loading.loader import Loader
 from dino_x.errors import UserError
 from dino_x.evaluation.backbone import load_backbone
+from dino_x.machine.device import choose_device, dtype_of
 from dino_x.randomness import generator
-from dino_x.training.device import choose_device, dtype_of
+from dino_x.runs.folder import RunFolder
+from dino_x.runs.start import has_heads, load_run
 from dino_x.training.prepare import canvas_form
-from dino_x.training.run import RunFolder
 from dino_x.training.schedules import values_at
-from dino_x.training.start import has_heads, load_run
-from dino_x.training.window import GLOBAL_VIEWS, Cutter
+from dino_x.training.step.batch_plan import GLOBAL_VIEWS, Cutter
 from dino_x.views.crops import draw_views
 from dino_x.views.ct_windows import draw_windows
 

@@ -9,8 +9,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from dino_x.config import ModelOptions
+from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError
+from dino_x.machine.device import choose_device, dtype_of
 from dino_x.model.pretrained import (
     Preparation,
     find_model,
@@ -19,7 +20,6 @@ from dino_x.model.pretrained import (
     read_preparation,
 )
 from dino_x.model.weights import is_file_of_weights, load_start
-from dino_x.training.device import choose_device, dtype_of
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dino_x.data.index.labels import Labelled
 from dino_x.errors import UserError
 from dino_x.evaluation.baselines import principal_components
 from dino_x.evaluation.bootstrap import (
@@ -30,7 +31,6 @@ from dino_x.evaluation.few_shot import (
     standardised,
 )
 from dino_x.evaluation.knn import TEMPERATURE, balanced_accuracy, knn_votes, macro_auroc
-from dino_x.evaluation.labels import Labelled
 from dino_x.evaluation.linear import linear_probabilities, validation
 
 Figures = dict[str, dict[str, Figure]]  # by setting and metric

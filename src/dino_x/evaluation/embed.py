@@ -15,12 +15,12 @@ import torch
 from PIL import Image as Pillow
 from torch import nn
 
-from dino_x.config import WindowOptions
-from dino_x.data.member import any_remote
-from dino_x.data.readers import ImageRef, Unreadable, read
-from dino_x.data.volumes import neighbours, read_slices
-from dino_x.training.device import autocast
-from dino_x.views.windowing import apply_window, window_of
+from dino_x.config.options import WindowOptions
+from dino_x.data.loading.neighbours import neighbours, read_slices
+from dino_x.data.readers.registry import ImageRef, Unreadable, read
+from dino_x.data.storage.member import any_remote
+from dino_x.data.windowing import apply_window, window_of
+from dino_x.machine.device import autocast
 
 WAITING_THREADS = 32
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode "L"

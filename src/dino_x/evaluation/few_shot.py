@@ -9,8 +9,8 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from dino_x.data.index.labels import Labelled
 from dino_x.evaluation.bootstrap import Figure
-from dino_x.evaluation.labels import Labelled
 from dino_x.randomness import generator
 
 SHOTS = (1, 5, 10, 50)

@@ -14,8 +14,8 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
-from dino_x.evaluation.labels import Labelled
-from dino_x.evaluation.splits import Item, make_split
+from dino_x.data.index.labels import Labelled
+from dino_x.data.index.splits import Item, make_split
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-5, 3))  # scikit-learn's C, ascending
 UNCHOSEN = 1e-2  # where there is nothing to choose on

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-from dino_x.data import readers
-from dino_x.data.readers import ImageRef, Unreadable
-from dino_x.errors import UserError
-from dino_x.evaluation.labels import (
+from dino_x.data.index.labels import (
     items_from_csv,
     read_csv,
     sides_of,
     tested_side,
     warn_of_unknown_patients,
 )
-from dino_x.evaluation.splits import Item, make_split
+from dino_x.data.index.splits import Item, make_split
+from dino_x.data.readers import registry
+from dino_x.data.readers.registry import ImageRef, Unreadable
+from dino_x.errors import UserError
 
 MOST_VALUES = 150  # in one mask; more are no classes
 FIT_SHARE = 0.8  # of the training patients, where a validation set is made of the others
@@ -153,7 +153,7 @@ def read_mask(ref: ImageRef) -> np.ndarray:
     try:
         values = _palette_indices(ref.path)
         if values is None:
-            values = readers.read(ref).pixels
+            values = registry.read(ref).pixels
     except Unreadable as error:
         raise UserError(f"the mask {ref.path} cannot be read: {error}") from error
     if len(values) == 3 and (values != values[:1]).any():
@@ -216,7 +216,7 @@ def _masks_below(folder: Path) -> tuple[dict[str, Path], dict[str, list[Path]]]:
     by_path: dict[str, Path] = {}
     by_name: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and readers.looks_like_image(file):
+        if file.is_file() and registry.looks_like_image(file):
             by_path[str(file.relative_to(folder).with_name(_stem(file)))] = file
             by_name.setdefault(_stem(file), []).append(file)
     return by_path, by_name
@@ -238,7 +238,7 @@ def _find_mask(table: Path, item: Item, roots: list[Path]) -> Path:
 
 def _frame_by_frame(images: list[ImageRef], file: Path) -> list[tuple[ImageRef, ImageRef]]:
     try:
-        masks = {mask.frame: mask for mask in readers.refs(file)}
+        masks = {mask.frame: mask for mask in registry.refs(file)}
     except Unreadable as error:
         raise UserError(f"the mask {file} cannot be read: {error}") from error
     if len(masks) <= max(image.frame for image in images):

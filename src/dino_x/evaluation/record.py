@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dino_x.data.index.labels import Labelled
 from dino_x.evaluation.classify import Figures
-from dino_x.evaluation.labels import Labelled
 from dino_x.evaluation.masks import Masked
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from dino_x.data.image import ImageRef
-from dino_x.data.index import build_index
-from dino_x.data.volumes import neighbours
+from dino_x.data.index.index import build_index
+from dino_x.data.index.labels import Labelled, load_labels
+from dino_x.data.loading.neighbours import neighbours
 from dino_x.errors import UserError, nearest
 from dino_x.evaluation import record
 from dino_x.evaluation.baselines import pixel_encoder
@@ -18,13 +19,12 @@ from dino_x.evaluation.bootstrap import CONFIDENCE, DRAWS, draw_patients
 from dino_x.evaluation.classify import Classification, Figures
 from dino_x.evaluation.contenders import MODEL, PIXELS, RANDOM, Contender, load_contenders
 from dino_x.evaluation.embed import Encoder, Progress, Seeing, backbone_encoder, encode
-from dino_x.evaluation.labels import Labelled, load_labels
 from dino_x.evaluation.masks import Masked, has_masks, load_masks
 from dino_x.evaluation.patches import GRID, patch_encoder, pixel_patch_encoder
 from dino_x.evaluation.segmentation import MEAN, figures_of_overlap, segment
 from dino_x.evaluation.verdict import verdict
-from dino_x.training.device import choose_device
-from dino_x.training.run import reading_of
+from dino_x.machine.device import choose_device
+from dino_x.runs.folder import reading_of
 
 TASKS = ("knn", "linear", "few-shot", "segmentation")
 QUICK = ("knn", "linear")  # at the end of a run

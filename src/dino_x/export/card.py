@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from dino_x import __version__
+from dino_x.config.presets import nested
 from dino_x.evaluation.backbone import Backbone
-from dino_x.presets import nested
-from dino_x.training.origin import read_origin
-from dino_x.training.run import CONFIG, RunFolder
+from dino_x.runs.folder import CONFIG, RunFolder
+from dino_x.runs.origin import read_origin
 
 PRIVATE = ("data.paths", "data.labels")  # never leave the machine
 DINOV3 = "dinov3"

@@ -22,7 +22,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
     get_patches_center_coordinates,
 )
 
-from dino_x.config import ModelOptions
+from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError, nearest
 from dino_x.model.accounting import Accounting
 from dino_x.model.blocks import Block, Looked

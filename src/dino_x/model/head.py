@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 from torch.nn import functional as F
 
-from dino_x.config import HeadOptions
+from dino_x.config.options import HeadOptions
 
 
 class Head(nn.Module):

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers.utils import logging as transformers_logging
 
-from dino_x.config import WindowOptions
+from dino_x.config.options import WindowOptions
 from dino_x.errors import UserError
 
 HUB_TIMEOUT = 5.0  # seconds to learn that there is no network, not the 23 s of the hub's retries

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dino_x.config import Options
+from dino_x.config.options import Options
 from dino_x.model.backbone import Backbone, ForwardRandomness, build_backbone
 from dino_x.model.head import Head
 

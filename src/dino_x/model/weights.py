@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from dino_x.config import ModelOptions
+from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError
 from dino_x.model.accounting import Accounting
 from dino_x.model.families import CLASSES, PATCH_KERNELS, square

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dino_x.config import Options
-from dino_x.data.loader import Canvases, Loader
+from dino_x.config.options import Options
+from dino_x.cost.shapes import Step
+from dino_x.data.loading.loader import Canvases, Loader
+from dino_x.distributed.shares import divisors
+from dino_x.machine.device import dtype_of, peak_memory_gib
 from dino_x.model.backbone import Backbone
-from dino_x.planning.shapes import Step
-from dino_x.training.device import dtype_of, peak_memory_gib
+from dino_x.runs.folder import RunFolder
 from dino_x.training.micro_batch import find, largest_by_calculation
-from dino_x.training.run import RunFolder
-from dino_x.training.shares import divisors
+from dino_x.training.step.batch_plan import Cutter
 from dino_x.training.trainer import Trainer
-from dino_x.training.window import Cutter
 
 BUDGET = 25.0  # seconds of a trial, about
 TIMES = 3  # at most; the fastest counts, as other programs only ever slow it down

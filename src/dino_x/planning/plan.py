@@ -9,23 +9,28 @@ import torch
 from rich.console import Console
 
 from dino_x import __version__
-from dino_x.config import Options
+from dino_x.commands.pretrain import early_checks, images_of
+from dino_x.config.options import Options
+from dino_x.config.policy import Policy, centering_policy
+from dino_x.config.presets import resolve
+from dino_x.cost import flops, memory
+from dino_x.cost.cards import ASSUMED, Card
+from dino_x.cost.memory import Numerics
+from dino_x.cost.shapes import Step
 from dino_x.data.image import ImageRef
-from dino_x.data.index import Index
-from dino_x.data.loader import Loader
+from dino_x.data.index.index import Index
+from dino_x.data.loading.loader import Loader
+from dino_x.distributed.shares import check_enough, usable
 from dino_x.errors import UserError
 from dino_x.evaluation.suite import write_json
 from dino_x.losses.ranks import ALONE
+from dino_x.machine.device import choose_device, describe_device
+from dino_x.machine.host import free_bytes, resident_bytes
 from dino_x.model.backbone import build_backbone, is_size
 from dino_x.model.teacher import build_student
-from dino_x.planning import flops, measure, memory
-from dino_x.planning.cards import ASSUMED, Card
-from dino_x.planning.host import free_bytes, resident_bytes
+from dino_x.planning import measure
 from dino_x.planning.measure import Trial
-from dino_x.planning.memory import Numerics
-from dino_x.planning.shapes import Step
-from dino_x.presets import resolve
-from dino_x.training.device import choose_device, describe_device
+from dino_x.runs.start import inherited
 from dino_x.training.micro_batch import (
     CPU_MICRO_BATCH,
     CPU_SHARE,
@@ -33,11 +38,7 @@ from dino_x.training.micro_batch import (
     largest_by_calculation,
     sizes_of,
 )
-from dino_x.training.policy import Policy, centering_policy
 from dino_x.training.prepare import canvas_form, check_koleo_group, check_patches
-from dino_x.training.pretrain import early_checks, images_of
-from dino_x.training.shares import check_enough, usable
-from dino_x.training.start import inherited
 
 UNKNOWN_SIDE = 2**20  # pixels of an image that is not known: crops decide how large canvases are
 

@@ -5,7 +5,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
-from dino_x.planning.memory import GIB
+from dino_x.cost.memory import GIB
 from dino_x.planning.plan import Plan
 from dino_x.training.report import duration
 

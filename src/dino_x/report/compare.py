@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from dino_x.config.presets import as_yaml
 from dino_x.errors import UserError
-from dino_x.presets import as_yaml
 from dino_x.report import scores
 from dino_x.report.curves import (
     HEALTH,
@@ -32,7 +32,7 @@ from dino_x.report.scores import MODEL, Comparison
 from dino_x.report.settings import meaning_of, plain, shown
 from dino_x.report.tables import Table, table_of
 from dino_x.report.verdict import state_of
-from dino_x.training.checkpoint import checkpoints
+from dino_x.runs.checkpoint import checkpoints
 from dino_x.training.report import duration
 
 LAST_SHARE = 0.1  # of the steps, whose mean is the final number of a curve

@@ -19,7 +19,7 @@ from dino_x.report.maps import (
 from dino_x.report.page import Gallery, Picture, Strip
 from dino_x.report.pictures import colour_map, heat_map, sides, thumbnail
 from dino_x.report.run_data import RunData
-from dino_x.training.run import reading_of
+from dino_x.runs.folder import reading_of
 
 SHOWN = 6  # images whose attention and neighbours are shown
 NEIGHBOURS = 5

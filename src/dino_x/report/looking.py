@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from dino_x.data import readers
-from dino_x.data.catalog import sources_of
-from dino_x.data.files import Candidate
 from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
-from dino_x.data.index import build_index
-from dino_x.data.member import as_path
-from dino_x.data.scan import Record, scan
+from dino_x.data.index.catalog import sources_of
+from dino_x.data.index.finding import Candidate
+from dino_x.data.index.headers import Record, scan
+from dino_x.data.index.index import build_index
+from dino_x.data.readers import registry
+from dino_x.data.storage.member import as_path
+from dino_x.data.windowing import apply_window, window_of
 from dino_x.errors import UserError
 from dino_x.evaluation.backbone import load_backbone
 from dino_x.evaluation.embed import squash
 from dino_x.model.pretrained import Preparation
 from dino_x.randomness import generator
 from dino_x.report.maps import cls_attention
-from dino_x.views.windowing import apply_window, window_of
 
 SAMPLE = 400  # images among which neighbours are looked for
 BATCH = 25
@@ -94,7 +94,7 @@ def sample_refs(
                 refs += _some_of(file, reading, rng, max(1, count // SHARDS))
             continue
         try:
-            found = file.refs if isinstance(file, Record) else readers.refs(file.path, reading)
+            found = file.refs if isinstance(file, Record) else registry.refs(file.path, reading)
         except Unreadable:
             continue
         refs.append(found[int(rng.integers(len(found)))])
@@ -185,7 +185,7 @@ def same_shape(squares: list[np.ndarray]) -> list[np.ndarray]:
 
 def square_of(ref: ImageRef, preparation: Preparation) -> np.ndarray:
     """An image in its window as uint8 [C, S, S], as evaluation prepares it. Raises Unreadable."""
-    image = readers.read(ref)
+    image = registry.read(ref)
     unit_CHW = apply_window(image.pixels, window_of(image, preparation.windows))
     grey = len(unit_CHW) == 1 or float(np.ptp(unit_CHW, axis=0).max()) <= 2 / 255
     return np.rint(255 * squash(unit_CHW, 1 if grey else 3, preparation.image_size)).astype(

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from dino_x.errors import UserError
-from dino_x.training.checkpoint import checkpoints
-from dino_x.training.run import CONFIG, RunFolder
+from dino_x.runs.checkpoint import checkpoints
+from dino_x.runs.folder import CONFIG, RunFolder
 
 QUIET_SECONDS = 600  # a run that has written nothing for so long is taken for stopped
 
@@ -41,7 +41,7 @@ class Finding:
     """A state of health with a name, from a step on.
 
     Attributes:
-        state: uniform, point, dimensional, diverging, or another name that training/health.py has.
+        state: uniform, point, dimensional, diverging, or another name in training/health/.
         since: the step it began.
         seen: what was seen, a sentence.
         help: settings that may help, the likeliest first.

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dino_x.config import Options
+from dino_x.config.options import Options
+from dino_x.config.presets import as_yaml, dotted, field_of, known_options, preset_values, resolve
 from dino_x.errors import UserError
-from dino_x.presets import as_yaml, dotted, field_of, known_options, preset_values, resolve
 
 PATHS = {
     "data.paths", "data.labels", "data.index", "data.cache", "gram.teacher", "teacher.model",

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dino_x.cost import memory
+from dino_x.cost.memory import Numerics
+from dino_x.cost.shapes import Step
+from dino_x.distributed.shares import choices
 from dino_x.errors import UserError
-from dino_x.planning import memory
-from dino_x.planning.host import free_bytes, limit_bytes
-from dino_x.planning.memory import Numerics
-from dino_x.planning.shapes import Step
-from dino_x.training.checkpoint import write_atomically
-from dino_x.training.device import GIB, limited_memory
-from dino_x.training.out_of_memory import OutOfMemory, caught
-from dino_x.training.run import RunFolder
-from dino_x.training.shares import choices
+from dino_x.machine.device import GIB, limited_memory
+from dino_x.machine.host import free_bytes, limit_bytes
+from dino_x.machine.out_of_memory import OutOfMemory, caught
+from dino_x.runs.checkpoint import write_atomically
+from dino_x.runs.folder import RunFolder
 
 CPU_MICRO_BATCH = 16  # larger gains no speed on a CPU and costs memory
 CPU_SHARE = 0.9  # of what is free

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dino_x.config import Options
-from dino_x.data.loader import Canvases
-from dino_x.data.readers import ImageRef
+from dino_x.config.options import Options
+from dino_x.data.index.labels import Labelled
+from dino_x.data.index.splits import Item, make_split
+from dino_x.data.loading.loader import Canvases
+from dino_x.data.readers.registry import ImageRef
 from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities
-from dino_x.evaluation.labels import Labelled
-from dino_x.evaluation.splits import Item, make_split
 from dino_x.model.backbone import Backbone
 from dino_x.randomness import generator
-from dino_x.training.window import GLOBAL_VIEWS, Cutter, ImageSource
+from dino_x.training.step.batch_plan import GLOBAL_VIEWS, Cutter, ImageSource
 from dino_x.views.crops import ViewParameters, apply_views, draw_views
 from dino_x.views.ct_windows import draw_windows, fixed_window
 

@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from dino_x.config import OptimOptions
+from dino_x.config.options import OptimOptions
 from dino_x.model.teacher import Network
 from dino_x.training.schedules import StepValues
 

@@ -7,23 +7,28 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dino_x.config import Options
-from dino_x.data import row_groups
-from dino_x.data.cache import CanvasForm, Crop, canvas_side
-from dino_x.data.decoding import Decoding, decoding_in
-from dino_x.data.index import Index, is_grey
-from dino_x.data.loader import Loader
-from dino_x.data.member import file_of
-from dino_x.data.sampler import strata_of
-from dino_x.data.storage import is_remote
-from dino_x.data.store import CanvasStore, keys_of
-from dino_x.data.volumes import neighbours
+from dino_x.config.options import Options
+from dino_x.config.policy import Policy, centering_policy
+from dino_x.cost.shapes import Step
+from dino_x.data.canvas.canvas import CanvasForm, Crop, canvas_side
+from dino_x.data.canvas.store import CanvasStore, keys_of
+from dino_x.data.index.index import Index, is_grey
+from dino_x.data.index.labels import Labelled
+from dino_x.data.loading.loader import Loader
+from dino_x.data.loading.neighbours import neighbours
+from dino_x.data.loading.sampler import strata_of
+from dino_x.data.readers.decoding import Decoding, decoding_in
+from dino_x.data.storage import row_groups
+from dino_x.data.storage.archives import is_remote
+from dino_x.data.storage.member import file_of
+from dino_x.distributed.sharding import check_torch
+from dino_x.distributed.shares import all_sizes, check_divides, check_equally_many
+from dino_x.distributed.world import from_all, from_first, together
 from dino_x.errors import UserError
-from dino_x.evaluation.labels import Labelled
 from dino_x.losses.ranks import Ranks
+from dino_x.machine.device import dtype_of
 from dino_x.model.backbone import build_backbone
-from dino_x.planning.shapes import Step
-from dino_x.training.device import dtype_of
+from dino_x.runs.folder import RunFolder
 from dino_x.training.micro_batch import (
     Chosen,
     device_key,
@@ -32,13 +37,8 @@ from dino_x.training.micro_batch import (
     sizes_of,
 )
 from dino_x.training.online import Online, labelled_rows
-from dino_x.training.policy import Policy, centering_policy
-from dino_x.training.run import RunFolder
-from dino_x.training.sharding import check_torch
-from dino_x.training.shares import all_sizes, check_divides, check_equally_many
+from dino_x.training.step.batch_plan import Cutter
 from dino_x.training.trainer import Trainer
-from dino_x.training.window import Cutter
-from dino_x.training.world import from_all, from_first, together
 from dino_x.views.sizes import crop_sizes
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from dino_x.distributed.world import from_first, together
 from dino_x.errors import SaidElsewhereError, UserError
-from dino_x.training.checkpoint import checkpoints
-from dino_x.training.gram import first_gram_teacher
-from dino_x.training.health import Health
+from dino_x.runs.checkpoint import checkpoints
+from dino_x.training.health.health import Health
 from dino_x.training.report import NoReport, TrainingReport
-from dino_x.training.world import from_first, together
+from dino_x.training.step.gram import first_gram_teacher
 
 if TYPE_CHECKING:
     from dino_x.training.trainer import Trainer

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dino_x.training.lines import Board, GrowingFile, json_line
-from dino_x.training.run import RunFolder
+from dino_x.runs.append_only import Board, GrowingFile, json_line
+from dino_x.runs.folder import RunFolder
 
 LINE_SECONDS = 10  # between lines where there is no terminal for a bar
 

@@ -6,12 +6,13 @@ from contextlib import contextmanager
 
 import torch
 
+from dino_x.cost import memory
+from dino_x.cost.memory import Numerics
+from dino_x.cost.shapes import Step
 from dino_x.errors import SaidElsewhereError, UserError
-from dino_x.planning import memory
-from dino_x.planning.host import free_bytes
-from dino_x.planning.memory import Numerics
-from dino_x.planning.shapes import Step
-from dino_x.training.device import GIB, limited_memory
+from dino_x.machine.device import GIB, limited_memory
+from dino_x.machine.host import free_bytes
+from dino_x.machine.out_of_memory import OutOfMemory, caught, let_go
 from dino_x.training.micro_batch import (
     CPU_SHARE,
     helps,
@@ -19,7 +20,6 @@ from dino_x.training.micro_batch import (
     runs,
     sizes_of,
 )
-from dino_x.training.out_of_memory import OutOfMemory, caught, let_go
 from dino_x.training.trainer import Trainer
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from dino_x.config import GramOptions, Options
+from dino_x.config.options import GramOptions, Options
 
 
 def cosine(start: float, end: float, step: int, steps: int) -> float:

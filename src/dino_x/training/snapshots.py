@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dino_x.config import Options
+from dino_x.config.options import Options
+from dino_x.distributed.sharding import is_sharded
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.teacher import Network
 from dino_x.randomness import generator
-from dino_x.training.checkpoint import write_atomically
-from dino_x.training.sharding import is_sharded
-from dino_x.training.window import Cutter, ImageSource
+from dino_x.runs.checkpoint import write_atomically
+from dino_x.training.step.batch_plan import Cutter, ImageSource
 from dino_x.views.ct_windows import fixed_window
 
 IMAGES = 6

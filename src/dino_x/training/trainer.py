@@ -11,39 +11,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from dino_x.config import CropSizes, Options
-from dino_x.data.sampler import Strata
+from dino_x.config.options import CropSizes, Options
+from dino_x.data.loading.sampler import Strata
+from dino_x.distributed import sharding
+from dino_x.distributed.agreement import Agreement
+from dino_x.distributed.shares import largest_share
+from dino_x.distributed.world import check_alike
 from dino_x.errors import SaidElsewhereError, StoppedError, UserError
 from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
+from dino_x.machine.device import autocast, dtype_of, peak_memory_gib
 from dino_x.model.backbone import Backbone
 from dino_x.model.teacher import Network, build_student, build_teacher, update_teacher
-from dino_x.training import sharding
-from dino_x.training.agreement import Agreement
-from dino_x.training.device import autocast, dtype_of, peak_memory_gib
-from dino_x.training.distillation import distilled_teacher, fingerprint
-from dino_x.training.effective_batch import Centers, EffectiveBatch, WindowResult
-from dino_x.training.gram import (
-    GramTerm,
-    first_gram_teacher,
-    next_gram_teacher,
-)
-from dino_x.training.health import Finding, Health
+from dino_x.runs.folder import RunFolder
+from dino_x.runs.saving import Saver
+from dino_x.runs.start import take_heads
+from dino_x.training.health.health import Finding, Health
 from dino_x.training.online import Online
 from dino_x.training.optimizer import build_optimizer, set_values
-from dino_x.training.queue import Queues
 from dino_x.training.recovery import Recovery, skips
 from dino_x.training.report import NoReport, TrainingReport
-from dino_x.training.run import RunFolder
-from dino_x.training.sample import Sampling
-from dino_x.training.saving import Saver
 from dino_x.training.schedules import StepValues, values_at
-from dino_x.training.shares import largest_share
 from dino_x.training.snapshots import Snapshots
-from dino_x.training.start import take_heads
-from dino_x.training.state import state_of, take_up, write_state
-from dino_x.training.stopping import Stop, say
-from dino_x.training.window import (
+from dino_x.training.step.batch_plan import (
     GLOBAL_VIEWS,
     Cutter,
     ImageSource,
@@ -53,7 +43,17 @@ from dino_x.training.window import (
     load,
     micro_batches,
 )
-from dino_x.training.world import check_alike
+from dino_x.training.step.distillation import distilled_teacher, fingerprint
+from dino_x.training.step.exact_step import Centers, EffectiveBatch, WindowResult
+from dino_x.training.step.gram import (
+    GramTerm,
+    first_gram_teacher,
+    next_gram_teacher,
+)
+from dino_x.training.step.probe import Sampling
+from dino_x.training.step.queue import Queues
+from dino_x.training.stopping import Stop, say
+from dino_x.training.train_state import state_of, take_up, write_state
 from dino_x.views.sizes import crop_sizes
 
 FILLING = 2**40  # steps that only fill the queue are counted from here

@@ -1,7 +1,7 @@
 """Views of an image: drawn as numbers for the whole effective batch, applied as pure functions.
 
 Shapes: B images of the effective batch, b of a micro-batch, V views, C channels, S side of the
-canvas (the square an image is kept in, see data/loader.py), O side of a crop.
+canvas (the square an image is kept in, see data/loading/loader.py), O side of a crop.
 
 A crop with its antialiased resize and flip is one linear map along each axis, and a row of it has
 few weights that are not 0: the pixels under a triangle filter. We write down these pixels and their
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dino_x.config import ViewOptions
+from dino_x.config.options import ViewOptions
 from dino_x.views.ct_windows import WindowParameters, apply_windows
 
 DRAWS = 12  # uniform numbers a view needs; see the columns in view_parameters

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dino_x.views.windowing import CT_WINDOW
+from dino_x.data.windowing import CT_WINDOW
 
 # What a canvas of CT spans: the 12 bits of scanners, at 16 steps of uint16 a Hounsfield unit, so
 # that whole units are kept exactly.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dino_x.config import CropSizes, Options
+from dino_x.config.options import CropSizes, Options
 from dino_x.randomness import generator
 
 

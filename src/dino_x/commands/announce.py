@@ -1,0 +1,98 @@
+"""What a run says before it starts."""
+
+from rich.console import Console
+
+from dino_x.config.options import Options
+from dino_x.distributed.shares import all_sizes
+from dino_x.machine.device import describe_device
+from dino_x.training.prepare import Prepared
+from dino_x.training.schedules import peak_lr
+
+
+def announce(
+    prepared: Prepared,
+    preset_line: str,
+    held_out: int,
+    console: Console,
+    asked: int | str = "auto",
+) -> None:
+    """What is about to happen, in a few aligned lines; ``asked`` is the micro-batch asked for."""
+    trainer, index = prepared.trainer, prepared.index
+    options, backbone = trainer.options, trainer.student.backbone
+    train, optim = options.train, options.optim
+    assert isinstance(train.micro_batch, int)
+    assert train.steps is not None
+    parameters = sum(weight.numel() for weight in backbone.parameters()) / 1e6
+    left = len(index.skipped)
+    skipped = f", {left} file{'s' * (left > 1)} skipped (see skipped.csv)" if left else ""
+    held = f", {held_out:,} more held out to be tested on" if held_out else ""
+    count = trainer.ranks.count
+    processes = f" on each of {count} processes" if count > 1 else ""
+    sizes = all_sizes(train.effective_batch, train.micro_batch, count)
+    size = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else f"{max(sizes)}"
+    if asked not in ("auto", train.micro_batch):
+        processes += f" ({asked} does not divide a process's images; the result is the same)"
+    if prepared.micro_batch.why:
+        processes += f" ({prepared.micro_batch.why})"
+    steps_per_pass = len(index) / train.effective_batch
+    lines = {
+        "images": f"{len(index):,}{held}{skipped}",
+        "model": f"{options.model.name}, {backbone.depth} layers x {backbone.width},"
+        f" {parameters:.1f} M parameters; {options.head.prototypes:,} prototypes a head",
+        "settings": preset_line,
+        "device": f"{describe_device(trainer.cutter.device)}, {train.precision}",
+        "batch": f"{train.effective_batch} images a step, in micro-batches of {size}" + processes,
+        "centering": prepared.policy.message,
+        "steps": f"{train.steps:,} = {train.steps / steps_per_pass:.1f} passes over the images",
+        "rate": f"{peak_lr(options):.3g} = {optim.lr:g} x sqrt({train.effective_batch} /"
+        f" {optim.lr_batch}), after {optim.warmup} steps of warmup",
+    }
+    if trainer.sharded:
+        lines["shard"] = f"networks and optimizer in {count} parts, one a process"
+    if backbone.accounting is not None:
+        heads = "the run's" if options.model.heads_from == "run" else "new"
+        lines["weights"] = f"{backbone.accounting.line()}; heads: {heads}"
+    if prepared.loader.store is not None:
+        cached = len(prepared.loader.store)
+        lines["cache"] = f"{options.data.cache}, {cached:,} of {len(index):,} images are in it"
+    lines |= stage_lines(options)
+    if trainer.done:
+        lines["resumed"] = f"after step {trainer.done:,}"
+    for name, line in lines.items():
+        partial = backbone.accounting is not None and not backbone.accounting.whole
+        warn = {
+            "centering": prepared.policy.warning,
+            "weights": partial,
+            "batch": prepared.micro_batch.warning,
+        }
+        style = "yellow" if warn.get(name) else None
+        console.print(f"{name:<10}{line}", style=style, highlight=False, soft_wrap=True)
+    for note in index.notes:
+        console.print(f"{'note':<10}{note}", style="yellow", highlight=False, soft_wrap=True)
+    if len(index) < train.effective_batch:
+        console.print(
+            f"{'warning':<10}fewer images ({len(index)}) than an effective batch"
+            f" ({train.effective_batch}): some appear several times in each step",
+            style="yellow", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def stage_lines(options: Options) -> dict[str, str]:
+    """What a stage has that plain pretraining has not."""
+    lines, gram, frozen = {}, options.gram, options.optim.freeze_backbone
+    if options.teacher.model:
+        lines["teacher"] = f"{options.teacher.model}, frozen: its heads make the targets"
+    if frozen:
+        lines["frozen"] = f"the backbone, for the first {frozen:,} steps: the heads warm up"
+    if options.views.sizes:
+        local = options.views.local_crops
+        sets = (
+            f"{s.global_size}{f' and {s.local_size}' if local else ''} px"
+            for s in options.views.sizes
+        )
+        lines["crops"] = f"one set of sizes a step, of {'; '.join(sets)}"
+    if gram.weight:
+        source = gram.teacher or f"the EMA teacher of step {gram.start:,}"
+        anew = f", taken anew every {gram.refresh:,} steps" if gram.refresh else ""
+        lines["gram"] = f"weight {gram.weight:g}, held to {source}{anew}"
+    return lines

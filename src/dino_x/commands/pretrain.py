@@ -1,0 +1,284 @@
+"""From what the user said to a finished run."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from dino_x import __version__
+from dino_x.commands.announce import announce
+from dino_x.config.options import Options
+from dino_x.config.presets import check, differing, resolve
+from dino_x.data.index.index import Index, Skipped, build_index, write_skipped
+from dino_x.data.index.labels import Labelled, load_labels
+from dino_x.data.loading.neighbours import refuse_uneven
+from dino_x.data.readers.decoding import decoding_in
+from dino_x.distributed.shares import check_enough, usable
+from dino_x.distributed.world import (
+    check_same,
+    device_of,
+    from_all,
+    from_first,
+    joined,
+    place,
+    together,
+)
+from dino_x.errors import StoppedError, UserError
+from dino_x.evaluation.suite import QUICK, evaluate, write_json
+from dino_x.evaluation.table import print_table
+from dino_x.losses.ranks import Ranks
+from dino_x.machine.device import choose_device, describe_device
+from dino_x.model.backbone import build_backbone, is_size
+from dino_x.progress import progress_bar
+from dino_x.report.write import report_at_end
+from dino_x.runs.checkpoint import write_atomically
+from dino_x.runs.folder import RunFolder
+from dino_x.runs.origin import write_origin
+from dino_x.runs.start import inherited
+from dino_x.training.micro_batch import remember, remembered
+from dino_x.training.prepare import Prepared, files_hash, online, prepare, step_of
+from dino_x.training.report import NoReport, TrainingReport
+from dino_x.training.rescue import out_of_memory_named
+
+
+def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console) -> RunFolder:
+    """Train, or go on training, in the folder ``out``; evaluate if there are labels.
+
+    Args:
+        said: what the user set, as ``section.key`` values.
+        out: the RUN folder.
+        resume: go on from its newest checkpoint; a folder without a run is started anew.
+        console: where to say what happens.
+
+    Raises: UserError for everything the user can put right; what existed is kept.
+    """
+    where = place(os.environ)
+    device = device_of(choose_device(str(said.get("train.device") or "auto")), where)
+    run = RunFolder(out)
+    with joined(where, device) as ranks:
+        if ranks.own > 0:
+            console = Console(quiet=True)
+        options = train_together(said, run, resume, device, ranks, console)
+    if where.rank == 0:
+        say_where(run, console)
+        if options.data.labels:
+            evaluate_run(options, run, console)
+        if options.report.page:
+            report_at_end(run.path, console)
+    return run
+
+
+def train_together(
+    said: Mapping[str, Any],
+    run: RunFolder,
+    resume: bool,
+    device: torch.device,
+    ranks: Ranks,
+    console: Console,
+) -> Options:
+    """What all processes of a run do, each with its share of the images; the resolved options."""
+    resumed = resume and run.exists
+    named = "train.micro_batch" in said
+    said = together(ranks, lambda: settings(said, run, resume))
+    early = together(ranks, lambda: early_checks(said, ranks))
+    asked, images = early.train.micro_batch, early.train.effective_batch
+    if isinstance(asked, int):
+        used = together(ranks, lambda: usable(images, asked, ranks.count, named))
+        said = {**said, "train.micro_batch": used}
+    index, held_out, labelled = from_first(ranks, lambda: images_of(early, console))
+    options, preset_line = together(ranks, lambda: resolve(said, len(index), inherited(said)))
+    prepared = together(ranks, lambda: prepare(options, run, index, device, ranks, console))
+    prepared.trainer.online = online(prepared, labelled)
+    check_same(ranks, "images", files_hash(index) if ranks.count > 1 else "")
+    if ranks.count == 1:  # several would wait for the one that fills it longer than they can
+        fill_cache(prepared, console)
+    check_same(ranks, "settings", f"{__version__} {options.model_dump_json()}")
+    together(ranks, lambda: begin(prepared, resumed, resume, console))
+    announce(prepared, preset_line, held_out, console, asked)
+    train(prepared, run, console)
+    return options
+
+
+def fill_cache(prepared: Prepared, console: Console) -> None:
+    """Keep what lies in Parquet files in the cache on disk, if there is one, before it is used."""
+    with progress_bar(console, "filling the cache") as on_progress:
+        prepared.loader.fill(on_progress)
+
+
+def early_checks(said: Mapping[str, Any], ranks: Ranks) -> Options:
+    """What can be refused before images are read."""
+    early = check(said)
+    check_enough(early.train.effective_batch, ranks.count)
+    if not is_size(early.model.name):
+        build_backbone(early.model, early.views.global_size, 0)
+    return early
+
+
+def images_of(options: Options, console: Console) -> tuple[Index, int, Labelled | None]:
+    """The images to train on, how many are held out, and the labels."""
+    index = read_index(options, console)
+    held_out, labelled = hold_out(options, index)
+    if options.data.slices == 3:
+        refuse_uneven(index)
+    return index, held_out, labelled
+
+
+def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> None:
+    """Take up the run's newest checkpoint, or make its folder."""
+    trainer, index = prepared.trainer, prepared.index
+    if resumed and trainer.ranks.own == 0:
+        trainer.run.remove_leftovers()
+    if resumed:
+        trainer.resume(lambda line: console.print(line, style="yellow", soft_wrap=True))
+    elif trainer.ranks.own == 0:
+        if resume:
+            console.print(
+                f"nothing to resume in {trainer.run.path}: starting anew", highlight=False
+            )
+        device = describe_device(trainer.cutter.device)
+        write_origin(trainer.run, trainer.options.model.name, trainer.student.backbone)
+        trainer.run.create(trainer.options, {"images": f"{len(index):,}", "device": device})
+    if trainer.ranks.own == 0:
+        remember(trainer.run, prepared.micro_batch, prepared.devices)
+        list_skipped(index.skipped, trainer.run, console)
+
+
+def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str, Any]:
+    """What the user set, on top of a resumed run's own settings.
+
+    Raises: UserError if there is a run and no ``--resume``, or a resume changes a setting.
+    """
+    if not (resume and run.exists):
+        if not resume or run.path.is_file():
+            run.refuse_if_taken()
+        if not said.get("data.paths"):
+            raise UserError("nothing to train on; name a folder of images with --data")
+        return dict(said)
+    saved = run.settings()
+    changed = differing(saved, said)
+    if changed:
+        raise UserError(
+            f"{run.path} was trained with other settings: {'; '.join(changed)}; leave them out to"
+            " resume, or start a new run in another --out"
+        )
+    kept = remembered(run)
+    if kept is not None:
+        size, auto, _ = kept
+        saved["train.micro_batch"] = "auto" if auto else size
+    return {**saved, **said}
+
+
+def read_index(options: Options, console: Console) -> Index:
+    """All images that can be read, with a progress bar."""
+    decoding = decoding_in(options.data.decode_in)
+    with decoding, progress_bar(console, "reading images") as on_progress:
+        return build_index(
+            [Path(path) for path in options.data.paths],
+            verify=options.data.verify,
+            workers=options.data.workers,
+            on_progress=on_progress,
+            reading=options.data.reading,
+            kept_in=Path(options.data.index) if options.data.index else None,
+            where=options.data.where,
+            decoding=decoding,
+        )
+
+
+def hold_out(options: Options, index: Index) -> tuple[int, Labelled | None]:
+    """Take the images that the labels are tested on out of the index.
+
+    Returns: how many they are, and the labelled images, if there are labels.
+
+    Raises: UserError if the labels cannot be used: now, not after training.
+    """
+    data = options.data
+    if not data.labels:
+        return 0, None
+    labelled = load_labels(data.labels, index.rows, data.paths, label_column=data.label_column)
+    if not data.hold_out:
+        return 0, labelled
+    tested = {ref for ref, test in zip(labelled.refs, labelled.is_test, strict=True) if test}
+    index.rows = [ref for ref in index.rows if ref not in tested]
+    return len(tested), labelled
+
+
+def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
+    """The loop, with its report; what turned out unreadable is added to skipped.csv."""
+    trainer, options = prepared.trainer, prepared.trainer.options
+    assert options.train.steps is not None
+    skipped = prepared.loader.skipped
+    step = step_of(trainer, prepared.loader.form).at(prepared.micro_batch.size)
+    memory = out_of_memory_named(trainer, step)
+    if trainer.ranks.own > 0:
+        with prepared.loader, known_to_all(trainer.ranks, skipped), memory:
+            trainer.train(NoReport())
+        return
+    report = TrainingReport(
+        run, console, options.train.steps, trainer.done, options.head.prototypes
+    )
+    of_all = skipped
+    try:
+        with report, prepared.loader, known_to_all(trainer.ranks, skipped) as of_all, memory:
+            trainer.train(report)
+    finally:
+        left_out = [*prepared.index.skipped, *dict.fromkeys([*of_all, *skipped])]
+        list_skipped(left_out, run, console)
+        if number := trainer.recovery.skipped:
+            console.print(
+                f"skipped   {number} step{'s' * (number > 1)} whose loss or gradient was not finite"
+                f" ('skipped' in {run.metrics})",
+                style="yellow", highlight=False, soft_wrap=True,
+            )  # fmt: skip
+
+
+@contextmanager
+def known_to_all(ranks: Ranks, skipped: list[Skipped]) -> Iterator[list[Skipped]]:
+    """A list that holds what all processes skipped once the block has ended, in any agreed way."""
+    of_all: list[Skipped] = []
+    stopped: StoppedError | None = None
+    try:
+        yield of_all
+    except StoppedError as error:
+        stopped = error
+    of_all += [skip for part in from_all(ranks, skipped) for skip in part]
+    if stopped is not None:
+        raise stopped
+
+
+def list_skipped(skipped: list[Skipped], run: RunFolder, console: Console) -> None:
+    """Write skipped.csv; where that fails, what was there stays, and training does not mind."""
+    try:
+        write_atomically(run.skipped, lambda file: write_skipped(skipped, file))
+    except OSError as error:
+        line = f"{run.skipped} cannot be written ({error.strerror})"
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+
+
+def say_where(run: RunFolder, console: Console) -> None:
+    """Where the model is and how to load it."""
+    console.print(
+        f"model     {run.model}  (load it with transformers.AutoModel.from_pretrained)",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def evaluate_run(options: Options, run: RunFolder, console: Console) -> None:
+    """Write ``evaluation.json`` from the labels named in the options, and print its table."""
+    assert options.data.labels is not None
+    with progress_bar(console, "evaluating") as progress:
+        result = evaluate(
+            run.path,
+            options.data.paths,
+            options.data.labels,
+            label_column=options.data.label_column,
+            tasks=QUICK,
+            device=options.train.device,
+            seed=options.train.seed,
+            progress=progress,
+        )
+    write_json(result, run.evaluation)
+    print_table(result, console)

@@ -1,0 +1,315 @@
+"""Presets, and from what the user said to the options of a run.
+
+Later wins: defaults (DINOv3), preset, configuration file, ``--set``, flags.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from dino_x.config.options import FREE_ON_RESUME, Options, ViewOptions
+from dino_x.errors import UserError, nearest
+from dino_x.model.backbone import is_size
+
+SMALL_IMAGES = 100_000  # below this many images, auto is the small preset
+ONLINE_TIMES = 10  # a run is evaluated while it trains, where online.every is not given,
+ONLINE_MOST_STEPS = 1000  # but in a long one at least this often,
+# and in a short one so seldom that its views are at most 1 in 20 of what a step's two global views
+# cost an image: a forward of the teacher and about three of the student's (forward and backward).
+ONLINE_STEPS_AN_IMAGE = 5
+PASSES = 100  # over the images, where the number of steps is not given
+
+# Set by measurement; see docs/recipes.md for what each is worth.
+SMALL: dict[str, Any] = {
+    "model.init": "fan_in",
+    "model.layerscale": 1.0,
+    "model.registers": 0,
+    "model.drop_path": 0.0,
+    "model.rope_rescale": None,
+    "head.prototypes": 256,
+    "head.layers": 2,
+    "head.hidden": 512,
+    "head.bottleneck": 128,
+    "head.init": "fan_in",
+    "views.local_crops": 0,
+    "views.global_scale": (0.7, 1.0),
+    "views.aspect": (1 / 1.2, 1.2),
+    "views.flip": 0.0,
+    "views.gamma": 1.65,
+    "views.blur_sigma": (0.1, 3.5),
+    "loss.koleo_weight": 0.05,
+    "teacher.momentum": 0.9,
+    "teacher.temperature_start": 0.03,
+    "teacher.temperature": 0.03,
+    "optim.lr": 0.003,
+    "optim.lr_batch": 256,
+    "optim.lr_end": 1e-5,
+    "optim.weight_decay_end": 0.04,
+    "optim.layer_decay": 1.0,
+    "optim.patch_embed_lr": 1.0,
+    "optim.freeze_last_layer": 0,
+}
+# Goes on from good weights, on top of what is for the number of images and of what a RUN hands on.
+# Set by measurement; see docs/stages.md.
+CONTINUE: dict[str, Any] = {
+    "optim.lr": 0.001,
+    "optim.lr_batch": 256,
+    "optim.lr_end": 1e-6,
+    "optim.layer_decay": 0.8,
+    "optim.patch_embed_lr": 0.2,
+    "optim.freeze_last_layer": 0,
+}
+FROZEN = 0.25  # share of the steps in which new heads alone are trained
+# Gram anchoring at DINOv3's weight holds dense features while crops grow (section 5.1).
+HIGHRES: dict[str, Any] = CONTINUE | {"gram.weight": 2.0}
+# (global, local, Gram crops against those before, share of the steps): DINOv3's sets, in whole
+# multiples, so that crops stay a whole number of patches.
+LARGER = ((2, 1, 3, 0.3), (3, 1, 4, 0.3), (3, 2, 4, 0.3), (3, 3, 4, 0.1))
+GOING_ON = {"continue": CONTINUE, "highres": HIGHRES}
+PASSES_OF = {"continue": 30, "highres": 10}  # instead of PASSES
+LOADED = ("model.init", "model.layerscale", "model.registers")  # come with a model's weights
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as ``{"section.key": value}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= dotted(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The opposite of ``dotted``."""
+    values: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, key = name.split(".")
+        inner = values
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = value
+    return values
+
+
+def known_options() -> list[str]:
+    """Every option as ``section.key``."""
+    return list(dotted(Options().model_dump()))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A YAML configuration file as ``{"section.key": value}``.
+
+    Raises: UserError if it is not there or not YAML of that form.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise UserError(f"{path}{line} is not YAML") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no options; expected lines such as 'train: {{steps: 100}}'")
+    return dotted(values)
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``section.key=value`` as a pair; the value is read as YAML."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set takes section.key=value, got '{text}'")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {name}: '{value}' is not a value") from error
+
+
+def said_by(
+    config: Path | None, settings: Sequence[str], flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the user set, by file, ``--set`` and flags; None in a flag is not set."""
+    said = read_config(config) if config else {}
+    said |= dict(parse_setting(text) for text in settings)
+    return said | {name: value for name, value in flags.items() if value is not None}
+
+
+def options_text() -> str:
+    """Every option, its default, what presets set instead, and its meaning."""
+    lines = []
+    for name, value in dotted(Options().model_dump()).items():
+        small = f"  (small: {as_yaml(SMALL[name])})" if name in SMALL else ""
+        small += f"  (continue: {as_yaml(CONTINUE[name])})" if name in CONTINUE else ""
+        lines += [f"{name}: {as_yaml(value)}{small}", f"    {field_of(name).description}"]
+    return "\n".join(lines)
+
+
+def as_yaml(value: Any) -> str:
+    """A value as one would write it in a configuration file, numbers to 4 digits."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(as_yaml(item) for item in value)}]"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def check(flat: Mapping[str, Any]) -> Options:
+    """Options from ``section.key`` values.
+
+    Raises: UserError naming the first option that is unknown (and the nearest known), or whose
+        value is wrong (and what is allowed).
+    """
+    known = known_options()
+    for name in flat:
+        if name not in known:
+            raise UserError(f"unknown option '{name}'{nearest(name, known)}")
+    try:
+        return Options.model_validate(nested(flat))
+    except ValidationError as error:
+        raise UserError(describe(error, flat)) from error
+
+
+def describe(error: ValidationError, flat: Mapping[str, Any]) -> str:
+    """One line for the first thing wrong."""
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    name = next((".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in flat), parts[0])
+    value = flat.get(name, first["input"])
+    if first["type"] == "value_error":
+        return f"{name}: {first['msg'].removeprefix('Value error, ')}"
+    allowed = allowed_values(name)
+    if allowed:
+        words = [word for word in allowed if isinstance(word, str)]
+        numbers = " or a whole number from 1" if takes_number(name) else ""
+        listed = ", ".join(map(str, words)) + numbers
+        return f"{name} is one of {listed}; got '{value}'{nearest(str(value), words)}"
+    return f"{name}: {first['msg'].lower()}; got '{value}'"
+
+
+def field_of(name: str) -> Any:
+    """The declaration of ``section.key``."""
+    inner: Any = Options
+    *sections, key = name.split(".")
+    for section in sections:
+        inner = inner.model_fields[section].annotation
+    return inner.model_fields[key]
+
+
+def allowed_values(name: str) -> list[str]:
+    """The words an option takes, or none if it takes no fixed words."""
+
+    def words(declared: Any) -> list[str]:
+        if get_origin(declared) is not None and not isinstance(declared, type):
+            inside = get_args(declared)
+            if all(isinstance(word, str) for word in inside):
+                return list(inside)
+            return [word for part in inside for word in words(part)]
+        return []
+
+    return words(field_of(name).annotation)
+
+
+def takes_number(name: str) -> bool:
+    """Whether an option with fixed words takes a number as well."""
+    return "int" in str(field_of(name).annotation)
+
+
+def choose_preset(options: Options, images: int) -> tuple[str, str]:
+    """The preset and why, for ``auto`` by model and number of images."""
+    if options.preset != "auto":
+        return options.preset, "as chosen"
+    if not is_size(options.model.name):
+        return "continue", "for a model that is loaded"
+    if options.model.name == "vit-tiny":
+        return "small", "for vit-tiny"
+    if images < SMALL_IMAGES:
+        return "small", f"for {images:,} images, fewer than {SMALL_IMAGES:,}"
+    return "dinov3", f"for {images:,} images and {options.model.name}"
+
+
+def resolve(
+    said: Mapping[str, Any], images: int, inherited: Mapping[str, Any] | None = None
+) -> tuple[Options, str]:
+    """Every option with its final value, and the line that says which preset and why.
+
+    Args:
+        said: what the user set, as ``section.key`` values.
+        images: images in the data set.
+        inherited: what a RUN that is gone on from hands on; it wins over the preset.
+    """
+    preset, why = choose_preset(check(said), images)
+    going_on = preset in GOING_ON
+    base = preset_values(preset, str(said.get("model.name", Options().model.name)), images)
+    base |= {
+        name: v for name, v in (inherited or {}).items() if name not in GOING_ON.get(preset, {})
+    }
+    if preset == "highres":
+        base |= larger_crops(check({**base, **said}).views)
+    options = check({**base, **said, "preset": preset})
+    if options.model.heads_from == "auto":
+        options.model.heads_from = (inherited or {}).get("model.heads_from", "new")
+    train, optim, teacher = options.train, options.optim, options.teacher
+    if train.steps is None:
+        passes = PASSES_OF.get(preset, PASSES)
+        train.steps = max(1, math.ceil(passes * images / train.effective_batch))
+    if optim.warmup is None:
+        optim.warmup = round(0.1 * train.steps)
+    if optim.freeze_backbone is None:
+        new_heads = going_on and options.model.heads_from != "run"
+        optim.freeze_backbone = round(FROZEN * train.steps) if new_heads else 0
+    if optim.freeze_last_layer is None:
+        optim.freeze_last_layer = round(0.01 * train.steps)
+    if teacher.temperature_warmup is None:
+        teacher.temperature_warmup = round(0.3 * train.steps)
+    if options.online.every is None:
+        often = min(math.ceil(train.steps / ONLINE_TIMES), ONLINE_MOST_STEPS)
+        looked_at = min(options.online.images, images)
+        cheap = math.ceil(ONLINE_STEPS_AN_IMAGE * looked_at / train.effective_batch)
+        options.online.every = max(often, cheap)
+    return options, f"preset {preset}, {why}"
+
+
+def preset_values(preset: str, model: str, images: int) -> dict[str, Any]:
+    """What a preset sets, for a model and so many images; what it leaves out is the default."""
+    going_on = GOING_ON.get(preset, {})
+    small = preset == "small" or (bool(going_on) and images < SMALL_IMAGES)
+    base = dict(SMALL) if small else {}
+    if not is_size(model):
+        base = {name: value for name, value in base.items() if name not in LOADED}
+    return base | going_on
+
+
+def larger_crops(views: ViewOptions) -> dict[str, Any]:
+    """Crop sizes of the high-resolution stage, from those of the stage before."""
+    sets: dict[tuple[int, ...], float] = {}
+    for global_, local, gram, share in LARGER:
+        local = local if views.local_crops else 1  # where there are none, sets become one
+        key = (views.global_size * global_, views.local_size * local, views.global_size * gram)
+        sets[key] = sets.get(key, 0) + share
+    names = ("global_size", "local_size", "gram_size", "weight")
+    return {
+        "views.global_size": 2 * views.global_size,
+        "views.sizes": [
+            dict(zip(names, (*key, round(share, 3)), strict=True)) for key, share in sets.items()
+        ],
+    }
+
+
+def differing(saved: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+    """What the user now sets otherwise than a saved run, as ``name: X then, Y now``."""
+    now = dotted(check(said).model_dump(mode="json"))
+    return [
+        f"{name}: {saved.get(name)} then, {now[name]} now"
+        for name in said
+        if name not in FREE_ON_RESUME and now[name] not in (saved.get(name), "auto", None)
+    ]

@@ -1,0 +1,1 @@
+"""What a step takes: operations and memory, by arithmetic on shapes."""

@@ -1,0 +1,1 @@
+"""What an image is kept as, in memory and on disk."""

@@ -1,0 +1,154 @@
+"""The files of the cache on disk: shards of canvases, each written by one process.
+
+    canvases-ID.pixels     records of uint16 [C, S, S] one after another, mapped into memory
+    canvases-ID.entries    a header and one entry a record: key, checksum, what is kept beside
+
+A record is written before its entry, and both carry checksums. While a shard is written, the file
+of its pixels is sparse at its full length.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import uuid
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dino_x.data.canvas.canvas import Canvas
+
+SHARD_BYTES = 256 * 2**20  # small enough to be removed one by one, large enough to be few
+
+_MAGIC = b"DINOXC01"
+_HEADER = struct.Struct("<8sIIII")  # magic, channels, side, 0, checksum of what is before
+# key, checksum of the pixels, Hounsfield units, aspect, height and width in mm (NaN: unknown),
+# checksum of what is before
+_ENTRY = struct.Struct("<16sIIdddI")
+ENTRY_BYTES = _ENTRY.size
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record of a shard, without its pixels."""
+
+    key: bytes
+    record: int
+    checksum: int
+    beside: Canvas
+
+
+def checksum_of(pixels: np.ndarray) -> int:
+    """CRC-32 of a canvas's pixels."""
+    return zlib.crc32(np.ascontiguousarray(pixels, dtype="<u2").data.cast("B"))
+
+
+def size_on_disk(file: Path) -> int:
+    """Bytes that a file takes; a sparse one less than its length."""
+    status = file.stat()
+    return min(status.st_size, status.st_blocks * 512)
+
+
+def read_shard(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Entry]]:
+    """A shard for reading.
+
+    Args:
+        path: of its entries.
+        shape: [C, S, S] of the canvases that are looked for.
+
+    Returns: the records, mapped: uint16 [records, C, S, S]; and the entries that are whole. None
+        of either for a file that is no shard or holds canvases of another shape.
+
+    Raises: OSError, also if the pixels are not there.
+    """
+    nothing = np.empty((0, *shape), dtype=np.uint16), list[Entry]()
+    data = path.read_bytes()
+    if len(data) < _HEADER.size:
+        return nothing
+    magic, channels, side, _, checksum = _HEADER.unpack_from(data)
+    if magic != _MAGIC or checksum != zlib.crc32(data[: _HEADER.size - 4]):
+        return nothing
+    pixels = path.with_suffix(".pixels")
+    length = pixels.stat().st_size // (2 * int(np.prod(shape)))
+    if (channels, side, side) != shape or length == 0:
+        return nothing
+    entries = []
+    for record in range(min(length, (len(data) - _HEADER.size) // _ENTRY.size)):
+        start = _HEADER.size + record * _ENTRY.size
+        key, crc, hounsfield, aspect, height, width, checksum = _ENTRY.unpack_from(data, start)
+        if checksum == zlib.crc32(data[start : start + _ENTRY.size - 4]):
+            size = None if np.isnan(height) else (height, width)
+            beside = Canvas(np.empty(0, np.uint16), aspect, size, bool(hounsfield))
+            entries.append(Entry(key, record, crc, beside))
+    return _mapped(pixels, length, shape), entries
+
+
+class OwnShard:
+    """A shard that this process writes: sparse at its full length, so that it is mapped once."""
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
+        self.record_bytes = 2 * int(np.prod(shape))
+        self.capacity = max(1, SHARD_BYTES // self.record_bytes)
+        self.count = 0
+        pixels = folder / f"canvases-{uuid.uuid4().hex}.pixels"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        self.entries_file = os.open(pixels.with_suffix(".entries"), flags, 0o666)
+        self.pixels_file: int | None = None
+        try:
+            self.pixels_file = os.open(pixels, flags, 0o666)
+            header = _HEADER.pack(_MAGIC, *shape[:2], 0, 0)[:-4]
+            _write(self.entries_file, header + struct.pack("<I", zlib.crc32(header)), 0)
+            os.ftruncate(self.pixels_file, self.capacity * self.record_bytes)
+            self.records = _mapped(pixels, self.capacity, shape)
+        except OSError:
+            for opened in (self.entries_file, self.pixels_file):
+                if opened is not None:
+                    os.close(opened)
+            for file in (pixels, pixels.with_suffix(".entries")):
+                file.unlink(missing_ok=True)
+            raise
+
+    @property
+    def full(self) -> bool:
+        """Whether it has no room for another record."""
+        return self.count == self.capacity
+
+    def append(self, key: bytes, checksum: int, canvas: Canvas) -> int:
+        """Write a record, then its entry; which record it is. Raises OSError."""
+        assert self.pixels_file is not None
+        pixels = np.ascontiguousarray(canvas.pixels, dtype="<u2")
+        _write(self.pixels_file, pixels.data.cast("B"), self.count * self.record_bytes)
+        size = canvas.size_mm or (np.nan, np.nan)
+        entry = _ENTRY.pack(key, checksum, canvas.hounsfield, canvas.aspect, *size, 0)[:-4]
+        entry += struct.pack("<I", zlib.crc32(entry))
+        _write(self.entries_file, entry, _HEADER.size + self.count * _ENTRY.size)
+        self.count += 1
+        return self.count - 1
+
+    def close(self) -> None:
+        """Give back what was not used of its length. What is mapped stays readable."""
+        assert self.pixels_file is not None
+        try:
+            os.ftruncate(self.pixels_file, self.count * self.record_bytes)
+        finally:
+            os.close(self.pixels_file)
+            os.close(self.entries_file)
+
+
+def _mapped(path: Path, records: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """The first records of a file, mapped for reading: uint16 [records, C, S, S]."""
+    count = records * int(np.prod(shape))
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 2 * count, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, dtype="<u2", count=count).reshape(records, *shape)
+
+
+def _write(file: int, data: bytes | memoryview, offset: int) -> None:
+    """All of it, or OSError: a disk that is nearly full takes a part first."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written

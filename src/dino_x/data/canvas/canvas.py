@@ -1,0 +1,202 @@
+"""Canvases: what is kept of an image, so that it is decoded once and every crop is quick.
+
+A canvas is the image in [0, 1], antialiased to a square of side S whatever its proportions, in
+uint16. Squares of one size stack into batches on the device; the true proportions are kept beside
+them, so that a crop can be drawn in the image's own geometry. store.py keeps them on disk.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image as Pillow
+
+from dino_x.config.options import WindowOptions
+from dino_x.data.image import Image, ImageRef
+from dino_x.data.index.index import Index
+from dino_x.data.windowing import CT_WINDOW, apply_window, window_of
+from dino_x.views.ct_windows import CT_RANGE
+
+# Grey of a colour: ITU-R BT.601, as Pillow and JPEG have it.
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_WHITE = 65535
+
+
+@dataclass(frozen=True)
+class CanvasForm:
+    """How canvases are made: what is alike for all images of a run.
+
+    Attributes:
+        side: S, in pixels, see `canvas_side`.
+        channels: 1 (colour becomes luma) or 3 (grey is repeated).
+        slices: 1, or 3 for a slice and its neighbours as channels, see volumes.py.
+        spacing_mm: finer pixels are resampled to it first, where the file says their size.
+        windows: which values become 0 and 1. With `ct` "random" a CT's canvas spans `CT_RANGE`, as
+            each view then has a window of its own.
+    """
+
+    side: int
+    channels: int
+    slices: int = 1
+    spacing_mm: float | None = None
+    windows: WindowOptions = field(default_factory=lambda: WindowOptions(ct="fixed"))
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One image, ready for crops.
+
+    Attributes:
+        pixels: uint16 [C, S, S]; 65535 is the upper end of the image's window.
+        aspect: height / width of the image itself; of what it shows, in mm, if that is known.
+        size_mm: its height and width in millimetres, if the file says the size of a pixel.
+        hounsfield: whether 0 to 65535 is `CT_RANGE`, all Hounsfield units, with no window applied.
+    """
+
+    pixels: np.ndarray
+    aspect: float
+    size_mm: tuple[float, float] | None = None
+    hounsfield: bool = False
+
+
+def make_canvas(image: Image, form: CanvasForm) -> Canvas:
+    """Window an image, give it its channels and resize it to a square.
+
+    Args:
+        image: in physical units.
+        form: of the run's canvases.
+
+    Raises: ValueError for a number of channels other than 1 and 3.
+    """
+    if form.channels not in (1, 3):
+        raise ValueError(f"channels is {form.channels}; known are 1 and 3")
+    hounsfield = form.windows.ct == "random" and is_hounsfield(image)
+    unit = apply_window(image.pixels, CT_RANGE if hounsfield else window_of(image, form.windows))
+    if form.channels == 1 and len(unit) == 3:
+        unit = np.tensordot(LUMA, unit, axes=1)[None]
+    height, width = shape_at(image.pixels.shape[1:], image.spacing_mm, form.spacing_mm)
+    squares = np.stack([_resized(_resized(p, height, width), form.side, form.side) for p in unit])
+    pixels = np.rint(np.clip(squares, 0, 1) * _WHITE).astype(np.uint16)
+    if len(pixels) < form.channels:
+        pixels = np.repeat(pixels, form.channels, axis=0)
+    height, width = image.pixels.shape[1:]
+    if image.spacing_mm is None:
+        return Canvas(pixels, height / width, None, hounsfield)
+    size_mm = height * image.spacing_mm[0], width * image.spacing_mm[1]
+    aspect = height / width
+    if image.spacing_mm[0] != image.spacing_mm[1]:
+        aspect = size_mm[0] / size_mm[1]
+    return Canvas(pixels, aspect, size_mm, hounsfield)
+
+
+def is_hounsfield(image: Image) -> bool:
+    """Whether an image is a CT in Hounsfield units: readers give only these the CT window."""
+    return image.modality == "CT" and image.window == CT_WINDOW
+
+
+def shape_at(
+    shape: tuple[int, ...], spacing_mm: tuple[float, float] | None, least_mm: float | None
+) -> tuple[int, int]:
+    """Height and width in pixels once those finer than `least_mm` are resampled to it.
+
+    Coarser pixels stay as they are: enlarging an image adds nothing to it.
+    """
+    height, width = shape
+    if spacing_mm is None or least_mm is None:
+        return height, width
+    finer = [min(1.0, spacing / least_mm) for spacing in spacing_mm]
+    return max(1, round(height * finer[0])), max(1, round(width * finer[1]))
+
+
+def _resized(plane: np.ndarray, height: int, width: int) -> np.ndarray:
+    """One channel, float32, to [height, width].
+
+    Pillow's bilinear filter widens with the reduction, which is what keeps fine structure from
+    turning into patterns; it never overshoots, as Lanczos does at the edges of bones and labels.
+    """
+    if plane.shape == (height, width):
+        return plane
+    picture = Pillow.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+    return np.asarray(picture.resize((width, height), Pillow.Resampling.BILINEAR))
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One kind of crop, for the size of canvas that it needs.
+
+    Attributes:
+        size: its side in pixels.
+        share: the smallest share of an image's area that it shows.
+        side_mm: the shortest side in mm that it shows of images whose size in mm is known, if
+            that is how crops are drawn.
+    """
+
+    size: int
+    share: float
+    side_mm: float | None = None
+
+
+def canvas_side(index: Index, crops: Sequence[Crop], spacing_mm: float | None = None) -> int:
+    """The smallest canvas from which no crop has to be enlarged, if the images are large enough.
+
+    Args:
+        index: the images.
+        crops: every kind of crop.
+        spacing_mm: see `CanvasForm`.
+
+    Returns: S, a multiple of 16, at least the largest crop size.
+    """
+    largest_crop = max(crop.size for crop in crops)
+    usual = max(math.ceil(crop.size / math.sqrt(crop.share)) for crop in crops)
+    if spacing_mm is None and all(crop.side_mm is None for crop in crops):
+        side = min(index.largest_side, usual)
+    else:
+        side = max(_needed(row, crops, spacing_mm) for row in index.rows)
+    return 16 * math.ceil(max(side, largest_crop) / 16)
+
+
+def _needed(row: ImageRef, crops: Sequence[Crop], spacing_mm: float | None) -> int:
+    """The side of the canvas that one image needs: its own, or what its smallest crop asks for."""
+    height, width = shape_at((row.height, row.width), row.spacing_mm, spacing_mm)
+    needed = 0
+    for crop in crops:
+        share = crop.share
+        if crop.side_mm is not None and row.spacing_mm is not None:
+            area = row.height * row.spacing_mm[0] * row.width * row.spacing_mm[1]
+            share = min(1.0, crop.side_mm**2 / area)
+        needed = max(needed, math.ceil(crop.size / math.sqrt(share)))
+    return min(max(height, width), needed)
+
+
+class CanvasCache:
+    """Canvases by row number, up to a limit in bytes; safe to use from several threads.
+
+    It fills up and stays. Every epoch visits every image once in a new order, so the one used
+    longest ago is the one most likely to come next: dropping it (LRU) would hit less often than
+    keeping whatever came first, which hits in proportion to its size.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.bytes = 0
+        self._canvases: dict[int, Canvas] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._canvases)
+
+    def get(self, row: int) -> Canvas | None:
+        """The canvas of a row, or None if it is not kept."""
+        return self._canvases.get(row)
+
+    def put(self, row: int, canvas: Canvas) -> None:
+        """Keep a canvas if there is room; do nothing if there is not, or if it is kept already."""
+        size = canvas.pixels.nbytes
+        with self._lock:
+            if row not in self._canvases and self.bytes + size <= self.limit_bytes:
+                self._canvases[row] = canvas
+                self.bytes += size

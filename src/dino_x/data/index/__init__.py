@@ -1,0 +1,1 @@
+"""Which images there are: finding, headers, the table, conditions, labels, splits."""

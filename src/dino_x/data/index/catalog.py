@@ -1,0 +1,229 @@
+"""Keeping an index up to date: only what is new or changed is read, and little is ever lost."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+from dino_x.data.identity import fingerprint
+from dino_x.data.image import Reading, Unreadable
+from dino_x.data.index.finding import Candidate, find_files
+from dino_x.data.index.headers import Record, scan
+from dino_x.data.index.table import Table, moved, read_table, write_table
+from dino_x.data.storage import row_groups, urls
+from dino_x.data.storage.archives import is_remote, location, state_of
+from dino_x.data.storage.member import Member, as_path, file_of
+from dino_x.errors import UserError
+
+SUFFIX = ".parquet"
+
+# Seconds between two writings of what is known so far: what a kill costs at most.
+SAVE_EVERY = 30.0
+
+Progress = Callable[[int, int], None]
+Records = Mapping[Path, list[Record]]  # by file, or by shard
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a look at the files has found.
+
+    Attributes:
+        table: all files that count, sorted by path.
+        read: how many files were read now.
+        kept: how many files are as the index had them.
+        gone: how many files of the index are there no more.
+        notes: sentences for the user.
+    """
+
+    table: Table
+    read: int
+    kept: int
+    gone: int
+    notes: tuple[str, ...] = ()
+
+
+def update(
+    paths: Sequence[Path],
+    *,
+    reading: Reading,
+    kept_in: Path | None = None,
+    must_keep: bool = True,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+    label_of: Callable[[list[Path]], dict[Path, str]] | None = None,
+) -> Update:
+    """Find all images below some paths, with what an index already knows of them.
+
+    Args:
+        paths: folders, files and indexes (`.parquet`), which are taken as they are.
+        reading: what files leave open.
+        kept_in: an index to continue: read if it is there, written every half minute and at the
+            end, also if this is interrupted. None keeps nothing.
+        must_keep: whether it is an error that it cannot be written, or a note.
+        workers: headers read at a time; the number of cores if None.
+        on_progress: called with (done, total) files.
+        label_of: from all files to the classes of those that have one.
+
+    Raises: UserError for a path that does not exist, an index that cannot be read or written.
+    """
+    before, notes = _before(kept_in, reading)
+    sources, taken, files = sources_of(paths)
+    if taken:
+        there = {location(file_of(record.path)) for record in taken}
+        files = [file for file in files if location(file.path) not in there]
+    records: dict[Path, list[Record]] = {}
+    for record in taken:
+        records.setdefault(file_of(record.path), []).append(record)
+    todo = []
+    for file in files:
+        old = before.pop(location(file.path), [])
+        now = (file.size, file.mtime_ns, file.etag)
+        if old and all((r.file.size, r.file.mtime_ns, r.file.etag) == now for r in old):
+            records[file.path] = [moved(record, file.path, file.source) for record in old]
+        else:
+            todo.append(file)
+    kept, known = sum(map(len, records.values())) - len(taken), len(files) - len(todo)
+    keeper = _Keeper(kept_in, tuple(sources), reading, must_keep)
+    try:
+        with closing(scan(todo, reading, workers)) as scanned:
+            for done, found_in in enumerate(scanned, start=1):
+                records[todo[done - 1].path] = found_in
+                if on_progress is not None:
+                    on_progress(known + done, len(files))
+                keeper.save_if_due(records)
+    except BaseException:
+        keeper.save(records, complete=False)
+        raise
+    found = sorted(chain.from_iterable(records.values()), key=lambda record: record.path)
+    if label_of is not None:
+        keeper.save(records, complete=False)  # labels may be wrong: what was read is not lost
+        labels = label_of([record.path for record in found if record.refs])
+        found = [replace(record, label=labels.get(record.path)) for record in found]
+    keeper.save({Path(): found}, complete=True)
+    table = Table(tuple(sources), found, reading)
+    read = len(found) - kept - len(taken)
+    gone = sum(map(len, before.values()))
+    return Update(table, read, kept, gone, (*notes, *keeper.notes))
+
+
+def _before(kept_in: Path | None, reading: Reading) -> tuple[dict[str, list[Record]], list[str]]:
+    """The files of an index by where they or their shards are, if it was made in the same way."""
+    if kept_in is None or not kept_in.exists():
+        return {}, []
+    table = read_table(kept_in)
+    if table.salt != fingerprint():
+        return {}, [f"{kept_in} was made with another salt: all files are read anew"]
+    if table.reading != reading:
+        return {}, [f"{kept_in} was made with another slice axis or modality: all is read anew"]
+    records: dict[str, list[Record]] = {}
+    for record in table.records:
+        records.setdefault(location(file_of(record.path)), []).append(record)
+    return records, []
+
+
+def sources_of(paths: Sequence[Path]) -> tuple[list[Path], list[Record], list[Candidate]]:
+    """The folders that files lie in, the files of indexes among the paths, and all other files.
+
+    Raises: UserError for a path that does not exist, or an index that is unfinished or unreadable.
+    """
+    sources: list[Path] = []
+    taken: list[Record] = []
+    others: list[Path] = []
+    numbers: list[int] = []
+    for path in paths:
+        path = as_path(path)
+        if path.suffix == SUFFIX and path.is_file() and not holds_images(path):
+            table = read_table(path)
+            if not table.complete:
+                raise UserError(
+                    f"{path} is unfinished: finish it with `dino-x index ... --out {path}`"
+                )
+            first = len(sources)
+            taken += [
+                moved(r, file_of(r.path), first + r.source) if first else r for r in table.records
+            ]
+            sources += table.sources
+        else:
+            numbers.append(len(sources))
+            others.append(path)
+            sources.append(folder_of(path))
+    return sources, taken, find_files(others, numbers)
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that the files of a path lie in, whole."""
+    if is_remote(path):
+        return urls.folder_of(path)
+    if not path.exists():
+        return Path(os.path.abspath(urls.folder_of(path)))
+    return Path(os.path.abspath(path if path.is_dir() else path.parent))
+
+
+def holds_images(path: Path) -> bool:
+    """Whether a Parquet file on a disk is a shard of images, and no index.
+
+    Raises: UserError for one that is neither.
+    """
+    try:
+        return not row_groups.layout(state_of(path)).index
+    except Unreadable as reason:
+        if str(reason) == row_groups.NO_IMAGES:
+            raise UserError(
+                f"{path} is neither an index made by `dino-x index` nor a Parquet file with a"
+                " column of images (bytes, or a struct with bytes and path)"
+            ) from None
+        return False  # reading it as an index says what is wrong
+
+
+class _Keeper:
+    """Writes an index now and then, and says once if it cannot."""
+
+    def __init__(
+        self, path: Path | None, sources: tuple[Path, ...], reading: Reading, must: bool
+    ) -> None:
+        self.path, self.sources, self.reading, self.must = path, sources, reading, must
+        self.notes: list[str] = []
+        self.due = time.monotonic() + SAVE_EVERY
+
+    def save_if_due(self, records: Records) -> None:
+        if time.monotonic() >= self.due:
+            self.save(records, complete=False)
+            self.due = time.monotonic() + SAVE_EVERY
+
+    def save(self, records: Records, *, complete: bool) -> None:
+        if self.path is None:
+            return
+        every = list(chain.from_iterable(records.values()))
+        kept = [replace(r, path=_whole(r.path)) for r in every if _is_text(r.path)]
+        odd = len(every) - len(kept)
+        if complete and odd:
+            self.notes.append(f"{odd} files whose names are not UTF-8 cannot be kept in an index")
+        kept.sort(key=lambda record: (record.source, record.path))
+        try:
+            write_table(Table(self.sources, kept, self.reading, complete), self.path)
+        except UserError as error:
+            if self.must:
+                raise
+            self.path = None
+            self.notes.append(f"{error}: going on without an index")
+
+
+def _whole(path: Path) -> Path:
+    """A path whatever the folder that one is in, still a member if it is one."""
+    if isinstance(path, Member):
+        return path.moved(as_path(location(path.shard.path)))
+    return as_path(location(path))
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

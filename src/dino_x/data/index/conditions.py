@@ -1,0 +1,141 @@
+"""Conditions on the columns of an index, such as ``modality == "CT" and thickness_mm <= 3``.
+
+They are written as in Python and parsed by Python's own parser, but never run: only comparisons,
+``and``, ``or``, ``not``, ``in`` and parentheses are understood, and become an Arrow expression.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dino_x.data.image import ImageRef
+from dino_x.data.index.headers import Record
+from dino_x.data.index.table import SCHEMA, as_arrow
+from dino_x.errors import UserError, nearest
+
+_NUMBER = " number"  # no column is called so
+_LONGEST = 2000  # characters; Python's parser is not made for hostile depths
+
+_COMPARE: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+_EXAMPLE = 'modality == "CT" and thickness_mm <= 3'
+
+
+def select(records: Sequence[Record], sources: Sequence[Path], where: str) -> list[ImageRef]:
+    """The images that meet a condition, in their order.
+
+    Args:
+        records: files, each with one image or more.
+        sources: the folders that `Record.source` counts.
+        where: the condition; names are columns of `table.SCHEMA`. An image whose value is not
+            known meets no comparison but ``== None``.
+
+    Raises: UserError for a condition that is not understood, or that no image meets.
+    """
+    condition = parse(where)
+    rows = as_arrow(records, sources)
+    numbered = rows.append_column(_NUMBER, pa.array(range(len(rows)), pa.int64()))
+    try:
+        chosen = numbered.filter(condition).column(_NUMBER).to_pylist()
+    except (pa.ArrowException, TypeError):
+        raise UserError(
+            f"data.where '{where}' compares a column with a value of another kind: texts stand in"
+            " quotes, numbers do not"
+        ) from None
+    if not chosen:
+        raise UserError(f"data.where '{where}' is met by none of {len(rows):,} images")
+    refs = [ref for record in records for ref in record.refs]
+    return [refs[row] for row in chosen]
+
+
+def parse(where: str) -> pc.Expression:
+    """A condition as an Arrow expression.
+
+    Raises: UserError that names what is not understood.
+    """
+    if len(where) > _LONGEST:
+        raise UserError(f"data.where has {len(where):,} characters, more than {_LONGEST:,}")
+    try:
+        tree = ast.parse(where.strip(), mode="eval").body
+        return _condition(tree)
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+        raise UserError(f"data.where '{where}' is not a condition such as '{_EXAMPLE}'") from None
+
+
+def _condition(node: ast.expr) -> pc.Expression:
+    if isinstance(node, ast.BoolOp):
+        join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+        return functools.reduce(join, map(_condition, node.values))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return ~_condition(node.operand)
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        pairs = zip(sides, node.ops, sides[1:], strict=False)
+        return functools.reduce(operator.and_, (_comparison(*pair) for pair in pairs))
+    raise _not_understood(node)
+
+
+def _comparison(left: ast.expr, sign: ast.cmpop, right: ast.expr) -> pc.Expression:
+    if isinstance(sign, ast.In | ast.NotIn):
+        if not isinstance(right, ast.List | ast.Tuple | ast.Set):
+            raise _not_understood(right)
+        inside = _column(left).isin([_value(item) for item in right.elts])
+        return inside if isinstance(sign, ast.In) else ~inside
+    for column, value in ((left, right), (right, left)):
+        if isinstance(value, ast.Constant) and value.value is None:
+            if isinstance(sign, ast.Eq | ast.Is):
+                return _column(column).is_null()
+            if isinstance(sign, ast.NotEq | ast.IsNot):
+                return _column(column).is_valid()
+    compare = _COMPARE.get(type(sign))
+    if compare is None:
+        raise _not_understood(left)
+    return compare(_operand(left), _operand(right))
+
+
+def _operand(node: ast.expr) -> pc.Expression:
+    return _column(node) if isinstance(node, ast.Name) else pc.scalar(_value(node))
+
+
+def _column(node: ast.expr) -> pc.Expression:
+    if not isinstance(node, ast.Name):
+        raise _not_understood(node)
+    if node.id not in SCHEMA.names:
+        near = nearest(node.id, SCHEMA.names) or f" (they are: {', '.join(SCHEMA.names)})"
+        raise UserError(f"data.where names a column that an index does not have: '{node.id}'{near}")
+    column = pc.field(node.id)
+    dictionary = pa.types.is_dictionary(SCHEMA.field(node.id).type)
+    return column.cast(pa.string()) if dictionary else column
+
+
+def _value(node: ast.expr) -> str | float | int:
+    negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+    inner = node.operand if isinstance(node, ast.UnaryOp) and negative else node
+    value = inner.value if isinstance(inner, ast.Constant) else None
+    if isinstance(value, str) and not negative:
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return -value if negative else value
+    raise _not_understood(node)
+
+
+def _not_understood(node: ast.expr) -> UserError:
+    text = ast.unparse(node)
+    return UserError(
+        f"data.where does not understand '{text[:60]}': columns are compared with texts in quotes"
+        f" and numbers, as in '{_EXAMPLE}'"
+    )

@@ -1,0 +1,191 @@
+"""Which files there are below the paths that the user named.
+
+Shards (tar and Parquet files) count too, and what is behind addresses, see `urls`.
+
+Which files count: those whose suffix claims an image, and those whose first bytes are an image's,
+whatever they are called. All others (tables, texts, licences), hidden files and folders, and
+DICOMDIR files are passed over in silence. A file that is named directly always counts.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from dino_x.data.storage.archives import Shard, address, is_remote
+from dino_x.data.storage.listing import is_shard
+from dino_x.data.storage.urls import expand, find_shards, is_pattern
+from dino_x.errors import UserError, nearest
+
+# Image formats that are read, and some that are not: these are reported, not passed over.
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".ima", ".npy"}
+    | {".nii", ".gif", ".webp", ".jp2", ".j2k", ".mha", ".mhd", ".nrrd", ".npz"}
+)
+
+# Threads that list folders. They wait for the disk, not for a processor: on a network file system
+# more than there are cores.
+_LISTERS = 8
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """A file that may be an image.
+
+    Attributes:
+        path: as it was named or found.
+        source: which of the named paths it was found under, from 0.
+        claims: whether it is reported if it is no image: it was named, or its suffix says so.
+        size: in bytes; 0 where it cannot be told.
+        mtime_ns: when it was last changed.
+        etag: what an object store says of its state.
+    """
+
+    path: Path
+    source: int
+    claims: bool = True
+    size: int = 0
+    mtime_ns: int = 0
+    etag: str | None = None
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether it holds many images, by its suffix."""
+        return is_shard(self.path.name)
+
+
+@dataclass
+class _Folder:
+    """One listed folder: its files and what lies deeper, sorted by name."""
+
+    files: list[tuple[str, Candidate]]
+    folders: list[Path]
+
+
+def find_files(paths: Sequence[Path], sources: Sequence[int] | None = None) -> list[Candidate]:
+    """The files that may count, by the rule at the top; sorted by path, each real file once.
+
+    Args:
+        paths: folders, walked with all their subfolders, and files.
+        sources: the number of each path as a source; 0, 1, ... if None.
+
+    Raises: UserError for a path that does not exist.
+    """
+    found: dict[str, Candidate] = {}
+    files: Iterable[tuple[str, Candidate]]
+    with ThreadPoolExecutor(_LISTERS) as pool:
+        for number, path in zip(sources or range(len(paths)), paths, strict=True):
+            if is_remote(path):
+                files = [
+                    (address(shard.path), _of_shard(shard, number)) for shard in find_shards(path)
+                ]
+            elif not path.exists():
+                files = [
+                    (os.path.realpath(one), _candidate(one, number, one.stat()))
+                    for one in _by_pattern(path)
+                ]
+            elif path.is_dir():
+                files = _walk(path, number, lambda work, items: list(pool.map(work, items)))
+            else:
+                files = [(os.path.realpath(path), _candidate(path, number, path.stat()))]
+            for real, file in files:
+                found[real] = min(file, found.get(real, file))
+    return sorted(found.values())
+
+
+def _of_shard(shard: Shard, source: int) -> Candidate:
+    return Candidate(shard.path, source, True, shard.size, shard.mtime_ns, shard.etag)
+
+
+def _by_pattern(path: Path) -> list[Path]:
+    """The files that a pattern such as ``ct-{000..099}.tar`` names. Raises UserError if none."""
+    if not is_pattern(str(path)):
+        raise UserError(f"{path} does not exist{_near(path)}")
+    found: list[Path] = []
+    for one in expand(str(path)):
+        named = [Path(name) for name in sorted(glob.glob(one, recursive=True))]
+        if not named:
+            raise UserError(f"{one} does not exist{_near(Path(one))}")
+        found += [name for name in named if name.is_file()]
+    return found
+
+
+def _walk(
+    top: Path, source: int, each: Callable[..., list[_Folder]]
+) -> Iterable[tuple[str, Candidate]]:
+    """(real path, file) of all files below a folder, level by level.
+
+    A folder that is reached twice through links is walked once, by its shortest way. One that
+    cannot be opened is given in place of its files, so that it is reported.
+    """
+    seen: set[tuple[int, int]] = set()
+    level = [top]
+    while level:
+        new = []
+        for folder in level:
+            try:
+                status = os.stat(folder)
+            except OSError:  # it is gone meanwhile: listing it says so
+                new.append(folder)
+                continue
+            if (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                new.append(folder)
+        level = []
+        for listed in each(lambda folder: _list(folder, source), new):
+            yield from listed.files
+            level += listed.folders
+
+
+def _list(folder: Path, source: int) -> _Folder:
+    listed = _Folder([], [])
+    real = os.path.realpath(folder)
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        return _Folder([(real, Candidate(folder, source))], [])
+    for entry in found:
+        name = entry.name
+        if name.startswith("."):
+            continue
+        path = folder / name
+        try:
+            status = entry.stat()
+        except OSError:  # a dangling link or a loop: reported if it claims to be an image
+            if claims_image(name):
+                listed.files.append((f"{real}/{name}", Candidate(path, source)))
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            listed.folders.append(path)
+        elif stat.S_ISREG(status.st_mode) and name.upper() != "DICOMDIR":
+            where = os.path.realpath(path) if entry.is_symlink() else f"{real}/{name}"
+            listed.files.append(
+                (where, _candidate(path, source, status, claims=claims_image(name)))
+            )
+    return listed  # pipes and sockets never count: opening one may block
+
+
+def _candidate(
+    path: Path, source: int, status: os.stat_result, *, claims: bool = True
+) -> Candidate:
+    return Candidate(path, source, claims, status.st_size, status.st_mtime_ns)
+
+
+def claims_image(name: str) -> bool:
+    """Whether a file says by its suffix that it is an image."""
+    name = name.lower()
+    return os.path.splitext(name)[1] in IMAGE_SUFFIXES or name.endswith(".nii.gz")
+
+
+def _near(path: Path) -> str:
+    """A hint at what lies beside a path that is missing."""
+    try:
+        return nearest(path.name, (sibling.name for sibling in path.parent.iterdir()))
+    except OSError:
+        return ""

@@ -1,0 +1,224 @@
+"""The headers of many files, in parallel."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import current_process, get_context
+from pathlib import Path
+
+from dino_x.data import identity
+from dino_x.data.image import ImageRef, Reading, Unreadable
+from dino_x.data.index.finding import Candidate, claims_image
+from dino_x.data.readers import registry
+from dino_x.data.storage.archives import Shard, is_remote
+from dino_x.data.storage.listing import length_of, members
+from dino_x.data.storage.member import Member
+
+# Reading headers is Python's work, of which threads do no more than one at a time. Processes do,
+# and each takes about a second to start.
+PROCESSES_FROM = 3000
+_PORTION = 64
+
+# Shards of object stores that are looked through at a time: these wait, and do not compute.
+_REMOTE_SHARDS = 16
+_USUAL_BYTES = 100_000  # of an image in a shard, to tell how much work it is
+
+_SAMPLE = 4096
+
+NO_IMAGES = "no images in it"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of one file: its images, or why it cannot be used.
+
+    Attributes:
+        path: as it was named or found; of a file in a shard a `Member`.
+        source: which of the sources it was found under.
+        size: in bytes.
+        mtime_ns: when it was last changed, or its shard.
+        refs: its images; none if it is unusable.
+        unusable: the reason, a fixed phrase; None if it can be used.
+        content: a salted hash of its size and of samples of its bytes: equal for equal files.
+        label: the name of its class, if there are labels.
+    """
+
+    path: Path
+    source: int
+    size: int
+    mtime_ns: int
+    refs: tuple[ImageRef, ...] = ()
+    unusable: str | None = None
+    content: str | None = None
+    label: str | None = None
+    etag: str | None = None
+
+    @property
+    def file(self) -> Shard:
+        """The file on a disk or in a store, in the state that it was read in."""
+        if isinstance(self.path, Member):
+            return self.path.shard
+        return Shard(self.path, self.size, self.mtime_ns, self.etag)
+
+
+def scan(
+    files: Sequence[Candidate], reading: Reading, workers: int | None = None
+) -> Generator[list[Record], None, None]:
+    """Read the headers of some files.
+
+    Args:
+        files: the files.
+        reading: what files leave open.
+        workers: how many are read at a time; the number of cores if None.
+
+    Yields: for each file, in order, its record; of a shard a record for each image file in it;
+        none for a file that is no image and does not claim to be one.
+
+    What other processes do not read, because they cannot be started (a script without
+    ``if __name__ == "__main__"``) or were killed, is read in this one.
+    """
+    remote = any(is_remote(file.path) for file in files)
+    portions = [(portion, reading) for portion in _portions(files)]
+    workers = workers or os.cpu_count() or 1
+    if remote:
+        workers = max(workers, _REMOTE_SHARDS)
+    workers = min(workers, max(1, len(portions)))
+    done = 0
+    if workers > 1:
+        executor = _executor(0 if remote else _images(files), workers)
+        try:
+            for records in executor.map(_scan_portion, portions):
+                done += 1
+                yield from records
+        except BrokenProcessPool:
+            pass
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+    for portion in portions[done:]:
+        yield from _scan_portion(portion)
+
+
+def _portions(files: Sequence[Candidate]) -> list[Sequence[Candidate]]:
+    """Files that are read one after another: a shard by itself, other files 64 at a time."""
+    portions: list[Sequence[Candidate]] = []
+    start = 0
+    for stop in range(1, len(files) + 1):
+        ends = stop == len(files) or files[stop].is_shard or files[stop - 1].is_shard
+        if ends or stop - start == _PORTION:
+            portions.append(files[start:stop])
+            start = stop
+    return portions
+
+
+def _images(files: Sequence[Candidate]) -> int:
+    """About how many image files there are, those in shards too."""
+    return sum(file.size // _USUAL_BYTES if file.is_shard else 1 for file in files)
+
+
+def _executor(files: int, workers: int) -> Executor:
+    if files < PROCESSES_FROM or current_process().daemon:  # which may have no children
+        return ThreadPoolExecutor(workers)
+    context = get_context("spawn")  # a fork would copy locks that other threads hold
+    return ProcessPoolExecutor(workers, context, _start_process, (identity.salt(),))
+
+
+def _start_process(salt: bytes) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has started this
+    identity.use_salt(salt)
+
+
+def _scan_portion(portion: tuple[Sequence[Candidate], Reading]) -> list[list[Record]]:
+    files, reading = portion
+    return [
+        _scan_shard(file, reading) if file.is_shard else _scan_file(file, file.path, reading)
+        for file in files
+    ]
+
+
+def _scan_shard(file: Candidate, reading: Reading) -> list[Record]:
+    """The image files in a shard; and the shard itself, if it is damaged or has none.
+
+    One that was not named, and has no images, is passed over as other tables and archives are. Of
+    several members of one name the last counts, as it does when a tar is unpacked.
+    """
+    shard = Shard(file.path, file.size, file.mtime_ns, file.etag)
+    found: dict[str, list[Record]] = {}
+    unusable: str | None = None
+    try:
+        for member in members(shard):
+            name = member.name_inside
+            parts = name.split("/")
+            if any(part.startswith(".") for part in parts) or parts[-1].upper() == "DICOMDIR":
+                continue
+            claims = claims_image(name) or (member.row_group >= 0 and file.claims)
+            inside = replace(file, claims=claims, size=length_of(member))
+            found[name] = _scan_file(inside, member, reading)
+    except Unreadable as reason:
+        unusable = str(reason)
+    records = [record for of_name in found.values() for record in of_name]
+    if unusable is None and not records and file.claims:
+        unusable = NO_IMAGES
+    if unusable is not None and (file.claims or records or unusable.startswith("truncated")):
+        state = (file.size, file.mtime_ns)
+        records.append(Record(file.path, file.source, *state, (), unusable, etag=file.etag))
+    return records
+
+
+def _scan_file(file: Candidate, path: Path, reading: Reading) -> list[Record]:
+    refs: tuple[ImageRef, ...] = ()
+    unusable: str | None = None
+    try:
+        if not (file.claims or registry.looks_like_image(path)):
+            return []
+        refs = tuple(registry.refs(path, reading))
+    except Unreadable as reason:
+        unusable = str(reason)
+    content = None if is_remote(path) else content_key(path, file.size, _sampled)
+    if isinstance(path, Member):
+        path = path.holding(None)
+    for ref in refs:  # they are ours: no one has seen them yet
+        object.__setattr__(ref, "source", file.source)
+        object.__setattr__(ref, "path", path)
+    state = (file.size, file.mtime_ns)
+    return [Record(path, file.source, *state, refs, unusable, content)]
+
+
+def content_key(path: Path, size: int, parts: Callable[[int], list[tuple[int, int]]]) -> str | None:
+    """A salted hash of a file's size and of parts of its bytes; None if it cannot be read.
+
+    Args:
+        path: the file.
+        size: its size.
+        parts: from the size to (begin, end) of the bytes that are read.
+    """
+    digest = hashlib.blake2b(key=identity.salt(), person=b"content", digest_size=10)
+    digest.update(f"{size}:".encode())
+    try:
+        with path.open("rb", buffering=0) as file:
+            for begin, end in parts(size):
+                file.seek(begin)
+                while begin < end and (data := file.read(min(end - begin, 2**20))):
+                    digest.update(data)
+                    begin += len(data)
+    except (OSError, Unreadable):
+        return None
+    return digest.hexdigest()
+
+
+def _sampled(size: int) -> list[tuple[int, int]]:
+    """The first, the middle and the last 4 KB: copies agree in them, and others hardly ever."""
+    if size <= 3 * _SAMPLE:
+        return [(0, size)]
+    middle = (size - _SAMPLE) // 2
+    return [(0, _SAMPLE), (middle, middle + _SAMPLE), (size - _SAMPLE, size)]
+
+
+def whole(size: int) -> list[tuple[int, int]]:
+    """All bytes of a file, as `content_key` takes them."""
+    return [(0, size)]

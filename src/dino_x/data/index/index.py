@@ -1,0 +1,243 @@
+"""Which images there are to train on, and what is left out: from files, folders and indexes."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
+from dino_x.data.index.catalog import SUFFIX, Update, folder_of, holds_images, update
+from dino_x.data.index.conditions import select
+from dino_x.data.index.table import read_table
+from dino_x.data.readers import registry
+from dino_x.data.readers.decoding import Decoding
+from dino_x.data.storage.archives import address, is_remote
+from dino_x.data.storage.listing import is_shard
+from dino_x.data.storage.member import any_remote, as_path, fetched
+from dino_x.errors import UserError
+
+# With verify="auto": up to this many images are decoded once before training starts.
+VERIFY_UP_TO = 10_000
+
+# More unreadable files than this share is not a broken file or two: the data are not what the
+# user believes they are.
+UNREADABLE_SHARE = 0.1
+
+LOOKED_FOR = (
+    "looked for PNG, JPEG, TIFF, DICOM, NIfTI and NumPy in all subfolders, and in .tar and .parquet"
+    " shards (compressed tars have to be unpacked)"
+)
+
+T = TypeVar("T")
+
+_WAITING_THREADS = 32
+_GREY_SAMPLE = 64
+_GREY_TOLERANCE = 2 / 255  # of the window: what the colour conversion of JPEG leaves of a grey
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is left out, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass
+class Index:
+    """The images to train on, in an order that is the same on every machine.
+
+    Attributes:
+        rows: the images.
+        skipped: the files that are left out.
+        notes: sentences for the user.
+    """
+
+    rows: list[ImageRef]
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def largest_side(self) -> int:
+        """The largest height or width of any image, in pixels."""
+        return max(max(row.height, row.width) for row in self.rows)
+
+
+def build_index(
+    paths: Sequence[Path],
+    *,
+    verify: str = "auto",
+    workers: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    reading: Reading = DEFAULT,
+    kept_in: Path | None = None,
+    where: str | None = None,
+    decoding: Decoding | None = None,
+) -> Index:
+    """Find every image below `paths`.
+
+    Args:
+        paths: folders, walked recursively, files, and indexes made by `dino-x index`, whose files
+            are not looked at again.
+        verify: "headers" reads headers only; "all" also decodes every image once, which finds
+            truncated files; "auto" is "all" up to `VERIFY_UP_TO` images.
+        workers: threads that decode; the number of cores if None.
+        on_progress: called with (done, total): once through all files, then once through all
+            images if they are verified.
+        reading: what files leave open.
+        kept_in: an index that is continued: of what it knows no header is read again.
+        where: which images are wanted, see `where.select`; None takes all.
+        decoding: where images are decoded; in threads if None.
+
+    Returns: images sorted by path and frame, each file once; and what was left out.
+
+    Raises:
+        UserError: a path that does not exist, nothing to read, more than 1 in 10 unreadable, or
+            a condition that is not understood or that no image meets.
+        ValueError: unknown `verify`.
+    """
+    if verify not in ("auto", "all", "headers"):
+        raise ValueError(f"verify is '{verify}'; known are auto, all, headers")
+    paths = [Path(path) for path in paths]
+    found = update(
+        paths,
+        reading=reading,
+        kept_in=kept_in,
+        must_keep=False,
+        workers=workers,
+        on_progress=on_progress,
+    )
+    files = [record.path for record in found.table.records]
+    if not files:
+        raise UserError(f"no images in {_listed(paths)}: {LOOKED_FOR}")
+    skipped = [
+        Skipped(record.path, record.unusable)
+        for record in found.table.records
+        if record.unusable is not None
+    ]
+    rows = _wanted(found, where)
+    if verify == "all" or (verify == "auto" and len(rows) <= VERIFY_UP_TO):
+        broken: dict[Path, Skipped] = {}
+        verified = partial(_verified, decoding or Decoding())
+        threads = workers or os.cpu_count() or 1
+        if any_remote(rows):  # most of them wait for the store
+            threads = max(threads, _WAITING_THREADS)
+        with ThreadPoolExecutor(threads) as pool:
+            for result in _counted(pool.map(verified, rows), len(rows), on_progress):
+                if result is not None:
+                    broken.setdefault(result.path, result)
+        rows = [row for row in rows if row.path not in broken]
+        skipped = sorted([*skipped, *broken.values()], key=lambda skip: skip.path)
+    _check_share(paths, files, rows, skipped)
+    return Index(rows, skipped, list(found.notes))
+
+
+def _wanted(found: Update, where: str | None) -> list[ImageRef]:
+    records = found.table.records
+    rows = [ref for record in records for ref in record.refs]
+    if where is None or not rows:
+        return rows
+    return select([record for record in records if record.refs], found.table.sources, where)
+
+
+def folders_of(paths: Sequence[str | Path]) -> list[Path]:
+    """The paths, an index replaced by the folders that its files are in, a shard by its own."""
+    folders: list[Path] = []
+    for path in map(as_path, paths):
+        if path.suffix == SUFFIX and path.is_file() and not holds_images(path):
+            folders += read_table(path).sources
+        elif is_remote(path) or not path.exists():
+            folders.append(folder_of(path))
+        else:
+            folders.append(path.parent if is_shard(path.name) and path.is_file() else path)
+    return folders
+
+
+def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
+    """Write what was left out as a table of `path,reason`."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "reason"])
+        writer.writerows([skip.path, skip.reason] for skip in skipped)
+
+
+def is_grey(rows: Sequence[ImageRef], decoding: Decoding | None = None) -> bool:
+    """Whether the images are grey: one channel, or three that are equal.
+
+    Looks at up to 64 images evenly spread over `rows`; unreadable ones have no say.
+    """
+    chosen = np.unique(np.linspace(0, len(rows) - 1, _GREY_SAMPLE).round().astype(int))
+    decoding = decoding or Decoding()
+    return all(_row_is_grey(decoding, rows[i]) for i in chosen)
+
+
+def _row_is_grey(decoding: Decoding, row: ImageRef) -> bool:
+    try:
+        return decoding.run(_shows_grey, _at_hand(row))
+    except Unreadable:
+        return True
+
+
+def _at_hand(row: ImageRef) -> ImageRef:
+    """With its bytes, if it lies in a shard: what decodes it may not reach its store."""
+    return replace(row, path=fetched(row.path))
+
+
+def _shows_grey(row: ImageRef) -> bool:
+    image = registry.read(row)
+    if len(image.pixels) == 1:
+        return True
+    low, high = image.window
+    return bool(np.ptp(image.pixels, axis=0).max() <= _GREY_TOLERANCE * (high - low))
+
+
+def _verified(decoding: Decoding, row: ImageRef) -> Skipped | None:
+    try:
+        decoding.run(_decode, _at_hand(row))
+    except Unreadable as unreadable:
+        return Skipped(row.path, str(unreadable))
+    return None
+
+
+def _decode(row: ImageRef) -> None:
+    registry.read(row)
+
+
+def _counted(
+    results: Iterable[T], total: int, on_progress: Callable[[int, int], None] | None
+) -> Iterator[T]:
+    for done, result in enumerate(results, start=1):
+        if on_progress is not None:
+            on_progress(done, total)
+        yield result
+
+
+def _check_share(
+    paths: Sequence[Path], files: list[Path], rows: list[ImageRef], skipped: list[Skipped]
+) -> None:
+    if not skipped:
+        return
+    first = f"{skipped[0].path}: {skipped[0].reason}"
+    if not rows:
+        raise UserError(f"no readable image among {len(files)} files in {_listed(paths)}; {first}")
+    if len(skipped) > UNREADABLE_SHARE * len(files):
+        raise UserError(
+            f"{len(skipped)} of {len(files)} image files are unreadable, more than 1 in 10: "
+            f"move them away or name the folders that hold images; {first}"
+        )
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    names = ", ".join(address(path) for path in paths[:3])
+    return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"

@@ -1,0 +1,115 @@
+"""What a person wants to know of their images, in a few lines."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import median
+
+from dino_x.data.image import ImageRef
+from dino_x.data.index.headers import Record, content_key, whole
+
+_MOST_SHOWN = 4
+
+
+def duplicates(records: Sequence[Record]) -> list[list[Path]]:
+    """Files of the same content, in groups of two or more.
+
+    Samples of the bytes were hashed with the header; only files that agree in these are read.
+    """
+    alike: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.content is not None and record.size:
+            alike[record.content].append(record)
+    equal: defaultdict[str, list[Path]] = defaultdict(list)
+    for group in alike.values():
+        if len(group) > 1:
+            for record in group:
+                digest = content_key(record.path, record.size, whole)
+                if digest is not None:
+                    equal[digest].append(record.path)
+    return [paths for paths in equal.values() if len(paths) > 1]
+
+
+def summary(records: Sequence[Record]) -> dict[str, str]:
+    """Lines about the images of some files, by their titles.
+
+    Args:
+        records: all files, unusable ones too.
+    """
+    refs = [ref for record in records for ref in record.refs]
+    usable = sum(bool(record.refs) for record in records)
+    lines = {"images": f"{len(refs):,} in {usable:,} files" if refs else "none"}
+    if refs:
+        lines |= {
+            "patients": _keys(refs, lambda ref: ref.patient),
+            "series": _keys(refs, lambda ref: ref.series),
+            "formats": _counts(ref.format for ref in refs),
+            "modalities": _counts(ref.modality for ref in refs),
+            "sizes": _counts(f"{ref.height} x {ref.width}" for ref in refs),
+            "spacing": _range(ref.spacing_mm[0] if ref.spacing_mm else None for ref in refs),
+            "thickness": _range(ref.thickness_mm for ref in refs),
+        }
+        if any(ref.body_part for ref in refs):
+            lines["body parts"] = _counts(ref.body_part for ref in refs)
+        if any(record.label for record in records):
+            lines["labels"] = _counts(record.label for record in records for _ in record.refs)
+    copies = duplicates(records)
+    if copies:
+        first, second, *_ = copies[0]
+        extra = sum(len(paths) - 1 for paths in copies)
+        lines["duplicates"] = f"{extra:,} files are copies of others, such as {second} of {first}"
+    else:
+        lines["duplicates"] = "none"
+    return lines
+
+
+def unusable(records: Iterable[Record]) -> list[tuple[int, str, Path]]:
+    """Why files cannot be used, the most frequent first: (files, reason, one of them)."""
+    groups: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.unusable is not None:
+            groups[re.sub(r"\d[\d,]*", "N", record.unusable)].append(record)
+    found = [
+        (len(group), group[0].unusable or "" if len(group) == 1 else reason, group[0].path)
+        for reason, group in groups.items()
+    ]
+    return sorted(found, key=lambda line: -line[0])
+
+
+def _keys(refs: Sequence[ImageRef], key: Callable[[ImageRef], str | None]) -> str:
+    images = Counter(found for ref in refs if (found := key(ref)) is not None)
+    unknown = len(refs) - images.total()
+    if not images:
+        return "not known"
+    each = f", of {median(images.values()):g} images in the median" if len(images) > 1 else ""
+    return f"{len(images):,}{each}{_unknown(unknown)}"
+
+
+def _counts(values: Iterable[str | None]) -> str:
+    counts = Counter(values)
+    unknown = counts.pop(None, 0)
+    if not counts:
+        return "not known"
+    shown = counts.most_common(_MOST_SHOWN)
+    more = len(counts) - len(shown)
+    text = ", ".join(f"{name} ({count:,})" for name, count in shown)
+    return text + (f" and {more} more" if more else "") + _unknown(unknown)
+
+
+def _range(values: Iterable[float | None]) -> str:
+    every = list(values)
+    known = [value for value in every if value is not None]
+    if not known:
+        return "not known"
+    low, high = min(known), max(known)
+    text = f"{low:.3g} mm" if f"{low:.3g}" == f"{high:.3g}" else (
+        f"{low:.3g} to {high:.3g} mm, {median(known):.3g} in the median"
+    )  # fmt: skip
+    return text + _unknown(len(every) - len(known))
+
+
+def _unknown(count: int) -> str:
+    return f"; unknown for {count:,} images" if count else ""

@@ -1,0 +1,293 @@
+"""The index as a Parquet file: one row an image, and one for a file that cannot be used.
+
+Any tool reads it (`pandas.read_parquet`, DuckDB, Polars). What is needed to continue it stands in
+the schema's metadata. It holds no identifier of a patient but salted keys, see `identity`; names
+of files and folders are in it as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dino_x.data.identity import fingerprint
+from dino_x.data.image import ImageRef, Reading
+from dino_x.data.index.headers import Record
+from dino_x.data.storage.archives import Shard, address
+from dino_x.data.storage.member import Member, as_path
+from dino_x.errors import UserError
+
+VERSION = 2
+_METADATA = b"dino_x.index"
+
+_TEXT, _NUMBER, _COUNT = pa.string(), pa.float64(), pa.int32()
+SCHEMA = pa.schema(
+    [
+        ("path", _TEXT),  # below the source
+        ("source", pa.dictionary(pa.int32(), _TEXT)),  # the folder
+        ("shard", pa.dictionary(pa.int32(), _TEXT)),  # the tar or Parquet file that it lies in
+        ("offset", pa.int64()),  # in a tar, bytes from its beginning
+        ("row_group", _COUNT),  # in a Parquet file
+        ("row", _COUNT),  # of the row group
+        ("format", _TEXT),
+        ("frame", _COUNT),
+        ("slice_axis", _TEXT),
+        ("height", _COUNT),
+        ("width", _COUNT),
+        ("bits", _COUNT),
+        ("modality", _TEXT),
+        ("body_part", _TEXT),
+        ("spacing_row_mm", _NUMBER),
+        ("spacing_column_mm", _NUMBER),
+        ("thickness_mm", _NUMBER),
+        ("position_mm", _NUMBER),
+        ("slope", _NUMBER),
+        ("intercept", _NUMBER),
+        ("photometric", _TEXT),
+        ("window_low", _NUMBER),
+        ("window_high", _NUMBER),
+        ("patient", _TEXT),
+        ("series", _TEXT),
+        ("label", _TEXT),
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("shard_size", pa.int64()),
+        ("etag", _TEXT),  # what an object store says of the file's state
+        ("content", _TEXT),
+        ("unusable", _TEXT),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """An index as it is kept.
+
+    Attributes:
+        sources: the folders, absolute.
+        records: the files, sorted by path within each source.
+        reading: how files were read that leave it open.
+        complete: whether all files of the sources are in it.
+        salt: `identity.fingerprint` of the salt that its keys were made with.
+    """
+
+    sources: tuple[Path, ...]
+    records: list[Record]
+    reading: Reading
+    complete: bool = True
+    salt: str = ""
+
+
+def as_arrow(records: Iterable[Record], sources: Sequence[Path]) -> pa.Table:
+    """The rows of some files, with the columns of `SCHEMA`.
+
+    Args:
+        records: the files; their paths lie below their sources.
+        sources: the folders that `Record.source` counts.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    appends = [column.append for column in columns.values()]
+    for record in records:
+        folder = sources[record.source]
+        place = _place(record, folder)
+        for ref in record.refs or (None,):
+            for append, value in zip(appends, _row(record, ref, place), strict=True):
+                append(value)
+    return pa.Table.from_arrays(
+        [pa.array(columns[field.name], _plain(field.type)).cast(field.type) for field in SCHEMA],
+        schema=SCHEMA,
+    )
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _place(record: Record, folder: Path) -> tuple[Any, ...]:
+    """Where a file is: the first columns of `SCHEMA`."""
+    path = os.path.relpath(record.path, folder)
+    if not isinstance(record.path, Member):
+        return path, address(folder), None, None, None, None
+    member = record.path
+    shard = path[: -len(member.name_inside) - 1]
+    if member.row_group < 0:
+        return path, address(folder), shard, member.offset, None, None
+    return path, address(folder), shard, None, member.row_group, member.row
+
+
+def _row(record: Record, ref: ImageRef | None, place: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values of one row, in the order of `SCHEMA`."""
+    file = record.file
+    shard_size = file.size if isinstance(record.path, Member) else None
+    after = (
+        record.label, record.size, record.mtime_ns, shard_size, file.etag, record.content,
+        record.unusable,
+    )  # fmt: skip
+    if ref is None:
+        return (*place, *(None,) * 19, *after)
+    row, column = ref.spacing_mm or (None, None)
+    low, high = ref.window or (None, None)
+    return (
+        *place, ref.format, ref.frame, ref.axis, ref.height, ref.width, ref.bits,
+        ref.modality, ref.body_part, row, column, ref.thickness_mm, ref.position_mm, ref.slope,
+        ref.intercept, ref.photometric, low, high, ref.patient, ref.series, *after,
+    )  # fmt: skip
+
+
+def write_table(table: Table, path: Path) -> None:
+    """Write an index, whole or not at all; what was there is replaced.
+
+    Raises: UserError if it cannot be written; the old file is then untouched.
+    """
+    facts = {
+        "version": VERSION,
+        "sources": [address(source) for source in table.sources],
+        "slice_axis": table.reading.slice_axis,
+        "modality": table.reading.modality,
+        "complete": table.complete,
+        "salt": fingerprint(),
+    }
+    rows = as_arrow(table.records, table.sources)
+    rows = rows.replace_schema_metadata({_METADATA: json.dumps(facts)})
+    unfinished = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            pq.write_table(rows, unfinished, compression="zstd")
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else "the file system refuses"
+        raise UserError(f"cannot write {path}: {reason}; nothing that was there is lost") from None
+
+
+def read_table(path: Path) -> Table:
+    """Read an index.
+
+    Raises: UserError if it cannot be opened, is damaged or is some other Parquet file.
+    """
+    try:
+        with path.open("rb") as file:
+            rows = pq.read_table(file)
+    except pa.ArrowException:
+        raise UserError(f"{path} is no index or is damaged; remove it to make it anew") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or 'damaged'}") from None
+    facts = _facts(rows, path)
+    sources = tuple(as_path(source) for source in facts["sources"])
+    number_of = {source: number for number, source in enumerate(facts["sources"])}
+    columns = [_values(rows.column(name), name not in _UNIQUE) for name in SCHEMA.names]
+    shards: dict[tuple[Any, ...], Shard] = {}
+    records = [
+        _record(list(of_file), sources, number_of, shards)
+        for _, of_file in groupby(zip(*columns, strict=True), key=lambda row: (row[1], row[0]))
+    ]
+    reading = Reading(facts["slice_axis"], facts["modality"])
+    return Table(sources, records, reading, facts["complete"], facts["salt"])
+
+
+_UNIQUE = ("path", "content", "offset")
+
+
+def _values(column: pa.ChunkedArray, repeats: bool) -> list[Any]:
+    """The values of a column; of one that repeats them, each is one object in memory."""
+    if not repeats:
+        values: list[Any] = column.to_pylist()
+        return values
+    encoded = column.combine_chunks()
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    shared = [*encoded.dictionary.to_pylist(), None]
+    numbers = pc.fill_null(encoded.indices, len(shared) - 1).to_pylist()
+    return [shared[number] for number in numbers]
+
+
+@lru_cache(maxsize=4096)
+def _pair(low: float, high: float) -> tuple[float, float]:
+    """Both, as one object for all images that have them."""
+    return low, high
+
+
+def _facts(rows: pa.Table, path: Path) -> dict[str, Any]:
+    metadata = rows.schema.metadata or {}
+    if _METADATA not in metadata:
+        raise UserError(f"{path} is a Parquet file, but no index made by `dino-x index`")
+    facts: dict[str, Any] = json.loads(metadata[_METADATA])
+    if facts["version"] != VERSION or rows.schema.names != SCHEMA.names:
+        raise UserError(f"{path} is an index of another version; remove it to make it anew")
+    return facts
+
+
+def _record(
+    rows: list[tuple[Any, ...]],
+    sources: Sequence[Path],
+    number_of: dict[str, int],
+    shards: dict[tuple[Any, ...], Shard],
+) -> Record:
+    """A file from its rows: the opposite of `_row`. Members of a shard have one object for it."""
+    name, folder, inside, offset, row_group, row = rows[0][:6]
+    label, size, mtime_ns, shard_size, etag, content, unusable = rows[0][-7:]
+    source = number_of[folder]
+    if inside is None:
+        path = sources[source] / name
+    else:
+        which = (source, inside, shard_size, mtime_ns, etag)
+        if which not in shards:
+            shards[which] = Shard(sources[source] / inside, shard_size, mtime_ns, etag)
+        place = (offset, size) if row_group is None else (-1, -1, row_group, row)
+        path, etag = Member(f"{folder}/{name}", shards[which], *place), None
+    refs = () if unusable is not None else tuple(_ref(row, path, source) for row in rows)
+    return Record(path, source, size, mtime_ns, refs, unusable, content, label, etag)
+
+
+def _ref(row: tuple[Any, ...], path: Path, source: int) -> ImageRef:
+    kind, frame, axis, height, width, bits, modality, body_part, *measures = row[6:]
+    (down, across, thickness, position, slope, intercept, photometric, low, high, *keys) = measures
+    return ImageRef(
+        path=path,
+        frame=frame,
+        height=height,
+        width=width,
+        modality=modality,
+        spacing_mm=None if down is None else _pair(down, across),
+        thickness_mm=thickness,
+        position_mm=position,
+        patient=keys[0],
+        series=keys[1],
+        source=source,
+        format=kind,
+        bits=bits,
+        body_part=body_part,
+        slope=slope,
+        intercept=intercept,
+        photometric=photometric,
+        window=None if low is None else _pair(low, high),
+        axis=axis,
+    )
+
+
+def moved(record: Record, path: Path, source: int) -> Record:
+    """The record of a file, or of one in a shard, that is now called `path`, under `source`.
+
+    Args:
+        record: the file.
+        path: what it, or the shard that it lies in, is called.
+        source: the number of the folder that it is found in.
+    """
+    if isinstance(record.path, Member):
+        path = record.path.moved(path)
+    refs = tuple(replace(ref, path=path, source=source) for ref in record.refs)
+    return replace(record, path=path, source=source, refs=refs)

@@ -1,0 +1,1 @@
+"""One image format a file, and the registry that tells them apart."""

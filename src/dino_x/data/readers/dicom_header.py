@@ -1,0 +1,318 @@
+"""The header of a DICOM file: what is looked at, and what is refused before anything is decoded.
+
+Only the elements of `_ELEMENTS` are looked at, and none of them identifies a patient. Those of
+`_IDENTIFIERS` become salted keys here and go no further.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import gdcm
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
+from pydicom.pixels import get_decoder
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+)
+
+from dino_x.data.identity import key
+from dino_x.data.image import Unreadable, check_size
+from dino_x.data.readers.codestream import check_codestream
+
+# Odd values are common, harmless here, and quoted in pydicom's messages, which would put parts of
+# headers on the screen and in logs: nothing is validated, logged or warned of while reading.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+warnings.filterwarnings("ignore", module=r"pydicom\.")
+gdcm.Trace.DebugOff()
+gdcm.Trace.WarningOff()
+gdcm.Trace.ErrorOff()
+
+_ELEMENTS: list[BaseTag | int] = [
+    Tag(keyword)
+    for keyword in (
+        "Modality",
+        "BodyPartExamined",
+        "Rows",
+        "Columns",
+        "NumberOfFrames",
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "BitsAllocated",
+        "BitsStored",
+        "PixelRepresentation",
+        "PixelPaddingValue",
+        "RescaleSlope",
+        "RescaleIntercept",
+        "ModalityLUTSequence",
+        "WindowCenter",
+        "WindowWidth",
+        "VOILUTFunction",
+        "PixelSpacing",
+        "ImagerPixelSpacing",
+        "NominalScannedPixelSpacing",
+        "SliceThickness",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "GridFrameOffsetVector",
+        "SharedFunctionalGroupsSequence",
+        "PerFrameFunctionalGroupsSequence",
+        "RedPaletteColorLookupTableDescriptor",
+        "GreenPaletteColorLookupTableDescriptor",
+        "BluePaletteColorLookupTableDescriptor",
+        "RedPaletteColorLookupTableData",
+        "GreenPaletteColorLookupTableData",
+        "BluePaletteColorLookupTableData",
+        "SegmentedRedPaletteColorLookupTableData",
+        "SegmentedGreenPaletteColorLookupTableData",
+        "SegmentedBluePaletteColorLookupTableData",
+    )
+]
+_IDENTIFIERS: list[BaseTag | int] = [
+    Tag(keyword) for keyword in ("PatientID", "IssuerOfPatientID", "SeriesInstanceUID")
+]
+_PIXEL_DATA = frozenset(
+    int(Tag(keyword)) for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+)
+# What a deflated file may inflate to, in bytes; it is inflated as a whole for each frame.
+_MOST_INFLATED = 200_000_000
+_VRS = {b"AE", b"AS", b"CS", b"DA", b"DT", b"IS", b"LO", b"OB", b"PN", b"SH", b"TM", b"UI", b"UL"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file's header says.
+
+    Attributes:
+        elements: those of `_ELEMENTS` that the file has.
+        syntax: what the pixels are encoded in.
+        rows: of each frame.
+        columns: of each frame.
+        frames: at least 1.
+        patient: the patient's key, or None.
+        series: the series' key, or None.
+        explicit: whether the pixel element names its value representation.
+    """
+
+    elements: Dataset
+    syntax: UID
+    rows: int
+    columns: int
+    frames: int
+    patient: str | None = None
+    series: str | None = None
+    explicit: bool = True
+
+    @cached_property
+    def _groups_by_frame(self) -> Any:
+        return self.elements.get("PerFrameFunctionalGroupsSequence")
+
+    @cached_property
+    def _shared_groups(self) -> Any:
+        return self.elements.get("SharedFunctionalGroupsSequence")
+
+    def of_frame(self, frame: int, group: str, keyword: str) -> Any:
+        """A value as it holds for one frame: the frame's own, else all frames', else the file's."""
+        for groups, item in ((self._groups_by_frame, frame), (self._shared_groups, 0)):
+            if groups and item < len(groups) and groups[item].get(group):
+                own = groups[item].get(group)[0].get(keyword)
+                if own not in (None, ""):
+                    return own
+        return self.elements.get(keyword)
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file's first bytes are DICOM, with or without the 128-byte preamble.
+
+    Without one, the first element must be of group 2 or 8, low in it, and have a known value
+    representation or a plausible length.
+    """
+    if head[128:132] == b"DICM" or head.startswith(b"DICM"):
+        return True
+    if len(head) < 8:
+        return False
+    for order in ("little", "big"):
+        group, element = (int.from_bytes(head[i : i + 2], order) for i in (0, 2))
+        if group in (2, 8) and element <= 0x18:
+            known_vr = head[4:6] in _VRS
+            length = int.from_bytes(head[4:8], "little")
+            return known_vr or (order == "little" and 0 < length <= 64)
+    return False
+
+
+def read_header(path: Path) -> Header:
+    """Read a file up to its pixel data, and check that all of the pixel data is there."""
+    try:
+        with path.open("rb") as file:
+            elements, offset, length = _elements(file)
+            syntax = _syntax(elements)
+            file.seek(offset)
+            explicit = file.read(6)[4:] in (b"OB", b"OW", b"OF", b"OD", b"UN")
+            header = _dimensions(elements, syntax, explicit)
+            check_size(header.rows, header.columns)
+            _check_bits(elements)
+            if syntax == JPEGExtended12Bit and elements.get("BitsStored") != 8:
+                raise Unreadable("lossy JPEG of 12 bits is not supported")
+            if syntax != DeflatedExplicitVRLittleEndian:
+                _check_length(file, header, offset + (12 if explicit else 8), length)
+    except Unreadable:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise Unreadable(f"cannot be read: {error.strerror}") from None
+        raise Unreadable("damaged DICOM header") from None
+    return header
+
+
+def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
+    """The wanted elements, and where the pixel data's element begins and how long it says it is.
+
+    The last two mean nothing for a deflated file.
+    """
+    met: list[int] = []
+
+    def at_pixel_data(tag: Any, vr: str | None, length: int) -> bool:
+        if tag in _PIXEL_DATA:
+            met.append(length)
+        return tag in _PIXEL_DATA
+
+    _refuse_inflation(file)
+    tags = _ELEMENTS + _IDENTIFIERS
+    elements = read_partial(file, at_pixel_data, force=True, specific_tags=tags)
+    if not met:
+        raise Unreadable("no pixel data")
+    return elements, file.tell(), met[-1]
+
+
+def _syntax(elements: Any) -> UID:
+    """The transfer syntax, told from the encoding where the file does not name it."""
+    if named := elements.file_meta.get("TransferSyntaxUID"):
+        syntax = UID(named)
+        if not syntax.is_transfer_syntax:
+            raise Unreadable("unknown transfer syntax")
+        try:
+            get_decoder(syntax)
+        except NotImplementedError:
+            raise Unreadable(f"transfer syntax {syntax.name} is not supported") from None
+        return syntax
+    implicit, little = elements.original_encoding
+    if implicit:
+        syntax = ImplicitVRLittleEndian
+    else:
+        syntax = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    elements.file_meta.TransferSyntaxUID = syntax
+    return syntax
+
+
+def _dimensions(elements: Dataset, syntax: UID, explicit: bool) -> Header:
+    rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
+    frames = max(1, int(elements.get("NumberOfFrames") or 1))
+    patient, series = _keys(elements)
+    return Header(elements, syntax, rows, columns, frames, patient, series, explicit)
+
+
+def _check_bits(elements: Dataset) -> None:
+    """Raise Unreadable for stored values that cannot be: GDCM ends the process at some of them.
+
+    Source: DICOM PS3.3 C.7.6.3.1.
+    """
+    allocated = int(elements.get("BitsAllocated") or 0)
+    stored = int(elements.get("BitsStored") or allocated)
+    samples = int(elements.get("SamplesPerPixel") or 1)
+    signed = int(elements.get("PixelRepresentation") or 0)
+    possible = allocated == 1 or (allocated % 8 == 0 and 8 <= allocated <= 64)
+    if not possible or not 1 <= stored <= allocated or samples not in (1, 3, 4) or signed > 1:
+        raise Unreadable("damaged DICOM header: its values cannot have the bits that it says")
+
+
+def _keys(elements: Dataset) -> tuple[str | None, str | None]:
+    """The keys of patient and series; what they are made of is taken out of `elements`."""
+    number, issuer, series = (_text(elements, tag) for tag in _IDENTIFIERS)
+    for tag in _IDENTIFIERS:
+        elements.pop(tag, None)
+    return key("patient", number, issuer), key("series", series)
+
+
+def _text(elements: Dataset, tag: BaseTag | int) -> str:
+    """An identifier as it stands in the file, whatever its character set is."""
+    text = elements.get_item(tag).value if tag in elements else None
+    return text.decode("latin-1") if isinstance(text, bytes) else str(text or "")
+
+
+def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> None:
+    """Raise Unreadable unless the file holds all pixel data that its header promises.
+
+    Args:
+        file: the file.
+        header: its header.
+        offset: where the pixel data begin.
+        length: of the pixel data, as their element says it.
+    """
+    size = file.seek(0, io.SEEK_END)
+    if header.syntax.is_compressed:
+        fragments = _count_fragments(file, offset, size, header)
+        if fragments < header.frames:
+            raise Unreadable(f"truncated: {fragments} of {header.frames} frames are there")
+        return
+    elements = header.elements
+    samples = int(elements.get("SamplesPerPixel") or 1)
+    if elements.get("PhotometricInterpretation") == "YBR_FULL_422":
+        samples = 2
+    bits = header.rows * header.columns * header.frames * samples * int(elements.BitsAllocated)
+    there = min(size - offset, length)
+    if there < bits // 8:
+        raise Unreadable(f"truncated: {there:,} of {bits // 8:,} bytes of pixel data are there")
+
+
+def _count_fragments(file: BinaryIO, offset: int, size: int, header: Header) -> int:
+    """Walk over encapsulated pixel data; raise Unreadable where it runs over the file's end.
+
+    The first fragment of each codestream is held against the header.
+
+    Source: DICOM PS3.5 A.4.
+    """
+    fragments = -1  # the first item is the table of offsets
+    while offset < size:
+        file.seek(offset)
+        item = file.read(8)
+        tag, length = item[:4], int.from_bytes(item[4:], "little")
+        if tag == b"\xfe\xff\xdd\xe0":
+            return fragments
+        if tag != b"\xfe\xff\x00\xe0" or offset + 8 + length > size:
+            break
+        if fragments >= 0:
+            check_codestream(file, offset + 8, length, header.rows, header.columns)
+        fragments += 1
+        offset += 8 + length
+    if offset == size:  # some writers leave out the delimiter at the end
+        return fragments
+    raise Unreadable("truncated or damaged: the compressed pixel data has no end")
+
+
+def _refuse_inflation(file: BinaryIO) -> None:
+    """Raise Unreadable for a deflated file that inflates beyond any image; rewind the file."""
+    head = file.read(1024)
+    file.seek(0)
+    if head[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() in head:
+        start = 144 + int.from_bytes(head[140:144], "little")
+        file.seek(start)
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflated.decompress(file.read(), _MOST_INFLATED)
+        file.seek(0)
+        if not inflated.eof:
+            raise Unreadable("truncated, or inflates to more than any image")

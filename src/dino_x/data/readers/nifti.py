@@ -1,0 +1,286 @@
+"""NIfTI through nibabel's headers: the slices of a volume as a radiologist sees them.
+
+- Values: stored values times `scl_slope` plus `scl_inter`, as nibabel's `get_fdata` has them.
+- Volumes are brought to canonical orientation first (first axis to the patient's right, second to
+  anterior, third to superior) by sform, qform or, without either, NIfTI's own default.
+- Slices: axial ones from inferior to superior, rows from anterior to posterior; coronal ones from
+  posterior to anterior, rows from superior to inferior; both with the patient's right on the left.
+  Sagittal ones from left to right, rows from superior to inferior, anterior on the left.
+- Of four dimensions the last is time: every volume is a series of its own.
+- A compressed volume is unpacked once for all its slices, and never further than its header says.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+from dino_x.data.identity import key
+from dino_x.data.image import (
+    DEFAULT,
+    SLICE_AXES,
+    Image,
+    ImageRef,
+    Reading,
+    Unreadable,
+    check_count,
+    check_size,
+)
+from dino_x.data.storage.member import mapped, size_of, version_of, whereabouts
+from dino_x.data.storage.unpacked import VolumeCache
+from dino_x.data.windowing import choose_window
+
+# Reports of odd header fields would be printed, and can quote them.
+logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
+
+# What a compressed file may unpack to. It is held in memory as a whole; an uncompressed one is not.
+MAX_UNPACKED = 800 * 2**20
+_BEST_RATIO = 1032  # of deflate: no file can unpack to more than this many times its size
+
+_SINGLE, _PAIR = (b"n+1\0", b"n+2\0"), (b"ni1\0", b"ni2\0")
+_MM = {"meter": 1000.0, "micron": 0.001}
+
+_unpacked: VolumeCache[np.ndarray] = VolumeCache(limit_bytes=256 * 2**20)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What is needed of a header.
+
+    Attributes:
+        shape: stored x, y, z and time, each at least 1.
+        dtype: of a stored value, in the file's byte order.
+        offset: where the values begin, in the unpacked file.
+        slope: and `intercept`, from stored to physical values; None where there is none.
+        orientation: what brings the stored axes to canonical ones, as nibabel has it, [3, 2].
+        affine: from canonical voxels to millimetres, [4, 4].
+        packed: whether the file is compressed.
+    """
+
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype
+    offset: int
+    slope: float | None
+    intercept: float | None
+    orientation: np.ndarray
+    affine: np.ndarray
+    packed: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of all values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def canonical(self) -> tuple[int, ...]:
+        """Voxels to the right, to anterior and to superior."""
+        order = self.orientation[:, 0].argsort()
+        return tuple(self.shape[int(axis)] for axis in order)
+
+
+def is_nifti(head: bytes) -> bool:
+    """Whether a file's first bytes, unpacked if they are compressed, are a NIfTI header."""
+    head = unpacked_head(head)
+    return head[344:348] in (*_SINGLE, *_PAIR) or head[4:8] in (*_SINGLE, *_PAIR)
+
+
+def unpacked_head(head: bytes) -> bytes:
+    """The beginning of what the beginning of a gzip file unpacks to; other bytes as they are."""
+    if not head.startswith(b"\x1f\x8b"):
+        return head
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, 512)
+    except zlib.error:
+        return b""
+
+
+def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
+    """The slices of a file along `reading.slice_axis`, volume by volume. Raises Unreadable."""
+    header = _read_header(path)
+    axis = SLICE_AXES.index(reading.slice_axis)
+    across, down = (other for other in range(3) if other != axis)
+    size = header.canonical
+    height, width, slices, volumes = size[down], size[across], size[axis], header.shape[3]
+    check_size(height, width)
+    check_count(slices * volumes)
+    columns = header.affine[:3, :3].T  # of the affine: one step along each axis, in mm
+    steps = np.linalg.norm(columns, axis=1)
+    normal = np.cross(columns[(axis + 1) % 3], columns[(axis + 2) % 3])
+    normal /= np.linalg.norm(normal)
+    first, step = float(normal @ header.affine[:3, 3]), float(normal @ columns[axis])
+    where = whereabouts(path)
+    series = [key("series", where, str(volume)) for volume in range(volumes)]
+    return [
+        ImageRef(
+            path=path,
+            frame=volume * slices + number,
+            height=height,
+            width=width,
+            modality=reading.modality,
+            spacing_mm=(float(steps[down]), float(steps[across])),
+            thickness_mm=abs(step),
+            position_mm=first + number * step,
+            series=series[volume],
+            format="NIfTI",
+            bits=8 * header.dtype.itemsize,
+            slope=header.slope,
+            intercept=header.intercept,
+            axis=reading.slice_axis,
+        )
+        for volume in range(volumes)
+        for number in range(slices)
+    ]
+
+
+def read(ref: ImageRef) -> Image:
+    """Decode one slice. Raises Unreadable."""
+    header = _read_header(ref.path)
+    axis = SLICE_AXES.index(ref.axis or DEFAULT.slice_axis)
+    volume, number = divmod(ref.frame, header.canonical[axis])
+    if volume >= header.shape[3]:
+        raise Unreadable(f"slice {ref.frame} of a file that has fewer")
+    stored = _values(ref.path, header)[..., volume]
+    where = (slice(None),) * axis + (number,)  # a view: np.take would copy the volume first
+    plane = apply_orientation(stored, header.orientation)[where]
+    # Both axes of a canonical plane go to the right, to anterior or to superior: the opposite of
+    # how images are looked at.
+    plane = plane[::-1, ::-1].T
+    if header.slope is not None and header.intercept is not None:
+        plane = plane.astype(np.float64) * header.slope + header.intercept
+    pixels = np.ascontiguousarray(plane, dtype=np.float32)[None]
+    window = choose_window(pixels, modality=ref.modality, hounsfield=ref.modality == "CT")
+    return Image(pixels, window, ref.spacing_mm, ref.modality)
+
+
+def _values(path: Path, header: _Header) -> np.ndarray:
+    """The stored values, [x, y, z, time]: mapped, or unpacked and kept for the next slice."""
+    if header.packed:
+        which = version_of(path)
+        if which is None:
+            raise Unreadable("cannot be opened: it is gone")
+        values = _unpacked.get(which, lambda: _unpack(path, header))
+    else:
+        try:
+            values = mapped(path, np.uint8, header.offset, (header.size,), "C")
+        except (OSError, ValueError):
+            raise Unreadable("truncated NIfTI") from None
+    return cast(np.ndarray, values.view(header.dtype).reshape(header.shape, order="F"))
+
+
+def _unpack(path: Path, header: _Header) -> np.ndarray:
+    """All values of a compressed file as bytes; what follows them is not unpacked."""
+    values = np.empty(header.size, dtype=np.uint8)
+    with _reading(path) as (file, _):
+        file.seek(header.offset)
+        view, done = values.data, 0
+        while done < header.size:
+            got = file.readinto(view[done : done + 2**20])  # type: ignore[attr-defined]
+            if not got:
+                raise Unreadable("truncated NIfTI")
+            done += got
+        file.read(1)  # the checksum, which is looked at where the file ends
+    return values
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[tuple[IO[bytes], bool]]:
+    """The unpacked file, and whether it is packed. Raises Unreadable for what goes wrong inside."""
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            if packed:
+                with gzip.GzipFile(fileobj=raw) as file:
+                    yield cast(IO[bytes], file), True
+            else:
+                yield raw, False
+    except Unreadable:
+        raise
+    except EOFError:
+        raise Unreadable("truncated NIfTI") from None
+    except MemoryError:
+        raise Unreadable("needs more memory than there is") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise Unreadable(f"cannot be opened: {error.strerror}") from None
+        raise Unreadable("damaged NIfTI") from None
+
+
+def _read_header(path: Path) -> _Header:
+    """The header, and what it promises held against the size of the file."""
+    with _reading(path) as (file, packed):
+        raw = file.read(Nifti2Header.sizeof_hdr)
+        with np.errstate(all="ignore"):
+            header = _parsed(raw, packed)
+    there, needed = size_of(path), header.offset + header.size
+    if not packed and there < needed:
+        raise Unreadable(f"truncated: {there:,} of {needed:,} bytes are there")
+    if packed and there * _BEST_RATIO < needed:
+        raise Unreadable("truncated, or its header claims more than there is")
+    if packed and needed > MAX_UNPACKED:
+        raise Unreadable(
+            f"unpacks to {needed >> 20:,} MB, more than the {MAX_UNPACKED >> 20:,} MB allowed:"
+            " unpack it (gunzip), then there is no limit"
+        )
+    return header
+
+
+def _parsed(raw: bytes, packed: bool) -> _Header:
+    second = raw[4:8] in (*_SINGLE, *_PAIR)
+    kind: type[Nifti1Header] = Nifti2Header if second else Nifti1Header
+    if len(raw) < kind.sizeof_hdr:
+        raise Unreadable("truncated NIfTI")
+    magic = raw[4:8] if second else raw[344:348]
+    if magic in _PAIR:
+        raise Unreadable("NIfTI in two files (.hdr, .img) is not supported: join them into a .nii")
+    if magic not in _SINGLE:
+        raise Unreadable("not a NIfTI file")
+    header = kind(raw[: kind.sizeof_hdr])
+    slope, intercept = header.get_slope_inter()
+    affine = header.get_best_affine()
+    orientation = io_orientation(affine)
+    if not np.isfinite(orientation).all() or not np.isfinite(affine).all():
+        raise Unreadable("damaged NIfTI: its orientation is not valid")
+    shape = _shape(header)
+    unit = _MM.get(header.get_xyzt_units()[0], 1.0)
+    return _Header(
+        shape=shape,
+        dtype=_dtype(header),
+        offset=max(header.get_data_offset(), kind.single_vox_offset),
+        slope=slope,
+        intercept=intercept,
+        orientation=orientation,
+        affine=np.diag([unit, unit, unit, 1.0]) @ affine @ inv_ornt_aff(orientation, shape[:3]),
+        packed=packed,
+    )
+
+
+def _shape(header: Any) -> tuple[int, int, int, int]:
+    shape = tuple(int(side) for side in header.get_data_shape())
+    if not shape or min(shape) < 1:
+        raise Unreadable("no pixels")
+    while len(shape) > 4 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) > 4:
+        raise Unreadable("NIfTI of more than four dimensions is not supported")
+    x, y, z, time = (*shape, 1, 1, 1)[:4]
+    return x, y, z, time
+
+
+def _dtype(header: Any) -> np.dtype:
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "uif" or dtype.itemsize > 8:
+        raise Unreadable("NIfTI of colour or complex values is not supported")
+    return dtype

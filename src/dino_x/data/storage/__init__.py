@@ -1,0 +1,1 @@
+"""Bytes: files, members of archives, object stores."""

@@ -1,0 +1,118 @@
+"""Encoded images in Parquet: a row group is read at once, and the last ones are kept.
+
+The images of a Parquet file stand in a column of bytes, or in one of structs with `bytes` and
+`path`, as Hugging Face's datasets have it. There is no way to one row but through its row group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dino_x.data.image import Unreadable
+from dino_x.data.storage.archives import Shard, Span, read_range
+from dino_x.data.storage.unpacked import VolumeCache
+
+INDEX_METADATA = b"dino_x.index"
+NO_IMAGES = "a Parquet file without a column of images (bytes, or a struct with bytes and path)"
+
+groups: VolumeCache[pa.ChunkedArray] = VolumeCache(limit_bytes=512 * 2**20)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the images of a Parquet file are.
+
+    Attributes:
+        metadata: its footer.
+        column: of the images.
+        struct: whether it holds structs.
+        named: whether these have a `path`.
+        index: whether the file is an index made by `dino-x index`, which has no images.
+    """
+
+    metadata: pq.FileMetaData
+    column: str
+    struct: bool
+    named: bool
+    index: bool = False
+
+
+@lru_cache(maxsize=512)
+def layout(shard: Shard) -> Layout:
+    """Where the images of a Parquet file are, from its footer. Raises Unreadable, UserError."""
+    try:
+        with _file(shard) as file:
+            parquet = pq.ParquetFile(file)
+            metadata, schema = parquet.metadata, parquet.schema_arrow
+    except (pa.ArrowException, OSError):
+        raise Unreadable("truncated or damaged Parquet file") from None
+    if INDEX_METADATA in (schema.metadata or {}):
+        return Layout(metadata, "", False, False, index=True)
+    found = [field for field in schema if _holds_bytes(field.type)]
+    if len(found) > 1:
+        found = [field for field in found if field.name == "image"]
+        if not found:
+            raise Unreadable("several columns hold bytes: call that of the images 'image'")
+    if not found:
+        raise Unreadable(NO_IMAGES)
+    (field,) = found
+    struct = pa.types.is_struct(field.type)
+    named = struct and any(
+        child.name == "path" and _is_text(child.type) for child in field.type.fields
+    )
+    return Layout(metadata, field.name, struct, named)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(child.name == "bytes" and _holds_bytes(child.type) for child in kind.fields)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def read_row(shard: Shard, row_group: int, row: int) -> bytes:
+    """The encoded image in a row of a row group. Raises Unreadable, UserError."""
+    group = groups.get((shard, row_group), lambda: read_group(shard, row_group))
+    value: bytes | None = group[row].as_py()
+    if value is None:
+        raise Unreadable("empty file")
+    return value
+
+
+def read_group(shard: Shard, row_group: int) -> pa.ChunkedArray:
+    """The encoded images of a row group, in one read of its column. Raises Unreadable."""
+    where = layout(shard)
+    return _column(shard, row_group, f"{where.column}.bytes" if where.struct else where.column)
+
+
+def read_names(shard: Shard, row_group: int) -> list[str | None]:
+    """What the images of a row group are called, if the file says it."""
+    where = layout(shard)
+    if not where.named:
+        return [None] * int(where.metadata.row_group(row_group).num_rows)
+    names: list[str | None] = _column(shard, row_group, f"{where.column}.path").to_pylist()
+    return names
+
+
+def _column(shard: Shard, row_group: int, leaf: str) -> pa.ChunkedArray:
+    where = layout(shard)
+    try:
+        with _file(shard) as file:
+            parquet = pq.ParquetFile(file, metadata=where.metadata)
+            column = parquet.read_row_group(row_group, columns=[leaf], use_threads=False).column(0)
+    except (pa.ArrowException, OSError):
+        raise Unreadable("damaged row group of a Parquet file") from None
+    return pc.struct_field(column, leaf.rpartition(".")[2]) if where.struct else column
+
+
+def _file(shard: Shard) -> Span:
+    """Without a buffer: a column of a row group is asked for at once."""
+    return Span(lambda start, length: read_range(shard, start, length), 0, shard.size)

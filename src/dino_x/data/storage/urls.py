@@ -1,0 +1,131 @@
+"""Shards behind addresses: braces, wildcards and folders of object stores."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from dino_x.data.storage.archives import Shard, address, filesystem, said, shard_from, state_of
+from dino_x.data.storage.listing import is_shard
+from dino_x.data.storage.member import Address
+from dino_x.errors import UserError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_WILD = re.compile(r"[*?\[]")
+_ASKED_AT_A_TIME = 16
+_MOST = 1_000_000  # names that braces may stand for
+
+
+def expand(text: str) -> list[str]:
+    """What a name with braces stands for, as shells have it.
+
+    Raises: UserError for more than a million names.
+
+    >>> expand("ct-{008..010}.tar"), expand("{a,b}/x.tar")
+    (['ct-008.tar', 'ct-009.tar', 'ct-010.tar'], ['a/x.tar', 'b/x.tar'])
+    """
+    parts = _BRACES.split(text)  # text, inside, text, inside, ..., text
+    choices = [_inside(part) if number % 2 else [part] for number, part in enumerate(parts)]
+    count = 1
+    for choice in choices:
+        count *= len(choice)
+    if count > _MOST:
+        raise UserError(f"{text} stands for {count:,} names, more than {_MOST:,}")
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _inside(text: str) -> list[str]:
+    if span := _RANGE.fullmatch(text):
+        first, last = (int(end) for end in span.groups())
+        if abs(last - first) >= _MOST:
+            raise UserError(f"{{{text}}} stands for more than {_MOST:,} names")
+        step = 1 if last >= first else -1
+        return [f"{n:0{len(span[1])}d}" for n in range(first, last + step, step)]
+    return text.split(",") if "," in text else [f"{{{text}}}"]
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a name has braces or wildcards."""
+    return _WILD.search(text) is not None or expand(text) != [text]
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that all files of an address lie in: what comes before the first wildcard."""
+    parts = path.parts
+    for number, part in enumerate(parts):
+        if is_pattern(part):
+            return Address(*parts[:number])
+    return Address(path.parent if is_shard(path.name) else path)
+
+
+def find_shards(path: Path) -> Iterator[Shard]:
+    """The shards behind an address: one, those of a pattern, or those of a folder.
+
+    Raises: UserError if there are none, or the store cannot be asked.
+    """
+    url = address(path)
+    files = filesystem(path)
+    files.invalidate_cache()
+    with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:
+        try:
+            shards = list(chain.from_iterable(pool.map(partial(_asked, files), expand(url))))
+        except UserError:  # a thousand may be asked for, and the first is not there
+            pool.shutdown(cancel_futures=True)
+            raise
+    yield from shards
+    if not shards:
+        raise UserError(
+            f"no shards in {url}: of an address .tar and .parquet files are read; docs/shards.md"
+            " says how to make them from a folder"
+        )
+
+
+def _asked(files: Any, url: str) -> list[Shard]:
+    """`_shards`, with what goes wrong said in a line."""
+    try:
+        return _shards(files, url)
+    except FileNotFoundError:
+        raise UserError(f"{url} does not exist") from None
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"cannot look at {url} ({said(error)}): is the address right, and are you allowed to"
+            " read it?"
+        ) from None
+
+
+def _shards(files: Any, url: str) -> list[Shard]:
+    """The shards behind one address without braces."""
+    if _WILD.search(url) and not (url.startswith("http") and "*" not in url):
+        found = files.glob(url, detail=True)
+    else:
+        info = files.info(url)
+        if info.get("type") != "directory":
+            return [shard_from(Address(url), info)] if is_shard(url) else []
+        found = files.find(url, detail=True)
+    protocol = url.partition("://")[0]
+    wanted = {
+        name if "://" in name else f"{protocol}://{name.lstrip('/')}": info
+        for name, info in sorted(found.items())
+        if info.get("type") != "directory" and is_shard(name) and not _hidden(name)
+    }
+    with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:
+        return list(pool.map(_shard, wanted, wanted.values()))
+
+
+def _shard(url: str, info: dict[str, Any]) -> Shard:
+    """A listed shard; where lists do not say what state it is in, it is asked for."""
+    path = Address(url)
+    return shard_from(path, info) if info.get("ETag") or info.get("etag") else state_of(path)
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))

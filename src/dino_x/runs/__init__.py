@@ -1,0 +1,1 @@
+"""The RUN folder: settings, checkpoints, files that grow."""

@@ -1,0 +1,125 @@
+"""The RUN folder: settings, metrics, checkpoints, the model."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dino_x.config.options import Options
+from dino_x.config.presets import check, read_config
+from dino_x.data.image import DEFAULT, Reading
+from dino_x.errors import UserError
+from dino_x.runs import checkpoint
+from dino_x.runs.checkpoint import write_atomically
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+HEALTH = "health.jsonl"  # only there if health found something
+
+
+class RunFolder:
+    """Where everything about a run is, and nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.tensorboard = path / "tensorboard"
+        self.evaluation = path / "evaluation.json"
+        self.skipped = path / "skipped.csv"
+        self.metrics = path / METRICS
+        self.origin = path / "origin.json"
+        self.snapshots = path / "snapshots"
+        self.report = path / "report.html"
+        self.health = path / HEALTH
+        self.micro_batch = path / "micro_batch.json"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / CONFIG).is_file()
+
+    def refuse_if_taken(self) -> None:
+        """Raise UserError if there is something here that a new run would overwrite."""
+        if self.exists:
+            raise UserError(
+                f"{self.path} already holds a run; go on with --resume, or choose another --out"
+            )
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and holds no run; choose another --out")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; --out takes a folder")
+
+    def create(self, options: Options, facts: dict[str, Any]) -> None:
+        """Make the folder and write its settings; ``facts`` are what the settings met."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            text = (
+                "# Every option of this run as it was resolved. To repeat it:\n"
+                f"#   dino-x pretrain --config {CONFIG} --out ANOTHER_FOLDER\n"
+                + "".join(f"# {name}: {value}\n" for name, value in facts.items())
+                + yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
+            )
+            write_atomically(self.path / CONFIG, lambda file: file.write_text(text))
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+
+    def settings(self) -> dict[str, Any]:
+        """The run's resolved options as ``section.key`` values."""
+        return read_config(self.path / CONFIG)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a run leaves half-written that is killed; what is whole stays."""
+        with contextlib.suppress(OSError):
+            for file in self.path.rglob("*.partial"):
+                if file.is_dir():
+                    shutil.rmtree(file, ignore_errors=True)
+                else:
+                    file.unlink(missing_ok=True)
+            checkpoint.remove_leftovers(self.checkpoints)
+
+    def truncate_metrics(self, steps: int) -> None:
+        """Keep the metrics of the first ``steps`` steps; what follows will be written again.
+
+        And what health found in them.
+        """
+        for path in (self.metrics, self.health):
+            if path.is_file():
+                kept = sum(length for _, length in _whole_lines(path, steps))
+                os.truncate(path, kept)  # on a full disk too
+
+
+def lines(path: Path, steps: int) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines that are about the first ``steps`` steps, in order.
+
+    What was not finite, null in the file, is not-a-number again.
+    """
+    for value, _ in _whole_lines(path, steps):
+        yield {key: math.nan if v is None else v for key, v in value.items()}
+
+
+def _whole_lines(path: Path, steps: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """The same as they stand in the file, and their lengths in bytes."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                value = json.loads(line)
+                if not line.endswith(b"\n") or value["step"] > steps:
+                    return
+            except (ValueError, KeyError):
+                return  # the half line of a run that was killed while writing
+            yield value, len(line)
+
+
+def reading_of(model: str | Path) -> Reading:
+    """How a run read its images; the default for a model that is no run's."""
+    run = RunFolder(Path(model))
+    return check(run.settings()).data.reading if run.exists else DEFAULT

@@ -1,0 +1,61 @@
+"""Where a run's weights come from, all the way back: what their licence depends on.
+
+Kept in RUN/origin.json, newest first. Names only: no path of anyone's machine.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dino_x.errors import UserError
+from dino_x.model.backbone import Backbone, is_size
+from dino_x.model.weights import is_file_of_weights
+from dino_x.runs.checkpoint import write_atomically
+from dino_x.runs.folder import RunFolder
+
+
+def origin_of(name: str, backbone: Backbone) -> list[dict[str, Any]]:
+    """The chain of models that one started from; empty for new weights."""
+    if is_size(name) or backbone.accounting is None:
+        return []
+    run, path = RunFolder(Path(name)), Path(name)
+    if run.exists:
+        kind = "run"
+    elif is_file_of_weights(name):
+        kind = "file"
+    else:
+        kind = "folder" if path.exists() else "hub"
+    accounting = backbone.accounting
+    link = {
+        "kind": kind,
+        "name": name if kind == "hub" else path.resolve().name,
+        "architecture": backbone.vit.config.model_type,
+        "tensors": f"{accounting.loaded} of {accounting.total}",
+    }
+    return [link, *(read_origin(run) if kind == "run" else [])]
+
+
+def write_origin(run: RunFolder, name: str, backbone: Backbone) -> None:
+    """Keep where a new run's weights come from, if they are not new."""
+    chain = origin_of(name, backbone)
+    if not chain:
+        return
+    text = json.dumps(chain, indent=2, ensure_ascii=False) + "\n"
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.origin, lambda file: file.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot write to {run.path}: {error.strerror}") from error
+
+
+def read_origin(run: RunFolder) -> list[dict[str, Any]]:
+    """The chain of a run; empty if its weights were new.
+
+    Raises: UserError if it cannot be read.
+    """
+    if not run.origin.is_file():
+        return []
+    try:
+        return list(json.loads(run.origin.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run.origin} cannot be read: where do the weights come from?") from error

@@ -1,0 +1,129 @@
+"""What a run takes from another one: its network, its heads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dino_x.config.options import ModelOptions, Options
+from dino_x.config.presets import check, dotted
+from dino_x.errors import UserError
+from dino_x.model.backbone import is_size
+from dino_x.model.teacher import Network, build_student
+from dino_x.runs.checkpoint import checkpoints, load_newest
+from dino_x.runs.folder import RunFolder
+
+HANDED_ON = ("views.", "masks.")
+
+
+@dataclass(frozen=True)
+class RunNetwork:
+    """The teacher of a run's newest checkpoint.
+
+    Attributes:
+        options: the run's, as they were resolved.
+        state: the checkpoint.
+        network: backbone and heads, never to be trained.
+    """
+
+    options: Options
+    state: dict[str, Any]
+    network: Network
+
+
+def has_heads(name: str | Path) -> bool:
+    """Whether a model is a RUN with a checkpoint, which holds projection heads."""
+    run = RunFolder(Path(name))
+    return run.exists and bool(checkpoints(run.checkpoints))
+
+
+def inherited(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What the RUN that a new run starts from hands on: crops, masks, target temperature, heads.
+
+    Heads only with their sizes: not if ``model.heads_from`` is new, nor if it is auto and the user
+    asks for heads of other sizes.
+
+    Args:
+        said: what the user set, as ``section.key`` values.
+
+    Returns: ``section.key`` values; nothing but new heads if the model is no RUN.
+    """
+    name, wanted = str(said.get("model.name", "")), said.get("model.heads_from", "auto")
+    if said.get("teacher.model"):
+        return {"model.heads_from": "new", **of_distilled(str(said["teacher.model"]))}
+    run = RunFolder(Path(name))
+    if is_size(name) or not name or not run.exists:
+        return {} if wanted == "run" else {"model.heads_from": "new"}
+    saved = run.settings()
+    values = {n: v for n, v in saved.items() if n.startswith(HANDED_ON)}
+    heads = {n: v for n, v in saved.items() if n.startswith("head.")}
+    asked = {n: v for n, v in dotted(check(said).model_dump(mode="json")).items() if n in said}
+    same = all(asked[n] == v for n, v in heads.items() if n in asked)
+    if wanted == "new" or not has_heads(name) or (wanted == "auto" and not same):
+        return values | {"model.heads_from": "new"}
+    trained = {
+        "model.heads_from": "run",
+        "teacher.temperature": saved["teacher.temperature"],
+        "teacher.temperature_warmup": 0,
+    }
+    return values | heads | trained
+
+
+def of_distilled(teacher: str) -> dict[str, Any]:
+    """What a RUN that is distilled hands on: the sizes of its heads, its target temperature.
+
+    Raises: UserError for a model without heads, with the way to make some.
+    """
+    if not has_heads(teacher):
+        raise UserError(
+            f"teacher.model '{teacher}' is no RUN with a checkpoint, so it has no heads to make"
+            f" targets with; train some on it first: dino-x pretrain --model {teacher} --steps N"
+            " --set optim.freeze_backbone=N"
+        )
+    saved = RunFolder(Path(teacher)).settings()
+    heads = {n: v for n, v in saved.items() if n.startswith("head.")}
+    temperature = {"teacher.temperature": saved["teacher.temperature"]}
+    return heads | temperature | {"teacher.temperature_warmup": 0}
+
+
+def load_run(name: str | Path, device: torch.device) -> RunNetwork:
+    """The teacher of a RUN, backbone and heads.
+
+    Raises: UserError for a run without a checkpoint.
+    """
+    run = RunFolder(Path(name))
+    state = load_newest(run.checkpoints, device) if run.exists else None
+    if state is None:
+        raise UserError(f"{run.path} has no checkpoint, and so no heads; let the run make one")
+    options = check(run.settings())
+    if not is_size(options.model.name):  # where the run began may be gone; its own model is here
+        options.model = ModelOptions(name=str(run.model), drop_path=options.model.drop_path)
+    network = build_student(options).to(device)
+    network.load_state_dict(state["teacher"])
+    return RunNetwork(options, state, network.requires_grad_(False).eval())
+
+
+def take_heads(student: Network, name: str | Path) -> None:
+    """Give a student the heads of a RUN's teacher.
+
+    Raises: UserError if they are of another shape, naming the options that have to be as there.
+    """
+    run = RunFolder(Path(name))
+    state = load_newest(run.checkpoints, torch.device("cpu")) if run.exists else None
+    if state is None:
+        raise UserError(
+            f"model.heads_from is 'run', but {run.path} is no RUN with a checkpoint;"
+            " choose --set model.heads_from=new"
+        )
+    own = student.state_dict()
+    heads = {n: v for n, v in state["teacher"].items() if not n.startswith("backbone.")}
+    wrong = [n for n in own if not n.startswith("backbone.") and n not in heads]
+    wrong += [n for n, v in heads.items() if n not in own or own[n].shape != v.shape]
+    if wrong:
+        raise UserError(
+            f"the heads of {run.path} have other shapes ({wrong[0]}): leave the head.* options"
+            " out, or choose --set model.heads_from=new"
+        )
+    student.load_state_dict(heads, strict=False)

@@ -1,0 +1,1 @@
+"""One exact optimizer step, and what it looks at."""

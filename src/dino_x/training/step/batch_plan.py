@@ -1,0 +1,291 @@
+"""What one optimizer step looks at, and its cutting into micro-batches.
+
+B: images of the effective batch, b: of a micro-batch, V: views, N: patches, L: layers.
+A ``Window`` is drawn for the whole effective batch from (seed, step). A ``MicroBatch`` is a slice
+of it by position; what it holds does not depend on where the slice ends. Rows of crops are
+view-major: row ``view * b + image``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dino_x.config.options import CropSizes, Options
+from dino_x.data.loading.loader import Canvases
+from dino_x.data.loading.sampler import Strata, sample_indices
+from dino_x.distributed.shares import cut, parts_of_a_share
+from dino_x.losses.ranks import ALONE, Ranks
+from dino_x.model.backbone import Backbone, ForwardRandomness
+from dino_x.randomness import generator
+from dino_x.views.crops import apply_views, draw_views, view_parameters
+from dino_x.views.ct_windows import draw_windows, window_parameters
+from dino_x.views.masks import block_masks, mask_counts
+from dino_x.views.sizes import draw_sizes
+
+GLOBAL_VIEWS = 2
+
+
+@dataclass(frozen=True)
+class Window:
+    """The draws of one step, for all B images."""
+
+    step: int
+    indices_B: np.ndarray
+    global_draws_BVU: np.ndarray
+    local_draws_BVU: np.ndarray
+    masks_BVN: np.ndarray
+    global_keep_LBV: np.ndarray  # [L, 2, B, 2]
+    local_keep_LBV: np.ndarray  # [L, 2, B, local crops]
+    global_rescale: float
+    local_rescale: float
+    sizes: CropSizes
+    global_windows_BVU: np.ndarray  # of CT; other images have no use for them
+    local_windows_BVU: np.ndarray
+
+    @property
+    def images(self) -> int:
+        """B, the effective batch."""
+        return len(self.indices_B)
+
+    @property
+    def local_views(self) -> int:
+        """Local crops an image."""
+        return self.local_draws_BVU.shape[1]
+
+    @property
+    def masked_crops(self) -> int:
+        """Global crops of the effective batch in which any patch is masked."""
+        return int(self.masks_BVN.any(axis=2).sum())
+
+
+def draw_window(
+    options: Options,
+    step: int,
+    images: int,
+    depth: int,
+    patch_size: int,
+    sizes: CropSizes | None = None,
+    strata: Strata | None = None,
+) -> Window:
+    """Everything random in one step, from (seed, step) alone.
+
+    Args:
+        options: resolved.
+        step: optimizer step, from 0.
+        images: images in the data set.
+        depth: layers of the backbone.
+        patch_size: side of a patch in pixels.
+        sizes: of the crops, if not those that are drawn.
+        strata: what is known of the images that decides which come together.
+    """
+    sizes = sizes or draw_sizes(options, step)
+    seed, batch, locals_ = (
+        options.train.seed,
+        options.train.effective_batch,
+        options.views.local_crops,
+    )
+    rng = generator(seed, step, "masks")
+    grid = (sizes.global_size // patch_size,) * 2
+    counts = mask_counts(
+        rng, batch * GLOBAL_VIEWS, grid[0] * grid[1], options.masks.probability, options.masks.ratio
+    )
+    masks = block_masks(rng, counts, grid).reshape(batch, GLOBAL_VIEWS, -1)
+
+    def keep(views: int, purpose: str) -> np.ndarray:
+        draws = generator(seed, step, purpose).random((depth, 2, batch, views))
+        return draws >= options.model.drop_path
+
+    def rescale(purpose: str) -> float:
+        limit = np.log(options.model.rope_rescale or 1.0)
+        return float(np.exp(generator(seed, step, purpose).uniform(-limit, limit)))
+
+    return Window(
+        step=step,
+        indices_B=sample_indices(seed, step, batch, images, strata),
+        global_draws_BVU=draw_views(generator(seed, step, "global crops"), batch, GLOBAL_VIEWS),
+        local_draws_BVU=draw_views(generator(seed, step, "local crops"), batch, locals_),
+        masks_BVN=masks,
+        global_keep_LBV=keep(GLOBAL_VIEWS, "global depth"),
+        local_keep_LBV=keep(locals_, "local depth"),
+        global_rescale=rescale("global rope"),
+        local_rescale=rescale("local rope"),
+        sizes=sizes,
+        global_windows_BVU=draw_windows(
+            generator(seed, step, "global windows"), batch, GLOBAL_VIEWS
+        ),
+        local_windows_BVU=draw_windows(generator(seed, step, "local windows"), batch, locals_),
+    )
+
+
+class ImageSource(Protocol):
+    """Where canvases come from: data/loading/loader.py, or a test."""
+
+    def prefetch(self, batches: list[np.ndarray]) -> Iterator[Canvases]:
+        """Canvases for each array of image indices, in order."""
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """How canvases become the network's input; the same for all micro-batches of a run."""
+
+    options: Options
+    mean: list[float]
+    std: list[float]
+    device: torch.device
+    dtype: torch.dtype
+
+    def crops(
+        self,
+        canvases: Canvases,
+        draws_bVU: np.ndarray,
+        size: int,
+        scale: tuple[float, float],
+        *,
+        scale_mm: tuple[float, float] | None = None,
+        windows_bVU: np.ndarray | None = None,
+    ) -> Tensor:
+        """Normalised crops, view-major [V * b, 3, O, O].
+
+        Args:
+            canvases: b images.
+            draws_bVU: see ``draw_views``.
+            size: O.
+            scale: share of the image's area.
+            scale_mm: instead, side in mm, for images whose size in mm is known.
+            windows_bVU: see ``draw_windows``; needed if any image is in Hounsfield units.
+        """
+        pixels, aspect = self._here(canvases.pixels), self._here(canvases.aspect)
+        size_mm = None if canvases.size_mm is None else self._here(canvases.size_mm)
+        parameters = view_parameters(
+            self._here(draws_bVU), aspect, scale, size, self.options.views,
+            scale_mm=scale_mm, size_mm_B2=size_mm,
+        )  # fmt: skip
+        windows = None
+        if canvases.hounsfield is not None:
+            assert windows_bVU is not None
+            is_ct = canvases.hounsfield.to(self.device)
+            windows = window_parameters(self._here(windows_bVU), is_ct)
+        return self.normalised(apply_views(pixels, parameters, size, windows))
+
+    def normalised(self, crops: Tensor) -> Tensor:
+        """Crops in [0, 1] as the network takes them; a grey one becomes three channels here."""
+        mean, std = (
+            torch.tensor(value, device=self.device, dtype=self.dtype)[:, None, None]
+            for value in (self.mean, self.std)
+        )
+        return (crops - mean).div_(std)
+
+    def _here(self, values: np.ndarray | Tensor) -> Tensor:
+        tensor = torch.as_tensor(values)
+        if self.device.type == "cuda":  # only pinned memory is copied while the card computes
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, self.dtype, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """b consecutive positions of a window, with their images."""
+
+    window: Window
+    span: slice
+    canvases: Canvases
+    cutter: Cutter
+
+    def seen_by(self, backbone: Backbone) -> "MicroBatch":
+        """The same, with crops normalised as another network wants them."""
+        cutter = replace(self.cutter, mean=backbone.mean, std=backbone.std)
+        return replace(self, cutter=cutter)
+
+    @property
+    def images(self) -> int:
+        """Images of the micro-batch."""
+        return self.span.stop - self.span.start
+
+    def global_crops(self) -> Tensor:
+        """[2 * b, 3, O, O]."""
+        return self._global_crops(self.window.sizes.global_size)
+
+    def gram_crops(self) -> Tensor:
+        """The same cuts for the Gram teacher, at its size: [2 * b, 3, G, G]."""
+        size = self.window.sizes.gram_size
+        assert size is not None
+        return self._global_crops(size)
+
+    def _global_crops(self, size: int) -> Tensor:
+        draws = self.window.global_draws_BVU[self.span]
+        views = self.cutter.options.views
+        return self.cutter.crops(
+            self.canvases, draws, size, views.global_scale,
+            scale_mm=views.global_scale_mm,
+            windows_bVU=self.window.global_windows_BVU[self.span],
+        )  # fmt: skip
+
+    def local_crops(self) -> Tensor:
+        """[local crops * b, 3, O, O]."""
+        views = self.cutter.options.views
+        draws = self.window.local_draws_BVU[self.span]
+        return self.cutter.crops(
+            self.canvases, draws, self.window.sizes.local_size, views.local_scale,
+            scale_mm=views.local_scale_mm,
+            windows_bVU=self.window.local_windows_BVU[self.span],
+        )  # fmt: skip
+
+    def masks(self) -> Tensor:
+        """Masked patches of the global crops, bool [2 * b, N]."""
+        masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
+        return torch.from_numpy(masks.reshape(-1, masks.shape[-1]).copy()).to(self.cutter.device)
+
+    def masked_index(self) -> np.ndarray:
+        """Which rows of [2 * b * N] patch tokens are masked, int64 [m]."""
+        return np.flatnonzero(self.window.masks_BVN[self.span].swapaxes(0, 1))
+
+    def masked_places(self) -> Tensor:
+        """Where each masked patch is in the window, by view, image and patch: int64 [m]."""
+        masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
+        view, image, patch = np.nonzero(masks)
+        places = (view * self.window.images + image + self.span.start) * masks.shape[2] + patch
+        return torch.from_numpy(places).to(self.cutter.device)
+
+    def masked_weights(self) -> Tensor:
+        """Weight of each masked patch, [m]: a mean over its crop, then over all masked crops."""
+        masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
+        counts = masks.sum(axis=2, keepdims=True) * max(self.window.masked_crops, 1)
+        weights = np.broadcast_to(1 / np.maximum(counts, 1), masks.shape)[masks]
+        return torch.from_numpy(weights).to(self.cutter.device, self.cutter.dtype)
+
+    def global_randomness(self) -> ForwardRandomness:
+        """Of the student's forward of the global crops."""
+        return self._randomness(self.window.global_keep_LBV, self.window.global_rescale)
+
+    def local_randomness(self) -> ForwardRandomness:
+        """Of the student's forward of the local crops."""
+        return self._randomness(self.window.local_keep_LBV, self.window.local_rescale)
+
+    def _randomness(self, keep_LBV: np.ndarray, rescale: float) -> ForwardRandomness:
+        view_major = keep_LBV[:, :, self.span].swapaxes(2, 3)
+        return ForwardRandomness(view_major.reshape(*view_major.shape[:2], -1), rescale)
+
+
+def micro_batches(
+    window: Window, size: int, source: ImageSource, cutter: Cutter, ranks: Ranks = ALONE
+) -> Iterator[MicroBatch]:
+    """The window in order, or a process's share of it, ``size`` images at a time at most.
+
+    Reads ahead by one.
+    """
+    parts = parts_of_a_share(window.images, size, ranks.count)
+    spans = cut(ranks.share(window.images), parts)
+    yield from load(window, spans, source, cutter)
+
+
+def load(
+    window: Window, spans: list[slice], source: ImageSource, cutter: Cutter
+) -> Iterator[MicroBatch]:
+    """Micro-batches at these positions of a window."""
+    canvases = source.prefetch([window.indices_B[span] for span in spans])
+    for span, loaded in zip(spans, canvases, strict=True):
+        yield MicroBatch(window, span, loaded, cutter)

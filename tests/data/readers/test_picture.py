@@ -1,0 +1,147 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from dino_x.data.readers.registry import Unreadable, read, refs
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(picture, name="a.png", **options):
+        path = tmp_path / name
+        picture.save(path, **options)
+        return path
+
+    return save
+
+
+def test_grey_8_bit(save, rng):
+    values = rng.integers(0, 256, (9, 7), dtype=np.uint8)
+    image = read(save(Pillow.fromarray(values)))
+    assert image.pixels.dtype == np.float32
+    assert image.pixels.flags.c_contiguous
+    np.testing.assert_array_equal(image.pixels, values[None])
+    assert image.window == (0, 255)
+    assert image.spacing_mm is None
+    assert image.modality is None
+
+
+def test_grey_16_bit_png(save, rng):
+    values = rng.integers(0, 65536, (9, 7), dtype=np.uint16)
+    image = read(save(Pillow.fromarray(values)))
+    np.testing.assert_array_equal(image.pixels, values[None])
+    assert image.window == pytest.approx(tuple(np.percentile(values, (0.5, 99.5))))
+
+
+def test_dark_16_bit_png_is_not_taken_for_8_bits(save):
+    values = np.arange(200, dtype=np.uint16).reshape(10, 20)
+    assert read(save(Pillow.fromarray(values))).window[1] < 200
+
+
+def test_colour(save, rng):
+    values = rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    image = read(save(Pillow.fromarray(values)))
+    np.testing.assert_array_equal(image.pixels, values.transpose(2, 0, 1))
+
+
+def test_jpeg_in_grey_and_colour(save):
+    values = np.add.outer(np.arange(40), np.arange(30)).astype(np.uint8)
+    for picture, channels in ((Pillow.fromarray(values), 1), (Pillow.new("RGB", (30, 40)), 3)):
+        assert read(save(picture, "a.jpg")).pixels.shape == (channels, 40, 30)
+    pixels = read(save(Pillow.fromarray(values), "a.jpg", quality=95)).pixels
+    assert np.abs(pixels[0] - values).max() <= 2
+
+
+def test_palette_becomes_rgb(save):
+    picture = Pillow.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 40, 50, 60])
+    picture.putdata([0, 1])
+    assert read(save(picture)).pixels[:, 0].T.tolist() == [[10, 20, 30], [40, 50, 60]]
+
+
+def test_one_bit_is_black_and_white(save):
+    picture = Pillow.fromarray(np.array([[0, 255], [255, 0]], dtype=np.uint8)).convert("1")
+    assert read(save(picture)).pixels.tolist() == [[[0, 255], [255, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixel", "seen"),
+    [
+        ("RGBA", (100, 50, 200, 255), [100, 50, 200]),
+        ("RGBA", (100, 50, 200, 0), [0, 0, 0]),
+        ("LA", (100, 255), [100]),
+        ("LA", (100, 0), [0]),
+    ],
+)
+def test_alpha_is_laid_over_black(save, mode, pixel, seen):
+    assert read(save(Pillow.new(mode, (3, 2), pixel))).pixels[:, 0, 0].tolist() == seen
+
+
+def test_transparent_grey_value_is_black(save):
+    picture = Pillow.fromarray(np.array([[7, 9]], dtype=np.uint8))
+    assert read(save(picture, transparency=7)).pixels.tolist() == [[[0, 9]]]
+
+
+def test_cmyk_jpeg_becomes_rgb(save):
+    pixels = read(save(Pillow.new("CMYK", (8, 8), (0, 0, 0, 255)), "a.jpg")).pixels
+    assert pixels.shape == (3, 8, 8)
+    assert pixels.max() < 5
+
+
+def test_exif_orientation_is_ignored(save):
+    picture = Pillow.new("L", (30, 20))
+    exif = Pillow.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    path = save(picture, "a.jpg", exif=exif)
+    (ref,) = refs(path)
+    assert (ref.height, ref.width) == (20, 30)
+    assert read(path).pixels.shape == (1, 20, 30)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.98])
+def test_truncated_file_is_unreadable_and_not_grey(save, rng, suffix, share):
+    path = save(Pillow.fromarray(rng.integers(0, 256, (80, 60, 3), dtype=np.uint8)), f"a.{suffix}")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(Unreadable, match="truncated|damaged"):
+        read(path)
+
+
+def test_flipped_bit_in_a_png_is_found(save, rng):
+    path = save(Pillow.fromarray(rng.integers(0, 256, (80, 60), dtype=np.uint8)))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(Unreadable):
+        read(path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest resets ours
+def test_decompression_bomb_is_refused_by_its_header(tmp_path):
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 11_000, 10_000, 8, 0, 0, 0, 0))
+    path = tmp_path / "bomb.png"
+    rows = chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b""))
+    with pytest.raises(Unreadable, match="10000 x 11000 pixels are more than"):
+        refs(path)
+    path.write_bytes(path.read_bytes().replace(b"\x2a\xf8", b"\xff\xff"))
+    with pytest.raises(Unreadable):
+        refs(path)
+
+
+def test_text_of_a_file_is_not_quoted(save, patient):
+    path = save(Pillow.new("L", (30, 20)), "a.jpg", comment=patient["PatientName"])
+    content = path.read_bytes()
+    for cut in range(4, len(content), 40):
+        path.write_bytes(content[:cut])
+        with pytest.raises(Unreadable) as raised:
+            read(path)
+        assert patient["PatientName"] not in str(raised.value)
