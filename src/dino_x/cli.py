@@ -241,13 +241,14 @@ def run_index(arguments: argparse.Namespace) -> None:
 
     from dino_x.commands.index import make_index
     from dino_x.config.options import DataOptions
+    from dino_x.data.image import Reading
 
     options = DataOptions(slice_axis=arguments.slice_axis, modality=arguments.modality)
     make_index(
         arguments.paths,
         arguments.out,
         Console(),
-        reading=options.reading,
+        reading=Reading.of(options),
         labels=arguments.labels,
         label_column=arguments.label_column,
         workers=arguments.workers,

@@ -7,11 +7,10 @@ from dino_x.config.options import Options, ViewOptions, WindowOptions
 from dino_x.data.canvas.canvas import CanvasForm, make_canvas
 from dino_x.data.image import Image
 from dino_x.data.loading.loader import Canvases
-from dino_x.data.windowing import CT_WINDOW, robust_window, window_of
+from dino_x.data.windowing import CT_RANGE, CT_WINDOW, robust_window, window_of
 from dino_x.training.step.batch_plan import Cutter, draw_window
 from dino_x.views.crops import apply_views, draw_views, view_parameters
 from dino_x.views.ct_windows import (
-    CT_RANGE,
     CT_WINDOWS,
     WindowParameters,
     apply_windows,

@@ -17,7 +17,7 @@ from dino_x.errors import UserError
 from dino_x.evaluation.suite import write_json
 from dino_x.progress import progress_bar
 from dino_x.runs.folder import reading_of
-from dino_x.training.step.batch_plan import GLOBAL_VIEWS
+from dino_x.views.sizes import GLOBAL_VIEWS
 
 FILES = ("batch_floor.json", "batch_floor.png")
 QUEUES = (1024, 4096)  # rows: bottlenecks of global crops, two an image

@@ -28,9 +28,10 @@ from dino_x.runs.folder import RunFolder
 from dino_x.runs.start import has_heads, load_run
 from dino_x.training.prepare import canvas_form
 from dino_x.training.schedules import values_at
-from dino_x.training.step.batch_plan import GLOBAL_VIEWS, Cutter
+from dino_x.training.step.batch_plan import Cutter
 from dino_x.views.crops import draw_views
 from dino_x.views.ct_windows import draw_windows
+from dino_x.views.sizes import GLOBAL_VIEWS
 
 MICRO_BATCH = 64  # images that go through the network together
 MOST_FITTED = 1024  # prototypes fitted for a backbone without a head

@@ -12,12 +12,9 @@ from rich.console import Console
 from dino_x import __version__
 from dino_x.commands.announce import announce
 from dino_x.config.options import Options
-from dino_x.config.presets import check, differing, resolve
-from dino_x.data.index.index import Index, Skipped, build_index, write_skipped
-from dino_x.data.index.labels import Labelled, load_labels
-from dino_x.data.loading.neighbours import refuse_uneven
-from dino_x.data.readers.decoding import decoding_in
-from dino_x.distributed.shares import check_enough, usable
+from dino_x.config.presets import differing, resolve
+from dino_x.data.index.index import Skipped, write_skipped
+from dino_x.distributed.shares import usable
 from dino_x.distributed.world import (
     check_same,
     device_of,
@@ -32,13 +29,13 @@ from dino_x.evaluation.suite import QUICK, evaluate, write_json
 from dino_x.evaluation.table import print_table
 from dino_x.losses.ranks import Ranks
 from dino_x.machine.device import choose_device, describe_device
-from dino_x.model.backbone import build_backbone, is_size
 from dino_x.progress import progress_bar
 from dino_x.report.write import report_at_end
 from dino_x.runs.checkpoint import write_atomically
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.origin import write_origin
 from dino_x.runs.start import inherited
+from dino_x.training.images import early_checks, images_of
 from dino_x.training.micro_batch import remember, remembered
 from dino_x.training.prepare import Prepared, files_hash, online, prepare, step_of
 from dino_x.training.report import NoReport, TrainingReport
@@ -109,24 +106,6 @@ def fill_cache(prepared: Prepared, console: Console) -> None:
         prepared.loader.fill(on_progress)
 
 
-def early_checks(said: Mapping[str, Any], ranks: Ranks) -> Options:
-    """What can be refused before images are read."""
-    early = check(said)
-    check_enough(early.train.effective_batch, ranks.count)
-    if not is_size(early.model.name):
-        build_backbone(early.model, early.views.global_size, 0)
-    return early
-
-
-def images_of(options: Options, console: Console) -> tuple[Index, int, Labelled | None]:
-    """The images to train on, how many are held out, and the labels."""
-    index = read_index(options, console)
-    held_out, labelled = hold_out(options, index)
-    if options.data.slices == 3:
-        refuse_uneven(index)
-    return index, held_out, labelled
-
-
 def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> None:
     """Take up the run's newest checkpoint, or make its folder."""
     trainer, index = prepared.trainer, prepared.index
@@ -170,40 +149,6 @@ def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str,
         size, auto, _ = kept
         saved["train.micro_batch"] = "auto" if auto else size
     return {**saved, **said}
-
-
-def read_index(options: Options, console: Console) -> Index:
-    """All images that can be read, with a progress bar."""
-    decoding = decoding_in(options.data.decode_in)
-    with decoding, progress_bar(console, "reading images") as on_progress:
-        return build_index(
-            [Path(path) for path in options.data.paths],
-            verify=options.data.verify,
-            workers=options.data.workers,
-            on_progress=on_progress,
-            reading=options.data.reading,
-            kept_in=Path(options.data.index) if options.data.index else None,
-            where=options.data.where,
-            decoding=decoding,
-        )
-
-
-def hold_out(options: Options, index: Index) -> tuple[int, Labelled | None]:
-    """Take the images that the labels are tested on out of the index.
-
-    Returns: how many they are, and the labelled images, if there are labels.
-
-    Raises: UserError if the labels cannot be used: now, not after training.
-    """
-    data = options.data
-    if not data.labels:
-        return 0, None
-    labelled = load_labels(data.labels, index.rows, data.paths, label_column=data.label_column)
-    if not data.hold_out:
-        return 0, labelled
-    tested = {ref for ref, test in zip(labelled.refs, labelled.is_test, strict=True) if test}
-    index.rows = [ref for ref in index.rows if ref not in tested]
-    return len(tested), labelled
 
 
 def train(prepared: Prepared, run: RunFolder, console: Console) -> None:

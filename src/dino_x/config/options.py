@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dino_x.data.image import Reading
-
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Range = tuple[float, float]
@@ -91,11 +89,6 @@ class DataOptions(Section):
                 f"source_weights has {len(weights)} numbers for {len(self.paths)} paths of data"
             )
         return self
-
-    @property
-    def reading(self) -> Reading:
-        """What the readers are told."""
-        return Reading(self.slice_axis, None if self.modality == "auto" else self.modality)
 
 
 class ModelOptions(Section):

@@ -11,9 +11,9 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
+from dino_x.config.model_sizes import is_size
 from dino_x.config.options import FREE_ON_RESUME, Options, ViewOptions
 from dino_x.errors import UserError, nearest
-from dino_x.model.backbone import is_size
 
 SMALL_IMAGES = 100_000  # below this many images, auto is the small preset
 ONLINE_TIMES = 10  # a run is evaluated while it trains, where online.every is not given,

@@ -14,7 +14,7 @@ from dino_x.cost.shapes import HeadShape, Step, Vit
 from dino_x.losses.memory import CPU_BYTES
 from dino_x.losses.pair_chunks import BLOCK_ROWS
 from dino_x.losses.sinkhorn_sweeps import KEEP_FACTOR
-from dino_x.training.step.batch_plan import GLOBAL_VIEWS
+from dino_x.views.sizes import GLOBAL_VIEWS
 
 BACKWARD = 2.0  # of a product, in products of the forward
 ATTENTION_BACKWARD = 2.5

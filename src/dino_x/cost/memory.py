@@ -15,8 +15,8 @@ from dino_x.cost.shapes import HeadShape, Step, Vit
 from dino_x.losses.fused_cross_entropy import LEAST_ROWS, MOST_ROWS
 from dino_x.losses.memory import CPU_BYTES, CUDA_SHARE
 from dino_x.losses.sinkhorn_sweeps import KEEP_FACTOR
-from dino_x.training.step.batch_plan import GLOBAL_VIEWS
 from dino_x.views.crops import BLOCK_BYTES
+from dino_x.views.sizes import GLOBAL_VIEWS
 
 GIB = 2**30
 MOMENTS = 2  # of AdamW: two numbers a weight

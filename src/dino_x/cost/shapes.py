@@ -14,8 +14,7 @@ from dino_x.model.backbone import Backbone
 from dino_x.model.families import layers_of, registers_of
 from dino_x.model.head import Head
 from dino_x.model.teacher import Network
-from dino_x.training.step.batch_plan import GLOBAL_VIEWS
-from dino_x.views.sizes import crop_sizes
+from dino_x.views.sizes import GLOBAL_VIEWS, crop_sizes
 
 
 @dataclass(frozen=True)

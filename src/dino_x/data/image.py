@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from dino_x.config.options import DataOptions
+
 # One frame may have this many pixels. The largest films (mammography) have 30 million; a header
 # that claims more than this is a decompression bomb or a whole slide, which needs tiling. Decoding
 # as many takes up to 1 GB: 4 bytes for each of 3 channels, and what decoders need beside them.
@@ -88,6 +90,11 @@ class Reading:
 
     slice_axis: str = "axial"
     modality: str | None = None
+
+    @classmethod
+    def of(cls, data: DataOptions) -> Reading:
+        """What the options of a run say about it."""
+        return cls(data.slice_axis, None if data.modality == "auto" else data.modality)
 
 
 DEFAULT = Reading()

@@ -19,6 +19,10 @@ import numpy as np
 from dino_x.config.options import WindowOptions
 from dino_x.data.image import Image
 
+# What a canvas of CT spans: the 12 bits of scanners, at 16 steps of uint16 a Hounsfield unit, so
+# that whole units are kept exactly.
+CT_RANGE = (-1024.0, 65535 / 16 - 1024)
+
 CT_WINDOW = (-1000.0, 1000.0)
 BYTE_WINDOW = (0.0, 255.0)
 PERCENTILES = (0.5, 99.5)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
+from dino_x.config.model_sizes import is_size
 from dino_x.errors import UserError
 from dino_x.evaluation.backbone import load_backbone
 from dino_x.evaluation.baselines import random_weights
 from dino_x.machine.device import dtype_of
-from dino_x.model.backbone import is_size
 from dino_x.model.pretrained import Preparation
 from dino_x.runs.folder import RunFolder
 

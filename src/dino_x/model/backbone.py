@@ -22,6 +22,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
     get_patches_center_coordinates,
 )
 
+from dino_x.config.model_sizes import SIZES, is_size
 from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError, nearest
 from dino_x.model.accounting import Accounting
@@ -30,12 +31,6 @@ from dino_x.model.families import final_norm, layers_of, registers_of, square
 from dino_x.model.pretrained import quiet_transformers
 from dino_x.model.weights import load_start
 
-SIZES = {  # width, depth, heads, patch size
-    "vit-tiny": (192, 12, 3, 16),
-    "vits16": (384, 12, 6, 16),
-    "vitb16": (768, 12, 12, 16),
-    "vitl16": (1024, 24, 16, 16),
-}
 REGISTERS = 4
 LAYERSCALE = 1e-5  # DINOv3's
 INIT_STD = 0.02  # DINOv3's
@@ -228,11 +223,6 @@ def new_backbone(options: ModelOptions, image_size: int) -> Any:
         num_channels=options.channels or CHANNELS,
     )
     return DINOv3ViTModel(config)
-
-
-def is_size(name: str) -> bool:
-    """Whether a model name is one of the built-in sizes."""
-    return name in SIZES
 
 
 def build_backbone(options: ModelOptions, image_size: int, seed: int) -> Backbone:

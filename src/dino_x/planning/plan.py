@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from dino_x import __version__
-from dino_x.commands.pretrain import early_checks, images_of
+from dino_x.config.model_sizes import is_size
 from dino_x.config.options import Options
 from dino_x.config.policy import Policy, centering_policy
 from dino_x.config.presets import resolve
@@ -26,11 +26,12 @@ from dino_x.evaluation.suite import write_json
 from dino_x.losses.ranks import ALONE
 from dino_x.machine.device import choose_device, describe_device
 from dino_x.machine.host import free_bytes, resident_bytes
-from dino_x.model.backbone import build_backbone, is_size
+from dino_x.model.backbone import build_backbone
 from dino_x.model.teacher import build_student
 from dino_x.planning import measure
 from dino_x.planning.measure import Trial
 from dino_x.runs.start import inherited
+from dino_x.training.images import early_checks, images_of
 from dino_x.training.micro_batch import (
     CPU_MICRO_BATCH,
     CPU_SHARE,

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from dino_x.model.backbone import SIZES
+from dino_x.config.model_sizes import SIZES
 from dino_x.report import scores
 from dino_x.report.plots import figure
 from dino_x.report.run_data import RunData

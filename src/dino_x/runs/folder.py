@@ -122,4 +122,4 @@ def _whole_lines(path: Path, steps: int) -> Iterator[tuple[dict[str, Any], int]]
 def reading_of(model: str | Path) -> Reading:
     """How a run read its images; the default for a model that is no run's."""
     run = RunFolder(Path(model))
-    return check(run.settings()).data.reading if run.exists else DEFAULT
+    return Reading.of(check(run.settings()).data) if run.exists else DEFAULT

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dino_x.config.model_sizes import is_size
 from dino_x.errors import UserError
-from dino_x.model.backbone import Backbone, is_size
+from dino_x.model.backbone import Backbone
 from dino_x.model.weights import is_file_of_weights
 from dino_x.runs.checkpoint import write_atomically
 from dino_x.runs.folder import RunFolder

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from dino_x.config.model_sizes import is_size
 from dino_x.config.options import ModelOptions, Options
 from dino_x.config.presets import check, dotted
 from dino_x.errors import UserError
-from dino_x.model.backbone import is_size
 from dino_x.model.teacher import Network, build_student
 from dino_x.runs.checkpoint import checkpoints, load_newest
 from dino_x.runs.folder import RunFolder

@@ -25,9 +25,10 @@ from dino_x.data.readers.registry import ImageRef
 from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities
 from dino_x.model.backbone import Backbone
 from dino_x.randomness import generator
-from dino_x.training.step.batch_plan import GLOBAL_VIEWS, Cutter, ImageSource
+from dino_x.training.step.batch_plan import Cutter, ImageSource
 from dino_x.views.crops import ViewParameters, apply_views, draw_views
 from dino_x.views.ct_windows import draw_windows, fixed_window
+from dino_x.views.sizes import GLOBAL_VIEWS
 
 LEAST_IMAGES = 2  # among which to look for one
 SEARCH_ELEMENTS = 2**22  # similarities held at a time

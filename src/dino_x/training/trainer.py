@@ -34,7 +34,6 @@ from dino_x.training.report import NoReport, TrainingReport
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.snapshots import Snapshots
 from dino_x.training.step.batch_plan import (
-    GLOBAL_VIEWS,
     Cutter,
     ImageSource,
     MicroBatch,
@@ -54,7 +53,7 @@ from dino_x.training.step.probe import Sampling
 from dino_x.training.step.queue import Queues
 from dino_x.training.stopping import Stop, say
 from dino_x.training.train_state import state_of, take_up, write_state
-from dino_x.views.sizes import crop_sizes
+from dino_x.views.sizes import GLOBAL_VIEWS, crop_sizes
 
 FILLING = 2**40  # steps that only fill the queue are counted from here
 

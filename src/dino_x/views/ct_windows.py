@@ -19,11 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dino_x.data.windowing import CT_WINDOW
-
-# What a canvas of CT spans: the 12 bits of scanners, at 16 steps of uint16 a Hounsfield unit, so
-# that whole units are kept exactly.
-CT_RANGE = (-1024.0, 65535 / 16 - 1024)
+from dino_x.data.windowing import CT_RANGE, CT_WINDOW
 
 # Centre and width in HU, as radiology departments set them by default.
 CT_WINDOWS = {

@@ -5,6 +5,8 @@ import numpy as np
 from dino_x.config.options import CropSizes, Options
 from dino_x.randomness import generator
 
+GLOBAL_VIEWS = 2  # global crops an image
+
 
 def crop_sizes(options: Options) -> list[CropSizes]:
     """Every set of sizes a step may have; one, unless ``views.sizes`` names several."""

@@ -18,8 +18,7 @@ from PIL import Image as Pillow
 from dino_x.config.options import WindowOptions
 from dino_x.data.image import Image, ImageRef
 from dino_x.data.index.index import Index
-from dino_x.data.windowing import CT_WINDOW, apply_window, window_of
-from dino_x.views.ct_windows import CT_RANGE
+from dino_x.data.windowing import CT_RANGE, CT_WINDOW, apply_window, window_of
 
 # Grey of a colour: ITU-R BT.601, as Pillow and JPEG have it.
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)

@@ -43,7 +43,7 @@ class Canvases:
         aspect: float32 [n], height / width of each image before it became a square.
         size_mm: float32 [n, 2], its height and width in mm, not-a-number if unknown; None if all
             are.
-        hounsfield: bool [n], whether 0 to 1 is `CT_RANGE` (views/ct_windows.py); None if none is.
+        hounsfield: bool [n], whether 0 to 1 is `CT_RANGE` (data/windowing.py); None if none is.
     """
 
     pixels: torch.Tensor

@@ -24,9 +24,7 @@ from dino_x.randomness import generator
 from dino_x.views.crops import apply_views, draw_views, view_parameters
 from dino_x.views.ct_windows import draw_windows, window_parameters
 from dino_x.views.masks import block_masks, mask_counts
-from dino_x.views.sizes import draw_sizes
-
-GLOBAL_VIEWS = 2
+from dino_x.views.sizes import GLOBAL_VIEWS, draw_sizes
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,11 @@ from dino_x.losses.checks import check_finite
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.head import Head
 from dino_x.model.teacher import Network
-from dino_x.training.step.batch_plan import GLOBAL_VIEWS, MicroBatch
+from dino_x.training.step.batch_plan import MicroBatch
 from dino_x.training.step.gram import GramTerm
 from dino_x.training.step.probe import Sample, Sampling
 from dino_x.training.step.queue import Queues
+from dino_x.views.sizes import GLOBAL_VIEWS
 
 TERMS = ("dino", "ibot", "koleo", "gram", "loss")
 NONE = np.empty(0, dtype=np.int64)  # of the patches: only CLS tokens are looked at

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dino_x.training.step.batch_plan import GLOBAL_VIEWS, MicroBatch
+from dino_x.training.step.batch_plan import MicroBatch
+from dino_x.views.sizes import GLOBAL_VIEWS
 
 
 @dataclass(frozen=True)

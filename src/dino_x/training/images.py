@@ -1,0 +1,72 @@
+"""Which images a run trains on, and what can be refused before any of them is read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dino_x.config.model_sizes import is_size
+from dino_x.config.options import Options
+from dino_x.config.presets import check
+from dino_x.data.image import Reading
+from dino_x.data.index.index import Index, build_index
+from dino_x.data.index.labels import Labelled, load_labels
+from dino_x.data.loading.neighbours import refuse_uneven
+from dino_x.data.readers.decoding import decoding_in
+from dino_x.distributed.shares import check_enough
+from dino_x.losses.ranks import Ranks
+from dino_x.model.backbone import build_backbone
+from dino_x.progress import progress_bar
+
+
+def early_checks(said: Mapping[str, Any], ranks: Ranks) -> Options:
+    """What can be refused before images are read."""
+    early = check(said)
+    check_enough(early.train.effective_batch, ranks.count)
+    if not is_size(early.model.name):
+        build_backbone(early.model, early.views.global_size, 0)
+    return early
+
+
+def images_of(options: Options, console: Console) -> tuple[Index, int, Labelled | None]:
+    """The images to train on, how many are held out, and the labels."""
+    index = read_index(options, console)
+    held_out, labelled = hold_out(options, index)
+    if options.data.slices == 3:
+        refuse_uneven(index)
+    return index, held_out, labelled
+
+
+def read_index(options: Options, console: Console) -> Index:
+    """All images that can be read, with a progress bar."""
+    decoding = decoding_in(options.data.decode_in)
+    with decoding, progress_bar(console, "reading images") as on_progress:
+        return build_index(
+            [Path(path) for path in options.data.paths],
+            verify=options.data.verify,
+            workers=options.data.workers,
+            on_progress=on_progress,
+            reading=Reading.of(options.data),
+            kept_in=Path(options.data.index) if options.data.index else None,
+            where=options.data.where,
+            decoding=decoding,
+        )
+
+
+def hold_out(options: Options, index: Index) -> tuple[int, Labelled | None]:
+    """Take the images that the labels are tested on out of the index.
+
+    Returns: how many they are, and the labelled images, if there are labels.
+
+    Raises: UserError if the labels cannot be used: now, not after training.
+    """
+    data = options.data
+    if not data.labels:
+        return 0, None
+    labelled = load_labels(data.labels, index.rows, data.paths, label_column=data.label_column)
+    if not data.hold_out:
+        return 0, labelled
+    tested = {ref for ref, test in zip(labelled.refs, labelled.is_test, strict=True) if test}
+    index.rows = [ref for ref in index.rows if ref not in tested]
+    return len(tested), labelled
