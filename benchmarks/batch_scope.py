@@ -46,7 +46,7 @@ from dino_x.runs.folder import RunFolder
 from dino_x.training.optimizer import set_values
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.step.batch_plan import Cutter, MicroBatch, micro_batches
-from dino_x.training.step.exact_step import WindowResult
+from dino_x.training.step.exact_step import StepResult
 from dino_x.training.trainer import Trainer
 
 COMMON = {
@@ -149,11 +149,11 @@ def options_of(arm: Arm, seed: int, scale: dict[str, Any], images: int) -> Optio
     The rate goes with the square root of the effective batch, the teacher's momentum to the power
     of it (Busbridge et al. 2023), so that its memory is as many images long in all arms.
     """
-    said = COMMON | scale["settings"]
+    overrides = COMMON | scale["settings"]
     # How many images go through the network together changes nothing but time, unless it is what
     # the arm is about.
     micro = arm.scope if arm.scope < arm.effective else max(scale["micro"])
-    said |= {
+    overrides |= {
         "train.effective_batch": arm.effective,
         "train.micro_batch": min(micro, arm.effective),
         "train.steps": scale["images_seen"] // arm.effective,
@@ -164,10 +164,10 @@ def options_of(arm: Arm, seed: int, scale: dict[str, Any], images: int) -> Optio
         "loss.queue": arm.queue,
         "loss.sinkhorn_relaxation": arm.relaxation,
     }
-    return resolve(said, images)[0]
+    return resolve(overrides, images)[0]
 
 
-def gradients(arm: Arm, trainer: Trainer, step: int, values: StepValues) -> WindowResult:
+def gradients(arm: Arm, trainer: Trainer, step: int, values: StepValues) -> StepResult:
     """Of the whole effective batch, or of one micro-batch after the other as elsewhere."""
     if arm.scope == arm.effective:
         return trainer.gradients(step, values)
@@ -182,7 +182,7 @@ def gradients(arm: Arm, trainer: Trainer, step: int, values: StepValues) -> Wind
         centers = result.next_centers
         for name, value in result.terms.items():
             terms[name] = terms.get(name, 0.0) + value
-    return WindowResult(terms, centers, trainer.queues)
+    return StepResult(terms, centers, trainer.queues)
 
 
 def target_entropy(arm: Arm, trainer: Trainer, temperature: float) -> float:

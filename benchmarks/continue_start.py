@@ -67,13 +67,13 @@ def main() -> None:
         start = evaluate(arguments.start, paths, labels, tasks=["knn"], ks=[K])["results"]
         for name in ("model", "random", "pixels"):
             add(figures, {"model": "the start"}.get(name, name), start[name])
-        said = PLAIN | {"data.paths": paths, "data.labels": str(labels), "train.seed":
+        overrides = PLAIN | {"data.paths": paths, "data.labels": str(labels), "train.seed":
                         arguments.seed, "train.steps": arguments.steps,
                         "model.name": arguments.start}  # fmt: skip
         for number, (name, changes) in enumerate(SETTINGS.items()):
-            said |= changes
-            frozen = round(said.get("optim.freeze_backbone", 0) * arguments.steps)
-            run = pretrain(said | {"optim.freeze_backbone": frozen},
+            overrides |= changes
+            frozen = round(overrides.get("optim.freeze_backbone", 0) * arguments.steps)
+            run = pretrain(overrides | {"optim.freeze_backbone": frozen},
                            Path(place) / str(number), False, Console(quiet=True))  # fmt: skip
             result = json.loads(run.evaluation.read_text())["results"]["model"]
             add(figures, name, result)

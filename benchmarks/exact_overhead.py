@@ -51,13 +51,13 @@ class Noise:
 
 def trainer_of(model: str, arguments: argparse.Namespace, group: int | str) -> Trainer:
     """A trainer in the middle of a run."""
-    said = {
+    overrides = {
         "preset": "dinov3", "model.name": model, "train.effective_batch": arguments.batch,
         "train.micro_batch": arguments.micro_batch, "train.steps": 100,
         "train.precision": arguments.precision, "loss.centering": "sinkhorn",
         "loss.koleo_group": group, "model.drop_path": arguments.drop_path, "health.every": 0,
     }  # fmt: skip
-    options, _ = resolve(said, IMAGES)
+    options, _ = resolve(overrides, IMAGES)
     device = choose_device("auto")
     cutter = Cutter(options, [0.5] * 3, [0.25] * 3, device, dtype_of(arguments.precision))
     return Trainer(options, RunFolder(Path("unused")), Noise(), IMAGES, "", cutter)

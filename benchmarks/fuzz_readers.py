@@ -52,10 +52,10 @@ def report(outcomes: dict[str, Outcome]) -> int:
     kinds = sorted({Path(name).suffix for name in outcomes})
     for kind in kinds:
         found = [outcome for name, outcome in outcomes.items() if Path(name).suffix == kind]
-        said = Counter(outcome.said.split(":")[0] for outcome in found)
+        counts = Counter(outcome.kind.split(":")[0] for outcome in found)
         bad = sum(not outcome.is_good for outcome in found)
         print(
-            f"{kind[1:]:<8}{len(found):>7,}{said['image']:>8,}{said['unreadable']:>9,}{bad:>5}"
+            f"{kind[1:]:<8}{len(found):>7,}{counts['image']:>8,}{counts['unreadable']:>9,}{bad:>5}"
             f"{max(outcome.seconds for outcome in found):>8.2f}"
             f"{max(outcome.growth for outcome in found) / 2**20:>8.0f}"
         )

@@ -65,14 +65,14 @@ def main() -> None:
     parser.add_argument("--prototypes", type=int, default=256)
     arguments = parser.parse_args()
     console = Console()
-    said = read_config(SETTINGS) | {
+    overrides = read_config(SETTINGS) | {
         "data.paths": [str(demo_folder() / "films")],
         "data.verify": "headers",
         "head.prototypes": arguments.prototypes,
     }
     with tempfile.TemporaryDirectory() as place:
-        index = read_index(resolve(said, 1)[0], console)
-        options, _ = resolve(said, len(index))
+        index = read_index(resolve(overrides, 1)[0], console)
+        options, _ = resolve(overrides, len(index))
         look_every, online_every = options.health.every, options.online.every
         assert online_every is not None
         run = RunFolder(Path(place))

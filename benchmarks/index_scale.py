@@ -26,16 +26,16 @@ from dino_x.data.index.headers import Record
 from dino_x.data.index.index import build_index
 from dino_x.data.index.table import Table, write_table
 from dino_x.data.loading.sampler import sample_indices, strata_of
-from dino_x.data.storage.archives import Shard
+from dino_x.data.storage.archives import Archive
 from dino_x.data.storage.member import Member
 
 T = TypeVar("T")
 
 
-def record(number: int, folder: Path, shards: dict[int, Shard]) -> Record:
+def record(number: int, folder: Path, shards: dict[int, Archive]) -> Record:
     which, series = number // 10_000, number // 200
     if which not in shards:
-        shards[which] = Shard(folder / f"ct-{which:06}.tar", 10_000 * 530_000, 1)
+        shards[which] = Archive(folder / f"ct-{which:06}.tar", 10_000 * 530_000, 1)
     place = (number % 10_000 * 530_000, 526_336)
     path = Member(
         shards[which].path / f"{series:07}" / f"{number % 200:04}.dcm", shards[which], *place
@@ -107,7 +107,7 @@ def steps(what: str, batch: int, images: int, strata) -> None:  # type: ignore[n
 
 
 def write(rows: int, folder: Path, out: Path) -> None:
-    shards: dict[int, Shard] = {}
+    shards: dict[int, Archive] = {}
     records = timed(
         "records in memory", lambda: [record(n, folder, shards) for n in range(rows)], rows
     )

@@ -59,8 +59,8 @@ def asked_for(work) -> int:
 
 
 def child(size: int, precision: str, profiled: bool) -> None:
-    said = SAID | {"train.micro_batch": size, "train.precision": precision}
-    options, _ = resolve(said, 100)
+    overrides = SAID | {"train.micro_batch": size, "train.precision": precision}
+    options, _ = resolve(overrides, 100)
     backbone = build_backbone(options.model, options.views.global_size, 0)
     trainer = trial_trainer(options, backbone, made_up(size, 1, CANVAS), 100, CPU)
     step = Step.of(options, trainer.student, micro_batch=size, canvas=CANVAS)

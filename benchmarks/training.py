@@ -112,11 +112,11 @@ def theirs(images: Path, out: Path, steps: int, arguments: argparse.Namespace) -
 
 def needed_operations(arguments: argparse.Namespace) -> float:
     """Operations that an image needs with the settings of ``ours``."""
-    said: dict[str, object] = {
+    overrides: dict[str, object] = {
         "preset": "dinov3", "model.name": "vits16", "train.steps": 1,
         "train.effective_batch": BATCH, "train.precision": arguments.precision,
     }  # fmt: skip
-    options, _ = resolve(said | settings_of(arguments), BATCH)
+    options, _ = resolve(overrides | settings_of(arguments), BATCH)
     with torch.device("meta"):
         student = build_student(options)
     return needed(Step.of(options, student, canvas=SIDE, channels=3))

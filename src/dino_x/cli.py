@@ -194,13 +194,15 @@ def add_run_options(parser: Parser) -> None:
         )
 
 
-def said_in(arguments: argparse.Namespace) -> dict[str, Any]:
+def overrides_in(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the user set with the options of a run."""
-    from dino_x.config.presets import said_by
+    from dino_x.config.presets import collect_overrides
 
     names = [name for name, _ in FLAGS.values()] + ["model.allow_partial"]
     flags = {name: getattr(arguments, name) for name in names}
-    return said_by(arguments.config, arguments.set, {"data.paths": arguments.data, **flags})
+    return collect_overrides(
+        arguments.config, arguments.set, {"data.paths": arguments.data, **flags}
+    )
 
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
@@ -209,7 +211,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
 
     from dino_x.commands.pretrain import pretrain
 
-    pretrain(said_in(arguments), arguments.out, arguments.resume, Console())
+    pretrain(overrides_in(arguments), arguments.out, arguments.resume, Console())
 
 
 def run_plan(arguments: argparse.Namespace) -> None:
@@ -230,7 +232,7 @@ def run_plan(arguments: argparse.Namespace) -> None:
     )
     check_place(arguments.json)
     console = Console()
-    result = plan(said_in(arguments), request, console)
+    result = plan(overrides_in(arguments), request, console)
     print_plan(result, console)
     save(result, arguments.json)
 

@@ -4,6 +4,7 @@ from dino_x.config.options import FREE_ON_RESUME, Options
 from dino_x.config.presets import (
     SMALL,
     check,
+    collect_overrides,
     differing,
     dotted,
     field_of,
@@ -12,7 +13,6 @@ from dino_x.config.presets import (
     parse_setting,
     read_config,
     resolve,
-    said_by,
 )
 from dino_x.errors import UserError
 
@@ -34,8 +34,10 @@ def test_what_is_free_on_resume_exists():
 def test_later_wins(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("train: {steps: 5, seed: 1}\noptim: {lr: 0.1}\n")
-    said = said_by(config, ["train.seed=2", "optim.clip=1"], {"train.seed": "3", "preset": None})
-    options, _ = resolve(said | {"preset": "dinov3"}, images=100)
+    overrides = collect_overrides(
+        config, ["train.seed=2", "optim.clip=1"], {"train.seed": "3", "preset": None}
+    )
+    options, _ = resolve(overrides | {"preset": "dinov3"}, images=100)
     assert (options.train.steps, options.train.seed) == (5, 3)
     assert (options.optim.lr, options.optim.clip) == (0.1, 1.0)
 
@@ -77,8 +79,8 @@ def test_a_resolved_run_is_repeated_by_its_own_settings():
 
 def test_differing_names_what_changed_and_only_that():
     saved = dotted(resolve({"train.steps": 7}, images=500)[0].model_dump(mode="json"))
-    said = {"train.steps": "7", "train.seed": "1", "preset": "auto", "train.micro_batch": 2}
-    assert differing(saved, said) == ["train.seed: 0 then, 1 now"]
+    overrides = {"train.steps": "7", "train.seed": "1", "preset": "auto", "train.micro_batch": 2}
+    assert differing(saved, overrides) == ["train.seed: 0 then, 1 now"]
 
 
 def test_values_of_set_are_yaml():

@@ -37,9 +37,9 @@ class Noise:
 
 def trainer_of(path: Path, micro_batch: int, **settings) -> Trainer:
     """Ready for its second step: the optimizer has its state."""
-    said = SMALL | {"train.micro_batch": micro_batch}
-    said |= {name.replace("__", "."): value for name, value in settings.items()}
-    options, _ = resolve(said, 100)
+    overrides = SMALL | {"train.micro_batch": micro_batch}
+    overrides |= {name.replace("__", "."): value for name, value in settings.items()}
+    options, _ = resolve(overrides, 100)
     dtype = dtype_of(options.train.precision)
     cutter = Cutter(options, [0.5] * 3, [0.25] * 3, torch.device("cpu"), dtype)
     trainer = Trainer(options, RunFolder(path), Noise(), 100, "hash", cutter)

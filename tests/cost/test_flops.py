@@ -95,8 +95,8 @@ def test_a_step(tmp_path, micro_batch, settings):
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_backbone_exactly(name, side, looked, dropped, recompute):
     """Forward and backward of two crops, to the last operation."""
-    said = {"model.name": name, "model.depth": 2, "model.drop_path": 0.5, "train.steps": 1}
-    options, _ = resolve(said, 10)
+    settings = {"model.name": name, "model.depth": 2, "model.drop_path": 0.5, "train.steps": 1}
+    options, _ = resolve(settings, 10)
     student = build_student(options)
     student.backbone.recompute = recompute
     step = Step.of(options, student, canvas=side)
@@ -122,8 +122,8 @@ def test_a_backbone_exactly(name, side, looked, dropped, recompute):
 
 def test_a_vit_s_with_65536_prototypes():
     """The figures that docs/plan.md explains."""
-    said = {"preset": "dinov3", "train.steps": 10, "loss.centering": "sinkhorn"}
-    options, _ = resolve(said | {"model.drop_path": 0.1}, 100)
+    settings = {"preset": "dinov3", "train.steps": 10, "loss.centering": "sinkhorn"}
+    options, _ = resolve(settings | {"model.drop_path": 0.1}, 100)
     with torch.device("meta"):
         student = build_student(options)
     parts = flops.by_part(Step.of(options, student, micro_batch=16, canvas=400))
@@ -137,8 +137,8 @@ def test_a_vit_s_with_65536_prototypes():
 
 def test_what_a_step_needs_is_what_it_computes_without_what_it_computes_again():
     """In one micro-batch, with few prototypes: but for tokens that nobody looks at."""
-    said = {"preset": "dinov3", "train.steps": 10, "loss.centering": "softmax"}
-    options, _ = resolve(said | {"model.drop_path": 0.2, "loss.ibot_weight": 0}, 100)
+    settings = {"preset": "dinov3", "train.steps": 10, "loss.centering": "softmax"}
+    options, _ = resolve(settings | {"model.drop_path": 0.2, "loss.ibot_weight": 0}, 100)
     with torch.device("meta"):
         student = build_student(options)
     step = Step.of(options, student, micro_batch=256, canvas=400)
@@ -157,11 +157,11 @@ def test_several_sizes_count_by_their_share():
         {"global_size": 224, "local_size": 96, "weight": 3},
         {"global_size": 448, "local_size": 96, "weight": 1},
     ]
-    said = {"preset": "dinov3", "train.steps": 10}
+    settings = {"preset": "dinov3", "train.steps": 10}
     one, two = ({"views.sizes": [size]} for size in sets)
     parts = []
     for views in (one, two, {"views.sizes": sets}):
-        options, _ = resolve(said | views, 100)
+        options, _ = resolve(settings | views, 100)
         with torch.device("meta"):
             student = build_student(options)
         parts.append(sum(flops.by_part(Step.of(options, student, canvas=400)).values()))

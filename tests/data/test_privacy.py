@@ -118,26 +118,26 @@ def packed_as(kind, scans, packed):
 def test_nothing_that_is_written_or_said_holds_an_identifier(scans, tmp_path, run, kind):
     out = tmp_path / "out"
     data = packed_as(kind, scans, tmp_path / "packed")
-    status, said = run("index", data, "--out", out / "index.parquet")
-    assert status == 0, said.decode()
-    assert b"30 in 30 files" in said
-    assert b"patients    10, of 3 images" in said
-    assert b"3 files" in said
+    status, printed = run("index", data, "--out", out / "index.parquet")
+    assert status == 0, printed.decode()
+    assert b"30 in 30 files" in printed
+    assert b"patients    10, of 3 images" in printed
+    assert b"3 files" in printed
     settings = tiny_settings(data__verify="all")
     status, more = run(
         "pretrain", "--data", data, "--out", out / "run", "--index",
         out / "kept.parquet", "--effective-batch", 8, "--micro-batch", 4, "--steps", 2, *settings,
     )  # fmt: skip
     assert status == 0, more.decode()
-    said += more
+    printed += more
     # A run that ends with an error: all files are broken.
     for path in scans.glob("*.dcm"):
         path.write_bytes(path.read_bytes()[:-700])
     data = packed_as(kind, scans, tmp_path / "packed")
     status, more = run("pretrain", "--data", data, "--out", out / "no", *settings)
     assert status == 2
-    said += more
-    written = [("what was said", said), *everything_below(out)]
+    printed += more
+    written = [("what was said", printed), *everything_below(out)]
     assert len(written) > 10
     assert any("tfevents" in name for name, _ in written)
     assert any(".pt (" in name for name, _ in written)

@@ -30,13 +30,13 @@ class Outcome:
         growth: of the process's memory at its highest, in bytes.
     """
 
-    said: str
+    kind: str
     seconds: float
     growth: int
 
     @property
     def is_good(self) -> bool:
-        known = self.said == "image" or self.said.startswith("unreadable: ")
+        known = self.kind == "image" or self.kind.startswith("unreadable: ")
         return known and self.seconds <= SECONDS and self.growth <= BYTES
 
 
@@ -101,14 +101,14 @@ def read_files_named_on_stdin() -> None:
             found = refs(Path(line[:-1]))
             for ref in {found[0].frame: found[0], found[-1].frame: found[-1]}.values():
                 read(ref)
-            said = "image"
+            kind = "image"
         except Unreadable as reason:
-            said = f"unreadable: {reason}"
+            kind = f"unreadable: {reason}"
         except BaseException as error:
-            said = f"error: {type(error).__name__}: {error}"
+            kind = f"error: {type(error).__name__}: {error}"
         seconds = time.process_time() - begin
         growth = _peak() - before
-        print(json.dumps({"said": said, "seconds": seconds, "growth": growth}), file=answers)
+        print(json.dumps({"kind": kind, "seconds": seconds, "growth": growth}), file=answers)
 
 
 def _peak(*, reset: bool = False) -> int:

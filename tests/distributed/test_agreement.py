@@ -49,7 +49,7 @@ def test_lack_of_memory_comes_before_what_else_is_wrong(trouble):
         with pytest.raises(OutOfMemory, match="allocate"), of_two(other).part():
             no_room()
     agreement = of_two(FINE)
-    with agreement.by_itself():
+    with agreement.this_rank_only():
         raise UserError("kept")
     with pytest.raises(OutOfMemory, match="allocate"), agreement.part():
         no_room()
@@ -69,11 +69,11 @@ def test_where_others_wait_in_a_part_there_is_no_exchange_to_come_to():
 
 def test_what_one_does_by_itself_is_told_at_the_next_exchange():
     agreement = of_two(FINE)
-    with agreement.by_itself():
+    with agreement.this_rank_only():
         no_room()
     with pytest.raises(OutOfMemory, match="allocate"):
         agreement.exchange()
-    with pytest.raises(OutOfMemory), of_two(FINE).by_itself(joint=True):
+    with pytest.raises(OutOfMemory), of_two(FINE).this_rank_only(joint=True):
         no_room()
-    with pytest.raises(OutOfMemory), Agreement().by_itself():
+    with pytest.raises(OutOfMemory), Agreement().this_rank_only():
         no_room()

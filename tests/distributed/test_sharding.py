@@ -44,13 +44,13 @@ def test_weights_of_another_network_are_named(name, tensor, words):
 
 
 def test_a_checkpoint_of_another_run_is_refused_in_one_line(films, tmp_path, capsys):
-    said = {"train__effective_batch": 4, "train__steps": 1, "train__micro_batch": 4}
-    assert pretrain(films, tmp_path / "a", **said) == 0
-    assert pretrain(films, tmp_path / "b", **said, head__prototypes=33) == 0
+    overrides = {"train__effective_batch": 4, "train__steps": 1, "train__micro_batch": 4}
+    assert pretrain(films, tmp_path / "a", **overrides) == 0
+    assert pretrain(films, tmp_path / "b", **overrides, head__prototypes=33) == 0
     for file in (tmp_path / "a" / "checkpoints").iterdir():
         (tmp_path / "b" / "checkpoints" / file.name).write_bytes(file.read_bytes())
     capsys.readouterr()
-    again = said | {"head__prototypes": 33}
+    again = overrides | {"head__prototypes": 33}
     assert pretrain(films, tmp_path / "b", "--resume", **again) == 2
     line = capsys.readouterr().err.strip()
     assert line.count("\n") == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dino_x.distributed.world import Place, device_of, first_host, joined, place
+from dino_x.distributed.world import ProcessInfo, device_of, first_host, joined, process_info
 from dino_x.errors import UserError
 
 TORCHRUN = {
@@ -16,24 +16,24 @@ SLURM = {
 
 
 def test_one_process_alone_joins_nobody():
-    assert place({}) == Place()
-    with joined(place({}), torch.device("cpu")) as ranks:
-        assert (ranks.own, ranks.count) == (0, 1)
+    assert process_info({}) == ProcessInfo()
+    with joined(process_info({}), torch.device("cpu")) as ranks:
+        assert (ranks.rank, ranks.world_size) == (0, 1)
 
 
 def test_torchruns_variables_win():
-    assert place(TORCHRUN | SLURM) == Place(5, 8, 1, "a", 123)
+    assert process_info(TORCHRUN | SLURM) == ProcessInfo(5, 8, 1, "a", 123)
 
 
 def test_slurms_variables():
-    assert place(SLURM) == Place(5, 8, 1, "gpu07", 20_000 + 41_234 % 20_000)
+    assert process_info(SLURM) == ProcessInfo(5, 8, 1, "gpu07", 20_000 + 41_234 % 20_000)
     named = {"MASTER_ADDR": "b", "MASTER_PORT": "9"}
-    assert place(SLURM | named) == Place(5, 8, 1, "b", 9)
+    assert process_info(SLURM | named) == ProcessInfo(5, 8, 1, "b", 9)
 
 
 def test_a_batch_script_outside_srun_is_one_process():
     outside = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
-    assert place(outside) == Place()
+    assert process_info(outside) == ProcessInfo()
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_the_first_machine_of_a_list(nodes, first):
 
 @pytest.mark.parametrize("broken", [{"MASTER_PORT": "http"}, {"MASTER_ADDR": None}])
 def test_incomplete_variables_say_how_to_start(broken):
-    said = {name: value for name, value in (TORCHRUN | broken).items() if value is not None}
+    variables = {name: value for name, value in (TORCHRUN | broken).items() if value is not None}
     with pytest.raises(UserError, match=r"incomplete .*torchrun --nproc-per-node"):
-        place(said)
+        process_info(variables)
 
 
 def test_each_process_has_the_card_of_its_local_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    where = place(TORCHRUN)
+    where = process_info(TORCHRUN)
     assert device_of(torch.device("cuda"), where) == torch.device("cuda", 1)
     assert device_of(torch.device("cpu"), where) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -67,6 +67,6 @@ def test_processes_that_do_not_meet_name_the_place(monkeypatch):
 
     monkeypatch.setattr(torch.distributed, "init_process_group", nobody)
     message = r"8 processes did not find each other at a:123: .*PORT"
-    meeting = joined(place(TORCHRUN), torch.device("cpu"))
+    meeting = joined(process_info(TORCHRUN), torch.device("cpu"))
     with pytest.raises(UserError, match=message):
         meeting.__enter__()

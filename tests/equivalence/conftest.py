@@ -11,7 +11,7 @@ from dino_x.data.loading.loader import Canvases
 from dino_x.machine.device import dtype_of
 from dino_x.runs.folder import RunFolder
 from dino_x.training.schedules import values_at
-from dino_x.training.step.batch_plan import Cutter, draw_window, micro_batches
+from dino_x.training.step.batch_plan import Cutter, draw_batch_plan, micro_batches
 from dino_x.training.trainer import Trainer
 from tests.conftest import TINY
 
@@ -35,7 +35,7 @@ class Bench:
     """One step of a trainer, cut into micro-batches of any size."""
 
     def __init__(self, path, **settings) -> None:
-        said = TINY | {
+        overrides = TINY | {
             "train.effective_batch": 16, "train.steps": 10, "train.precision": "fp64",
             "loss.centering": "sinkhorn", "optim.freeze_last_layer": 0,
             "model.layerscale": 0.5,  # so that two layers matter, and targets are not uniform:
@@ -44,9 +44,9 @@ class Bench:
             "model.drop_path": 0.1,
             "head.init": "fan_in", "head.normalize_prototypes": True,
         }  # fmt: skip
-        said |= {name.replace("__", "."): value for name, value in settings.items()}
-        self.options, _ = resolve(said, IMAGES)
-        check(said)
+        overrides |= {name.replace("__", "."): value for name, value in settings.items()}
+        self.options, _ = resolve(overrides, IMAGES)
+        check(overrides)
         cutter = Cutter(self.options, [0.5] * 3, [0.25] * 3, torch.device("cpu"), dtype_of("fp64"))
         self.trainer = Trainer(
             self.options, RunFolder(path), RandomImages(), IMAGES, "hash", cutter
@@ -59,7 +59,7 @@ class Bench:
         for center in (self.trainer.centers.dino_K, self.trainer.centers.ibot_K):
             center.normal_(std=0.05)
         backbone = self.trainer.student.backbone
-        self.window = draw_window(self.options, 4, IMAGES, backbone.depth, backbone.patch_size)
+        self.window = draw_batch_plan(self.options, 4, IMAGES, backbone.depth, backbone.patch_size)
         self.temperature = values_at(4, self.options).teacher_temperature
 
     def micro_batches(self, size):

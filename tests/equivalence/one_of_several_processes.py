@@ -27,7 +27,7 @@ from dino_x.losses.checks import NotFiniteError
 from dino_x.model.head import Head
 from dino_x.training import stopping
 from dino_x.training.online import Online
-from dino_x.training.step.exact_step import EffectiveBatch
+from dino_x.training.step.exact_step import ExactStep
 from dino_x.training.trainer import Trainer
 
 SIGNALS = {"killed": signal.SIGKILL, "frozen": signal.SIGSTOP}
@@ -47,12 +47,12 @@ def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
         def losses(*_args, **_kwargs):
             raise NotFiniteError("spoiled")
 
-        return patched(EffectiveBatch, "losses", losses)
+        return patched(ExactStep, "losses", losses)
     if how.startswith("out of memory in "):
         owner, name = {
             "phase 1": (Head, "forward"),
-            "phase 3": (EffectiveBatch, "forward"),
-            "the losses": (EffectiveBatch, "losses"),
+            "phase 3": (ExactStep, "forward"),
+            "the losses": (ExactStep, "losses"),
             "the optimizer": (Trainer, "update"),
         }[how.removeprefix("out of memory in ")]
 
@@ -71,14 +71,14 @@ def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
 
         return patched(Trainer, "update", spoiled)
     if how == "not finite in step 2":
-        losses, steps = EffectiveBatch.losses, set()
+        losses, steps = ExactStep.losses, set()
 
         def nan(self, outputs, micro, *arguments):
             steps.add(micro.window.step)
             terms = losses(self, outputs, micro, *arguments)
             return terms | {"loss": terms["loss"] * (torch.nan if len(steps) == 2 else 1)}
 
-        return patched(EffectiveBatch, "losses", nan)
+        return patched(ExactStep, "losses", nan)
     if how == "is asked to stop":
         update = Trainer.update
 
@@ -176,16 +176,16 @@ def run(rank: int, count: int, port: int, cases: list[dict], results: Path) -> N
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port + number),
         }  # fmt: skip
         arguments = case["arguments"] + (case.get("of the second", []) if rank == 1 else [])
-        said, found = io.StringIO(), {}
+        printed, found = io.StringIO(), {}
         with (
             held(found),
             spoil(case, rank),
             patched(watch, "BEAT", case.get("beat", watch.BEAT)),
-            contextlib.redirect_stderr(said),
-            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(printed),
+            contextlib.redirect_stdout(printed),
         ):
             status = main(arguments)
-        found |= {"status": status, "said": said.getvalue()}
+        found |= {"status": status, "said": printed.getvalue()}
         (results / f"{number}-{rank}.json").write_text(json.dumps(found))
 
 

@@ -112,11 +112,13 @@ def test_who_waits_in_vain_ends_when_asked_to(films, tmp_path):
         for rank in ("0", "1")
     )
     try:
-        said = first.communicate(timeout=120)[1]
+        printed = first.communicate(timeout=120)[1]
         assert first.returncode == 128 + 15
-        assert "process 0: asked to stop while it waits for another process, which does not" in said
-        assert "step-00000002.pt; go on with --resume" in said
-        assert len(said.splitlines()) == 1
+        assert (
+            "process 0: asked to stop while it waits for another process, which does not" in printed
+        )
+        assert "step-00000002.pt; go on with --resume" in printed
+        assert len(printed.splitlines()) == 1
     finally:
         second.kill()
         second.communicate()

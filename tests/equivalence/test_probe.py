@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dino_x.training.step.probe import Sampling
+from dino_x.training.step.probe import Probe
 
 
 @pytest.mark.parametrize("rows", [6, 512])
@@ -15,7 +15,7 @@ def test_what_is_looked_at_does_not_depend_on_the_micro_batch(bench, rows):
         samples.append(
             trainer.effective_batch.backward(
                 lambda size=size: step.micro_batches(size), 16, size, trainer.centers,
-                trainer.queues, step.temperature, sampling=Sampling.of(16, rows),
+                trainer.queues, step.temperature, sampling=Probe.of(16, rows),
             ).sample
         )  # fmt: skip
     small, whole = samples
@@ -29,7 +29,7 @@ def test_the_sample_is_the_teachers_and_the_students_own_rows(bench):
     trainer = step.trainer
     sample = trainer.effective_batch.backward(
         lambda: step.micro_batches(4), 16, 4, trainer.centers, trainer.queues, step.temperature,
-        sampling=Sampling.of(16, 10),
+        sampling=Probe.of(16, 10),
     ).sample  # fmt: skip
     (micro,) = step.micro_batches(16)
     positions = [0, 3, 6, 9, 12]

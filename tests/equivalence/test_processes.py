@@ -82,8 +82,8 @@ def started(count, cases, folder):
 
 
 def arguments(films, out, micro_batch=None, **settings):
-    said = COMMON | ({"train__micro_batch": micro_batch} if micro_batch else {}) | settings
-    return ["pretrain", "--data", str(films), "--out", str(out), *tiny_settings(**said)]
+    overrides = COMMON | ({"train__micro_batch": micro_batch} if micro_batch else {}) | settings
+    return ["pretrain", "--data", str(films), "--out", str(out), *tiny_settings(**overrides)]
 
 
 def weights(run):
@@ -97,8 +97,8 @@ def alone(films, tmp_path_factory):
     """Each case with one process and the whole batch at once."""
     folder = tmp_path_factory.mktemp("alone")
     for name, settings in (CASES | UNEQUAL).items():
-        said = COMMON | settings | {"train__micro_batch": 16}
-        assert pretrain(films, folder / name, **said) == 0
+        overrides = COMMON | settings | {"train__micro_batch": 16}
+        assert pretrain(films, folder / name, **overrides) == 0
     return folder
 
 
@@ -158,9 +158,9 @@ def test_one_process_goes_on_from_unequal_shares(films, alone, by_three, tmp_pat
     """Its micro-batch, 3, does not divide 16, and becomes 2; one that is named is refused."""
     shutil.copytree(by_three / "queue", tmp_path / "queue")
     sorted((tmp_path / "queue" / "checkpoints").glob("*.pt"))[-1].unlink()
-    said = COMMON | CASES["queue"]
-    assert pretrain(films, tmp_path / "queue", "--resume", "--micro-batch", 3, **said) == 2
-    assert pretrain(films, tmp_path / "queue", "--resume", **said) == 0
+    overrides = COMMON | CASES["queue"]
+    assert pretrain(films, tmp_path / "queue", "--resume", "--micro-batch", 3, **overrides) == 2
+    assert pretrain(films, tmp_path / "queue", "--resume", **overrides) == 0
     assert_same(alone, tmp_path, "queue")
 
 
@@ -250,7 +250,7 @@ def test_one_that_is_lost_while_the_first_is_busy_is_missed_by_all(films, tmp_pa
         assert first.wait(timeout=200) == 2
         third.wait(timeout=20)  # by its own watch, or as it loses the first
         assert second.poll() == (-signal.SIGKILL if how == "killed" else None)
-    said = [(tmp_path / "results" / f"stderr-{rank}").read_text() for rank in range(3)]
+    stderr = [(tmp_path / "results" / f"stderr-{rank}").read_text() for rank in range(3)]
     # The third may lose a connection to the second, and end before the first looks.
-    assert re.search("dino-x: process 0: no sign of life from process [12, ]+ for 3 s", said[0])
-    assert "no sign of life" not in said[2]
+    assert re.search("dino-x: process 0: no sign of life from process [12, ]+ for 3 s", stderr[0])
+    assert "no sign of life" not in stderr[2]

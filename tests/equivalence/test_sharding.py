@@ -49,8 +49,8 @@ def alone(films, tmp_path_factory):
     """Each case with one process and the whole batch at once."""
     folder = tmp_path_factory.mktemp("alone")
     for name in SHARDED:
-        said = COMMON | {"train__micro_batch": 16} | settings(name, folder)
-        assert pretrain(films, folder / name, **said) == 0
+        overrides = COMMON | {"train__micro_batch": 16} | settings(name, folder)
+        assert pretrain(films, folder / name, **overrides) == 0
     return folder
 
 
@@ -109,8 +109,8 @@ def test_a_run_in_parts_goes_on_in_one_process(films, alone, by_two, tmp_path):
     """Its checkpoints are those of a whole network."""
     shutil.copytree(by_two[0] / "gram", tmp_path / "gram")
     sorted((tmp_path / "gram" / "checkpoints").glob("*.pt"))[-1].unlink()
-    said = COMMON | {"train__micro_batch": 16, "train__shard": "none"} | SHARDED["gram"]
-    assert pretrain(films, tmp_path / "gram", "--resume", **said) == 0
+    overrides = COMMON | {"train__micro_batch": 16, "train__shard": "none"} | SHARDED["gram"]
+    assert pretrain(films, tmp_path / "gram", "--resume", **overrides) == 0
     assert_same(alone, tmp_path, "gram")
     assert weights(tmp_path / "gram").keys() == weights(alone / "gram").keys()
 

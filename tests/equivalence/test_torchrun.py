@@ -20,7 +20,7 @@ def test_processes_on_two_machines_train_as_one_process_does(films, tmp_path):
     alone = COMMON | case | {"train__micro_batch": 17}
     assert pretrain(films, tmp_path / "alone" / "run", **alone) == 0
     (tmp_path / "shared").mkdir()
-    said = arguments(films, tmp_path / "shared" / "run", 3, **case, train__shard="full")
+    overrides = arguments(films, tmp_path / "shared" / "run", 3, **case, train__shard="full")
     launcher = [
         "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
         "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_ports(1)}",
@@ -28,7 +28,7 @@ def test_processes_on_two_machines_train_as_one_process_does(films, tmp_path):
     ]  # fmt: skip
     agents = [
         subprocess.Popen(
-            [sys.executable, "-m", *launcher, sys.executable, "-m", "dino_x.cli", *said],
+            [sys.executable, "-m", *launcher, sys.executable, "-m", "dino_x.cli", *overrides],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=(tmp_path / f"agent-{number}").open("w"),
             stderr=subprocess.STDOUT,
@@ -40,7 +40,7 @@ def test_processes_on_two_machines_train_as_one_process_does(films, tmp_path):
     finally:
         for agent in agents:
             agent.terminate()
-    said_by = [(tmp_path / f"agent-{number}").read_text() for number in range(2)]
-    assert statuses == [0, 0], said_by
-    assert sum("2 to 3 on each of 2 processes" in text for text in said_by) == 1
+    collect_overrides = [(tmp_path / f"agent-{number}").read_text() for number in range(2)]
+    assert statuses == [0, 0], collect_overrides
+    assert sum("2 to 3 on each of 2 processes" in text for text in collect_overrides) == 1
     assert_same(tmp_path / "alone", tmp_path / "shared", "run")

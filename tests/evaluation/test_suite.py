@@ -103,15 +103,15 @@ def test_every_name_has_every_task_setting_and_metric(result, other):
                     assert list(figure) == ["value", "low", "high"]
                     assert 0 <= figure["low"] <= figure["high"] <= 1
     assert list(result["verdicts"]) == list(expected) == result["settings"]["tasks"]
-    settings = {task: said["setting"] for task, said in result["verdicts"].items()}
+    settings = {task: found["setting"] for task, found in result["verdicts"].items()}
     assert settings == {"knn": "12", "linear": "all", "few_shot": "1", "segmentation": "mean"}
 
 
 def test_differences_are_between_the_figures_that_are_shown(result):
-    for task, said in result["verdicts"].items():
-        for name, difference in said["differences"].items():
+    for task, found in result["verdicts"].items():
+        for name, difference in found["differences"].items():
             own, its = (
-                result["results"][who][task][said["setting"]][said["metric"]]["value"]
+                result["results"][who][task][found["setting"]][found["metric"]]["value"]
                 for who in ("model", name)
             )
             assert difference["value"] == pytest.approx(own - its)
@@ -204,8 +204,8 @@ def test_the_tables_say_what_they_mean_within_100_columns(result):
     text = printed(result)
     assert max(len(line) for line in text.splitlines()) <= 100
     whole = " ".join(text.split())
-    for said in result["verdicts"].values():
-        assert said["sentence"] in whole
+    for found in result["verdicts"].values():
+        assert found["sentence"] in whole
     assert "12 images of 6 patients" in text
     accuracy = result["results"]["pixels"]["linear"]["all"]["balanced_accuracy"]
     assert f"{accuracy['value']:.3f} ({accuracy['low']:.2f}-{accuracy['high']:.2f})" in text

@@ -32,7 +32,7 @@ def offsets():
 )  # fmt: skip
 def test_won_and_lost_only_where_the_whole_interval_says_so(offsets, pixels, noise, expected):
     own = np.random.default_rng(1).normal(scale=noise, size=1000)
-    said = verdict(
+    found = verdict(
         {
             "model": figure(0.7, offsets + own),
             "random": figure(0.5, offsets),
@@ -41,20 +41,24 @@ def test_won_and_lost_only_where_the_whole_interval_says_so(offsets, pixels, noi
         "20",
         "balanced_accuracy",
     )
-    assert said["baseline"] == "pixels"
-    assert re.fullmatch(expected, said["sentence"]), said["sentence"]
+    assert found["baseline"] == "pixels"
+    assert re.fullmatch(expected, found["sentence"]), found["sentence"]
 
 
 def test_the_best_baseline_is_named_then_the_start_then_the_other_models(offsets):
     values = {"model": 0.7, "random": 0.6, "pixels": 0.65, "start": 0.62, "dinov2": 0.9}
-    said = verdict({name: figure(v, offsets) for name, v in values.items()}, "all", "dice")
-    assert said["sentence"] == (
+    found = verdict({name: figure(v, offsets) for name, v in values.items()}, "all", "dice")
+    assert found["sentence"] == (
         "the model beats raw pixels by 0.050 (0.050 to 0.050); it beats starting weights by 0.080"
         " (0.080 to 0.080); it is worse than dinov2 by 0.200 (0.200 to 0.200)"
     )
-    assert (said["setting"], said["metric"], said["baseline"]) == ("all", "dice", "pixels")
-    assert list(said["differences"]) == ["random", "pixels", "start", "dinov2"]
-    assert said["differences"]["dinov2"] == pytest.approx(
+    assert (found["setting"], found["metric"], found["baseline"]) == (
+        "all",
+        "dice",
+        "pixels",
+    )
+    assert list(found["differences"]) == ["random", "pixels", "start", "dinov2"]
+    assert found["differences"]["dinov2"] == pytest.approx(
         {"value": -0.2, "low": -0.2, "high": -0.2}
     )
 
@@ -66,5 +70,5 @@ def test_the_same_model_again_is_its_equal(offsets):
 
 def test_another_model_is_no_baseline(offsets):
     values = {"model": 0.7, "random": 0.6, "pixels": 0.65, "dinov2": 0.9}
-    said = verdict({name: figure(v, offsets) for name, v in values.items()}, "all", "dice")
-    assert said["baseline"] == "pixels"
+    found = verdict({name: figure(v, offsets) for name, v in values.items()}, "all", "dice")
+    assert found["baseline"] == "pixels"

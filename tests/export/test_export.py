@@ -111,14 +111,14 @@ def test_the_card_says_what_it_is_and_nothing_private(run, tmp_path):
     card = (to / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header["license"] == "other"
-    for said in (
+    for text in (
         "`dinov3_vit`, 2 layers of 48 features", "1 of 8 images",
         "dino-x export second --to mine --format transformers",
         "dino-x pretrain --config config.yaml --data FOLDER --out second",
         "DINOv3 License", "inherit it", "1. run `1`", "2. file `start.pth`", "41 of 41 tensors",
         "| figure | model | ", "effective_batch: 8",
     ):  # fmt: skip
-        assert said in card, said
+        assert text in card, text
     assert re.search(r"- images: \d\d, without labels; .* were left out", card)
     figures = json.loads((run / "evaluation.json").read_text())["results"]["model"]
     (setting, accuracy), *_ = figures["knn"].items()

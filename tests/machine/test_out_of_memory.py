@@ -10,7 +10,7 @@ import torch
 
 from dino_x.machine.out_of_memory import OutOfMemory, asked_for, caught, is_out_of_memory
 from dino_x.training import rescue
-from dino_x.training.step.exact_step import EffectiveBatch
+from dino_x.training.step.exact_step import ExactStep
 from dino_x.training.trainer import Trainer
 from tests.conftest import tiny_settings
 from tests.training.runs import losses, metrics, pretrain, weights
@@ -42,8 +42,8 @@ def test_other_errors_stay_what_they_are(error):
 
 
 def test_how_much_was_asked_for_is_kept():
-    said = [asked_for(error) for error in ERRORS.values()]
-    assert said == [
+    found = [asked_for(error) for error in ERRORS.values()]
+    assert found == [
         "tried to allocate 1.50 GiB", "tried to allocate 1073741824 bytes",
         "allocate 2.00 GiB for an array with shape (9,)", "std::bad_alloc",
     ]  # fmt: skip
@@ -97,7 +97,7 @@ def test_it_is_let_go_before_what_fits_is_tried(films, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("Tried to allocate 1 GiB")
 
     monkeypatch.setattr(rescue, "line_of", looking)
-    monkeypatch.setattr(EffectiveBatch, "losses", losses)
+    monkeypatch.setattr(ExactStep, "losses", losses)
     assert pretrain(films, tmp_path / "run", *FLAGS, "--micro-batch", 8) == 2
     assert there == [False]
 
@@ -139,9 +139,9 @@ def break_from_step(monkeypatch, error, where, name, step):
 @pytest.mark.parametrize(
     ("name", "where", "method"),
     [
-        ("a GPU", EffectiveBatch, "forward"),
-        ("a CPU", EffectiveBatch, "forward"),
-        ("NumPy", EffectiveBatch, "bottlenecks"),
+        ("a GPU", ExactStep, "forward"),
+        ("a CPU", ExactStep, "forward"),
+        ("NumPy", ExactStep, "bottlenecks"),
         ("C++", Trainer, "update"),
     ],
 )
@@ -167,7 +167,7 @@ def test_the_result_is_that_of_a_run_with_memory(films, tmp_path, refused, monke
     flags = (*FLAGS, "--precision", "fp64")
     assert pretrain(films, tmp_path / "plain", *flags, "--micro-batch", 8) == 0
     with monkeypatch.context() as broken:
-        break_from_step(broken, ERRORS["a CPU"], EffectiveBatch, "forward", 2)
+        break_from_step(broken, ERRORS["a CPU"], ExactStep, "forward", 2)
         refused(pretrain(films, tmp_path / "run", *flags, "--micro-batch", 8))
     assert pretrain(films, tmp_path / "run", *flags, "--resume", "--micro-batch", 4) == 0
     torch.testing.assert_close(
@@ -180,7 +180,7 @@ def test_the_result_is_that_of_a_run_with_memory(films, tmp_path, refused, monke
 
 def test_where_not_even_one_image_fits_it_says_what_helps(films, tmp_path, refused, monkeypatch):
     monkeypatch.setattr(rescue, "free_bytes", lambda device: 1000.0)
-    break_from_step(monkeypatch, ERRORS["a CPU"], EffectiveBatch, "forward", 0)
+    break_from_step(monkeypatch, ERRORS["a CPU"], ExactStep, "forward", 0)
     line = refused(pretrain(films, tmp_path / "run", *FLAGS, "--micro-batch", 8))
     assert "not even 1 fits" in line
     assert "in a new run, try " in line

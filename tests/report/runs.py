@@ -12,14 +12,14 @@ STEPS, PROTOTYPES = 40, 64
 
 
 def make_run(
-    folder: Path, *, done: int = STEPS, health: bool = True, evaluation=None, **said
+    folder: Path, *, done: int = STEPS, health: bool = True, evaluation=None, **overrides
 ) -> Path:
     """A run of 40 steps with plausible numbers, ``done`` of them recorded."""
     folder.mkdir(parents=True)
     settings = {
         "preset": "small", "data.paths": [str(folder / "Jane Doe")], "head.prototypes": PROTOTYPES,
         "train.steps": STEPS, "train.effective_batch": 16, "train.micro_batch": 4,
-    } | {name.replace("__", "."): value for name, value in said.items()}  # fmt: skip
+    } | {name.replace("__", "."): value for name, value in overrides.items()}  # fmt: skip
     options, _ = resolve(settings, 1234)
     text = yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
     (folder / "config.yaml").write_text(f"# images: 1,234\n# device: CPU, 1 thread\n{text}")

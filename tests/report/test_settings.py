@@ -8,9 +8,9 @@ from dino_x.report.settings import all_settings, differing_from_preset, shown
 IMAGES = 1234
 
 
-def settings_of(**said):
-    said = {name.replace("__", "."): value for name, value in said.items()}
-    options, _ = resolve({"data.paths": ["/x/Jane"], **said}, IMAGES)
+def settings_of(**overrides):
+    overrides = {name.replace("__", "."): value for name, value in overrides.items()}
+    options, _ = resolve({"data.paths": ["/x/Jane"], **overrides}, IMAGES)
     return dotted(options.model_dump(mode="json"))
 
 

@@ -65,10 +65,10 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_that_is_said(tmp_pa
     for step in (3, 6):
         save(tmp_path, step, {"x": torch.arange(1000)}, keep=2)
     flip_a_bit(tmp_path / "step-00000006.pt")
-    said = []
-    assert load_newest(tmp_path, CPU, said.append)["step"] == 3
-    assert "step-00000006.pt is damaged (its checksum is another)" in said[0]
-    assert "step-00000003.pt" in said[0]
+    messages = []
+    assert load_newest(tmp_path, CPU, messages.append)["step"] == 3
+    assert "step-00000006.pt is damaged (its checksum is another)" in messages[0]
+    assert "step-00000003.pt" in messages[0]
     flip_a_bit(tmp_path / "step-00000003.pt")
     with pytest.raises(UserError, match=r"step-00000006.pt is damaged .* no other that is whole"):
         load_newest(tmp_path, CPU)

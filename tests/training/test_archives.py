@@ -159,11 +159,11 @@ def test_a_store_that_is_lost_ends_the_run_with_a_line_and_nothing_is_lost(
     monkeypatch.setattr(fsspec.filesystem("memory"), "info", no_info)
     settings = COMMON | {"train__micro_batch": 4, "data__cache_mb": 0, "checkpoint__every": 1}
     assert pretrain(address, tmp_path / "run", **settings) == 2
-    said = capsys.readouterr().err.strip()
-    assert said.count("\n") == 0
-    assert "cannot be read any more" in said
-    assert "its store does not answer" in said
-    assert "--resume" in said
+    printed = capsys.readouterr().err.strip()
+    assert printed.count("\n") == 0
+    assert "cannot be read any more" in printed
+    assert "its store does not answer" in printed
+    assert "--resume" in printed
     done = len(metrics(tmp_path / "run"))
     assert 0 < done < 4
     monkeypatch.undo()
@@ -180,9 +180,9 @@ def test_a_shard_that_vanishes_ends_the_run_with_a_line(leaving, tmp_path, capsy
     address = leaving(lambda: metrics(tmp_path / "run"), remove)
     settings = COMMON | {"train__micro_batch": 4, "data__cache_mb": 0}
     assert pretrain(address, tmp_path / "run", **settings) == 2
-    said = capsys.readouterr().err
-    assert "memory://leaving/x.tar is gone" in said
-    assert "--resume" in said
+    printed = capsys.readouterr().err
+    assert "memory://leaving/x.tar is gone" in printed
+    assert "--resume" in printed
 
 
 def test_errors_that_pass_change_nothing(leaving, on_folder, tmp_path):

@@ -31,9 +31,9 @@ def test_the_last_good_one_is_kept_and_the_run_goes_on(films, tmp_path, capsys, 
 
     monkeypatch.setattr(checkpoint, "write_atomically", fails_after_step_2)
     assert pretrain(films, tmp_path / "run", *FLAGS, checkpoint__every=1) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "nothing could be saved after step 2: [Errno 28] No space left" in said
-    assert "step-00000001.pt; going on" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "nothing could be saved after step 2: [Errno 28] No space left" in printed
+    assert "step-00000001.pt; going on" in printed
     assert len(metrics(tmp_path / "run")) == 4
     kept = [path.name for path in checkpoint.checkpoints(tmp_path / "run" / "checkpoints")]
     assert kept == ["step-00000003.pt", "step-00000004.pt"]
@@ -49,9 +49,9 @@ def test_a_run_whose_last_checkpoint_fails_says_how_to_finish(films, tmp_path, c
         patch.setattr(checkpoint, "write_atomically", fails_after_step_4)
         status = pretrain(films, tmp_path / "run", *FLAGS, checkpoint__every=2)
     assert status == 2
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert re.search(
-        "after step 4: .*No space left.* good checkpoint is .*step-00000002.pt.*--resume", said
+        "after step 4: .*No space left.* good checkpoint is .*step-00000002.pt.*--resume", printed
     )
     assert pretrain(films, tmp_path / "run", *FLAGS, "--resume", checkpoint__every=2) == 0
 
@@ -105,9 +105,9 @@ def test_a_full_disk_costs_one_warning_and_no_line(
     at_steps(monkeypatch, actions)
     flags = ("--effective-batch", 8, "--micro-batch", 8, "--steps", 8, "--centering", "sinkhorn")
     assert pretrain(films, out, *flags, checkpoint__every=4, checkpoint__keep=1) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert said.count("cannot be written (No space left on device)") == 1
-    assert said.count("nothing could be saved after step 4") == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("cannot be written (No space left on device)") == 1
+    assert printed.count("nothing could be saved after step 4") == 1
     assert [step["step"] for step in metrics(out)] == list(range(1, 9))
     board = EventAccumulator(str(out / "tensorboard"))
     board.Reload()

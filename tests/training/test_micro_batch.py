@@ -70,9 +70,9 @@ def test_another_error_is_not_taken_for_lack_of_memory():
 
 
 def step_of(batch: int, **settings) -> Step:
-    said = {"preset": "dinov3", "model.name": "vits16", "train.effective_batch": batch}
-    said |= {"train.steps": 10} | {n.replace("__", "."): v for n, v in settings.items()}
-    options, _ = resolve(said, 1000)
+    overrides = {"preset": "dinov3", "model.name": "vits16", "train.effective_batch": batch}
+    overrides |= {"train.steps": 10} | {n.replace("__", "."): v for n, v in settings.items()}
+    options, _ = resolve(overrides, 1000)
     with torch.device("meta"):
         student = build_student(options)
     return Step.of(options, student, canvas=256, images=1000)

@@ -53,7 +53,7 @@ def in_loss(spoil, monkeypatch):
 
 
 def in_teacher(spoil, monkeypatch):
-    calls, bottlenecks = [], exact_step.EffectiveBatch.bottlenecks
+    calls, bottlenecks = [], exact_step.ExactStep.bottlenecks
 
     def spoiled(self, *arguments):
         calls.append(1)
@@ -62,7 +62,7 @@ def in_teacher(spoil, monkeypatch):
             found[2][0, 0] = torch.inf
         return found
 
-    monkeypatch.setattr(exact_step.EffectiveBatch, "bottlenecks", spoiled)
+    monkeypatch.setattr(exact_step.ExactStep, "bottlenecks", spoiled)
 
 
 def valid_lines(run):
@@ -94,9 +94,9 @@ def test_a_step_is_skipped_and_nothing_changes(
     assert (third["step"], third["images"], third["skipped"]) == (3, 12, 1)
     assert "loss" not in third
     assert "skipped" not in first | second
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"step 3 is skipped: {what}" in said
-    assert "skipped 1 step whose loss or gradient was not finite" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"step 3 is skipped: {what}" in printed
+    assert "skipped 1 step whose loss or gradient was not finite" in printed
 
 
 @pytest.mark.parametrize("bad", [{4, 5}, {4, 5, 6}], ids=["skipped", "gone back"])
@@ -123,12 +123,12 @@ def test_after_three_in_a_row_it_goes_back_with_half_the_rate(films, tmp_path, s
     capsys.readouterr()
     spoil({4, 5, 6})
     assert pretrain(films, tmp_path / "run", *FLAGS, **settings) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
     line = (
         "step 6: the gradient norm is nan; going back to the checkpoint after step 2, and on from"
         " there with 0.5 times the learning rate"
     )
-    assert said.count(line) == 1
+    assert printed.count(line) == 1
     plain, run = metrics(tmp_path / "plain"), valid_lines(tmp_path / "run")
     assert [step["step"] for step in run] == list(range(1, 10))
     assert not any("skipped" in step for step in run)

@@ -69,9 +69,9 @@ def test_it_finishes_the_step_saves_and_goes_on_bit_for_bit(films, tmp_path, sen
 def test_ctrl_c_twice_stops_at_once(films, tmp_path, send, capfd):
     send(3, signal.SIGINT, signal.SIGINT)
     assert pretrain(films, tmp_path / "run", *FLAGS, **SETTINGS) == 130
-    said = capfd.readouterr().err
-    assert "stopping after this step; Ctrl-C again stops at once" in said
-    assert "dino-x: stopped; a run goes on with --resume" in said
+    printed = capfd.readouterr().err
+    assert "stopping after this step; Ctrl-C again stops at once" in printed
+    assert "dino-x: stopped; a run goes on with --resume" in printed
     assert [step["step"] for step in metrics(tmp_path / "run")] == [1, 2]
     assert not checkpoint.checkpoints(tmp_path / "run" / "checkpoints")
 
@@ -98,9 +98,9 @@ def test_a_stop_that_cannot_save_says_so(films, tmp_path, send, capsys, monkeypa
     monkeypatch.setattr(checkpoint, "write_atomically", full)
     send(3, signal.SIGTERM)
     assert pretrain(films, tmp_path / "run", *FLAGS, **SETTINGS) == 2
-    said = capsys.readouterr().err
-    assert "nothing could be saved after step 3: [Errno 28] No space left" in said
-    assert "finish with --resume" in said
+    printed = capsys.readouterr().err
+    assert "nothing could be saved after step 3: [Errno 28] No space left" in printed
+    assert "finish with --resume" in printed
 
 
 def test_nohup_is_respected():

@@ -8,7 +8,7 @@ from dino_x.data.canvas.canvas import CanvasForm, make_canvas
 from dino_x.data.image import Image
 from dino_x.data.loading.loader import Canvases
 from dino_x.data.windowing import CT_RANGE, CT_WINDOW, robust_window, window_of
-from dino_x.training.step.batch_plan import Cutter, draw_window
+from dino_x.training.step.batch_plan import Cutter, draw_batch_plan
 from dino_x.views.crops import apply_views, draw_views, view_parameters
 from dino_x.views.ct_windows import (
     CT_WINDOWS,
@@ -158,12 +158,12 @@ def test_crops_do_not_depend_on_what_else_is_in_the_micro_batch():
 
 
 def test_drawing_windows_changes_no_other_draw():
-    window = draw_window(Options(), 3, 100, 2, 16)
+    window = draw_batch_plan(Options(), 3, 100, 2, 16)
     assert window.global_windows_BVU.shape == (256, 2, 3)
     assert window.local_windows_BVU.shape == (256, 8, 3)
-    again = draw_window(Options(), 3, 100, 2, 16)
+    again = draw_batch_plan(Options(), 3, 100, 2, 16)
     np.testing.assert_array_equal(window.global_windows_BVU, again.global_windows_BVU)
-    other = draw_window(Options(), 4, 100, 2, 16)
+    other = draw_batch_plan(Options(), 4, 100, 2, 16)
     assert (window.global_windows_BVU != other.global_windows_BVU).all()
     assert window.global_windows_BVU[0, 0, 0] != window.global_draws_BVU[0, 0, 0]
 

@@ -149,6 +149,6 @@ def test_the_form_of_a_run_follows_its_options():
         ({"windows.ct": "lung"}, "windows.ct is one of random, fixed; got 'lung'"),
     ],
 )
-def test_options_that_make_no_sense_are_named(said, message):
+def test_options_that_make_no_sense_are_named(settings, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        check(said)
+        check(settings)

@@ -26,7 +26,7 @@ def announce(
     left = len(index.skipped)
     skipped = f", {left} file{'s' * (left > 1)} skipped (see skipped.csv)" if left else ""
     held = f", {held_out:,} more held out to be tested on" if held_out else ""
-    count = trainer.ranks.count
+    count = trainer.ranks.world_size
     processes = f" on each of {count} processes" if count > 1 else ""
     sizes = all_sizes(train.effective_batch, train.micro_batch, count)
     size = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else f"{max(sizes)}"

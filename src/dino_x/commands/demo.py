@@ -21,12 +21,12 @@ def run_demo(out: Path | None, seed: int, console: Console) -> RunFolder:
         console: where to say it.
     """
     folder = demo_folder()
-    said = read_config(SETTINGS) | {
+    overrides = read_config(SETTINGS) | {
         "data.paths": [str(folder / "films"), str(folder / "mri")],
         "data.labels": str(demo_labels()),
         "train.seed": seed,
     }
-    run = pretrain(said, out or free_folder(Path("runs")), resume=False, console=console)
+    run = pretrain(overrides, out or free_folder(Path("runs")), resume=False, console=console)
     console.print(
         "\nThis was a demonstration on two CPU cores, not a good model: see the table for how it"
         " compares.\nNext, your own images:\n\n"

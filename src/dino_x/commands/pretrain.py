@@ -16,13 +16,13 @@ from dino_x.config.presets import differing, resolve
 from dino_x.data.index.index import Skipped, write_skipped
 from dino_x.distributed.shares import usable
 from dino_x.distributed.world import (
+    all_or_none,
+    broadcast_from_rank0,
     check_same,
     device_of,
-    from_all,
-    from_first,
+    gather_objects,
     joined,
-    place,
-    together,
+    process_info,
 )
 from dino_x.errors import StoppedError, UserError
 from dino_x.evaluation.suite import QUICK, evaluate, write_json
@@ -42,7 +42,7 @@ from dino_x.training.report import NoReport, TrainingReport
 from dino_x.training.rescue import out_of_memory_named
 
 
-def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console) -> RunFolder:
+def pretrain(overrides: Mapping[str, Any], out: Path, resume: bool, console: Console) -> RunFolder:
     """Train, or go on training, in the folder ``out``; evaluate if there are labels.
 
     Args:
@@ -53,13 +53,13 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
 
     Raises: UserError for everything the user can put right; what existed is kept.
     """
-    where = place(os.environ)
-    device = device_of(choose_device(str(said.get("train.device") or "auto")), where)
+    where = process_info(os.environ)
+    device = device_of(choose_device(str(overrides.get("train.device") or "auto")), where)
     run = RunFolder(out)
     with joined(where, device) as ranks:
-        if ranks.own > 0:
+        if ranks.rank > 0:
             console = Console(quiet=True)
-        options = train_together(said, run, resume, device, ranks, console)
+        options = train_together(overrides, run, resume, device, ranks, console)
     if where.rank == 0:
         say_where(run, console)
         if options.data.labels:
@@ -70,7 +70,7 @@ def pretrain(said: Mapping[str, Any], out: Path, resume: bool, console: Console)
 
 
 def train_together(
-    said: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     run: RunFolder,
     resume: bool,
     device: torch.device,
@@ -79,22 +79,24 @@ def train_together(
 ) -> Options:
     """What all processes of a run do, each with its share of the images; the resolved options."""
     resumed = resume and run.exists
-    named = "train.micro_batch" in said
-    said = together(ranks, lambda: settings(said, run, resume))
-    early = together(ranks, lambda: early_checks(said, ranks))
+    named = "train.micro_batch" in overrides
+    overrides = all_or_none(ranks, lambda: settings(overrides, run, resume))
+    early = all_or_none(ranks, lambda: early_checks(overrides, ranks))
     asked, images = early.train.micro_batch, early.train.effective_batch
     if isinstance(asked, int):
-        used = together(ranks, lambda: usable(images, asked, ranks.count, named))
-        said = {**said, "train.micro_batch": used}
-    index, held_out, labelled = from_first(ranks, lambda: images_of(early, console))
-    options, preset_line = together(ranks, lambda: resolve(said, len(index), inherited(said)))
-    prepared = together(ranks, lambda: prepare(options, run, index, device, ranks, console))
+        used = all_or_none(ranks, lambda: usable(images, asked, ranks.world_size, named))
+        overrides = {**overrides, "train.micro_batch": used}
+    index, held_out, labelled = broadcast_from_rank0(ranks, lambda: images_of(early, console))
+    options, preset_line = all_or_none(
+        ranks, lambda: resolve(overrides, len(index), inherited(overrides))
+    )
+    prepared = all_or_none(ranks, lambda: prepare(options, run, index, device, ranks, console))
     prepared.trainer.online = online(prepared, labelled)
-    check_same(ranks, "images", files_hash(index) if ranks.count > 1 else "")
-    if ranks.count == 1:  # several would wait for the one that fills it longer than they can
+    check_same(ranks, "images", files_hash(index) if ranks.world_size > 1 else "")
+    if ranks.world_size == 1:  # several would wait for the one that fills it longer than they can
         fill_cache(prepared, console)
     check_same(ranks, "settings", f"{__version__} {options.model_dump_json()}")
-    together(ranks, lambda: begin(prepared, resumed, resume, console))
+    all_or_none(ranks, lambda: begin(prepared, resumed, resume, console))
     announce(prepared, preset_line, held_out, console, asked)
     train(prepared, run, console)
     return options
@@ -109,11 +111,11 @@ def fill_cache(prepared: Prepared, console: Console) -> None:
 def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> None:
     """Take up the run's newest checkpoint, or make its folder."""
     trainer, index = prepared.trainer, prepared.index
-    if resumed and trainer.ranks.own == 0:
+    if resumed and trainer.ranks.rank == 0:
         trainer.run.remove_leftovers()
     if resumed:
         trainer.resume(lambda line: console.print(line, style="yellow", soft_wrap=True))
-    elif trainer.ranks.own == 0:
+    elif trainer.ranks.rank == 0:
         if resume:
             console.print(
                 f"nothing to resume in {trainer.run.path}: starting anew", highlight=False
@@ -121,12 +123,12 @@ def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> 
         device = describe_device(trainer.cutter.device)
         write_origin(trainer.run, trainer.options.model.name, trainer.student.backbone)
         trainer.run.create(trainer.options, {"images": f"{len(index):,}", "device": device})
-    if trainer.ranks.own == 0:
+    if trainer.ranks.rank == 0:
         remember(trainer.run, prepared.micro_batch, prepared.devices)
         list_skipped(index.skipped, trainer.run, console)
 
 
-def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str, Any]:
+def settings(overrides: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str, Any]:
     """What the user set, on top of a resumed run's own settings.
 
     Raises: UserError if there is a run and no ``--resume``, or a resume changes a setting.
@@ -134,11 +136,11 @@ def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str,
     if not (resume and run.exists):
         if not resume or run.path.is_file():
             run.refuse_if_taken()
-        if not said.get("data.paths"):
+        if not overrides.get("data.paths"):
             raise UserError("nothing to train on; name a folder of images with --data")
-        return dict(said)
+        return dict(overrides)
     saved = run.settings()
-    changed = differing(saved, said)
+    changed = differing(saved, overrides)
     if changed:
         raise UserError(
             f"{run.path} was trained with other settings: {'; '.join(changed)}; leave them out to"
@@ -148,7 +150,7 @@ def settings(said: Mapping[str, Any], run: RunFolder, resume: bool) -> dict[str,
     if kept is not None:
         size, auto, _ = kept
         saved["train.micro_batch"] = "auto" if auto else size
-    return {**saved, **said}
+    return {**saved, **overrides}
 
 
 def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
@@ -158,7 +160,7 @@ def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
     skipped = prepared.loader.skipped
     step = step_of(trainer, prepared.loader.form).at(prepared.micro_batch.size)
     memory = out_of_memory_named(trainer, step)
-    if trainer.ranks.own > 0:
+    if trainer.ranks.rank > 0:
         with prepared.loader, known_to_all(trainer.ranks, skipped), memory:
             trainer.train(NoReport())
         return
@@ -189,7 +191,7 @@ def known_to_all(ranks: Ranks, skipped: list[Skipped]) -> Iterator[list[Skipped]
         yield of_all
     except StoppedError as error:
         stopped = error
-    of_all += [skip for part in from_all(ranks, skipped) for skip in part]
+    of_all += [skip for part in gather_objects(ranks, skipped) for skip in part]
     if stopped is not None:
         raise stopped
 

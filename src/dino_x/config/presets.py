@@ -133,13 +133,13 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {name}: '{value}' is not a value") from error
 
 
-def said_by(
+def collect_overrides(
     config: Path | None, settings: Sequence[str], flags: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the user set, by file, ``--set`` and flags; None in a flag is not set."""
-    said = read_config(config) if config else {}
-    said |= dict(parse_setting(text) for text in settings)
-    return said | {name: value for name, value in flags.items() if value is not None}
+    overrides = read_config(config) if config else {}
+    overrides |= dict(parse_setting(text) for text in settings)
+    return overrides | {name: value for name, value in flags.items() if value is not None}
 
 
 def options_text() -> str:
@@ -238,7 +238,7 @@ def choose_preset(options: Options, images: int) -> tuple[str, str]:
 
 
 def resolve(
-    said: Mapping[str, Any], images: int, inherited: Mapping[str, Any] | None = None
+    overrides: Mapping[str, Any], images: int, inherited: Mapping[str, Any] | None = None
 ) -> tuple[Options, str]:
     """Every option with its final value, and the line that says which preset and why.
 
@@ -247,15 +247,15 @@ def resolve(
         images: images in the data set.
         inherited: what a RUN that is gone on from hands on; it wins over the preset.
     """
-    preset, why = choose_preset(check(said), images)
+    preset, why = choose_preset(check(overrides), images)
     going_on = preset in GOING_ON
-    base = preset_values(preset, str(said.get("model.name", Options().model.name)), images)
+    base = preset_values(preset, str(overrides.get("model.name", Options().model.name)), images)
     base |= {
         name: v for name, v in (inherited or {}).items() if name not in GOING_ON.get(preset, {})
     }
     if preset == "highres":
-        base |= larger_crops(check({**base, **said}).views)
-    options = check({**base, **said, "preset": preset})
+        base |= larger_crops(check({**base, **overrides}).views)
+    options = check({**base, **overrides, "preset": preset})
     if options.model.heads_from == "auto":
         options.model.heads_from = (inherited or {}).get("model.heads_from", "new")
     train, optim, teacher = options.train, options.optim, options.teacher
@@ -305,11 +305,11 @@ def larger_crops(views: ViewOptions) -> dict[str, Any]:
     }
 
 
-def differing(saved: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+def differing(saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
     """What the user now sets otherwise than a saved run, as ``name: X then, Y now``."""
-    now = dotted(check(said).model_dump(mode="json"))
+    now = dotted(check(overrides).model_dump(mode="json"))
     return [
         f"{name}: {saved.get(name)} then, {now[name]} now"
-        for name in said
+        for name in overrides
         if name not in FREE_ON_RESUME and now[name] not in (saved.get(name), "auto", None)
     ]

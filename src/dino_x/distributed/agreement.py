@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dino_x.distributed.world import from_all
+from dino_x.distributed.world import gather_objects
 from dino_x.errors import SaidElsewhereError, UserError
 from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
@@ -65,7 +65,7 @@ class Agreement:
         self.exchange(trouble)
 
     @contextmanager
-    def by_itself(self, *, joint: bool = False) -> Iterator[None]:
+    def this_rank_only(self, *, joint: bool = False) -> Iterator[None]:
         """Work that only this process does: what it cannot go on with is told at the next exchange.
 
         Args:
@@ -77,7 +77,7 @@ class Agreement:
             with caught():
                 yield
         except (UserError, OutOfMemory) as error:
-            if self.ranks.count == 1 or (joint and isinstance(error, OutOfMemory)):
+            if self.ranks.world_size == 1 or (joint and isinstance(error, OutOfMemory)):
                 raise
             kept = OutOfMemory(str(error)) if isinstance(error, OutOfMemory) else error
             self.kept = self.kept or kept
@@ -93,18 +93,18 @@ class Agreement:
         worst = max(state for state, _ in told)
         if worst == FINE:
             return
-        if self.ranks.count == 1:
+        if self.ranks.world_size == 1:
             assert trouble is not None
             raise trouble
         if worst == NOT_FINITE:
             raise trouble or NotFiniteError("not finite in another process")
         if worst == NO_MEMORY:
             rank = next(n for n, (state, _) in enumerate(told) if state == NO_MEMORY)
-            message = str(trouble) if rank == self.ranks.own else f"in process {rank}"
+            message = str(trouble) if rank == self.ranks.rank else f"in process {rank}"
             raise OutOfMemory(message, told=True)
-        messages = from_all(self.ranks, str(trouble) if own == GIVES_UP else None)
+        messages = gather_objects(self.ranks, str(trouble) if own == GIVES_UP else None)
         rank, message = next((n, text) for n, text in enumerate(messages) if text is not None)
-        kind = UserError if self.ranks.own == 0 else SaidElsewhereError
+        kind = UserError if self.ranks.rank == 0 else SaidElsewhereError
         raise kind(message if rank == 0 else f"process {rank}: {message}")
 
 

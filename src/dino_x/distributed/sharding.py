@@ -114,8 +114,8 @@ def gathered(state: Any, ranks: Ranks) -> Any:
     Every process takes part, one tensor at a time; the others have nothing of it in the end.
     """
     if isinstance(state, DTensor):
-        together = state.full_tensor()
-        return together.cpu() if ranks.own == 0 else None
+        all_or_none = state.full_tensor()
+        return all_or_none.cpu() if ranks.rank == 0 else None
     if isinstance(state, Mapping):
         return {key: gathered(value, ranks) for key, value in state.items()}
     if isinstance(state, list):

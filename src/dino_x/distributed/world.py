@@ -27,31 +27,31 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """Which process this is, as its launcher says.
 
     Attributes:
         rank: its number, from 0.
-        count: processes in all.
-        local: its number on this machine.
+        world_size: processes in all.
+        local_rank: its number on this machine.
         address, port: where the first process listens.
     """
 
     rank: int = 0
-    count: int = 1
-    local: int = 0
+    world_size: int = 1
+    local_rank: int = 0
     address: str = "127.0.0.1"
     port: int = 29500
 
 
-def place(environment: Mapping[str, str]) -> Place:
+def process_info(environment: Mapping[str, str]) -> ProcessInfo:
     """From torchrun's variables, else from SLURM's, else one process alone.
 
     Raises: UserError for variables that are incomplete or no numbers.
     """
     try:
         if "WORLD_SIZE" in environment and "RANK" in environment:
-            return Place(
+            return ProcessInfo(
                 int(environment["RANK"]),
                 int(environment["WORLD_SIZE"]),
                 int(environment.get("LOCAL_RANK", environment["RANK"])),
@@ -61,7 +61,7 @@ def place(environment: Mapping[str, str]) -> Place:
         # In an sbatch script outside srun there is one process, whatever was asked for.
         if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in environment:
             (first, ports), job = SLURM_PORTS, int(environment["SLURM_JOB_ID"])
-            return Place(
+            return ProcessInfo(
                 int(environment["SLURM_PROCID"]),
                 int(environment["SLURM_NTASKS"]),
                 int(environment["SLURM_LOCALID"]),
@@ -73,7 +73,7 @@ def place(environment: Mapping[str, str]) -> Place:
             f"the launcher's variables are incomplete ({error}); start several processes with"
             " torchrun --nproc-per-node N --no-python dino-x ..., or with srun"
         ) from error
-    return Place()
+    return ProcessInfo()
 
 
 def first_host(nodes: str) -> str:
@@ -89,29 +89,29 @@ def first_host(nodes: str) -> str:
     return name + number.split(",")[0].split("-")[0] + suffix
 
 
-def device_of(chosen: torch.device, where: Place) -> torch.device:
+def device_of(chosen: torch.device, where: ProcessInfo) -> torch.device:
     """The card of a process: the one with its local number.
 
     Raises: UserError if there are fewer cards than processes on this machine.
     """
-    if chosen.type != "cuda" or where.count == 1:
+    if chosen.type != "cuda" or where.world_size == 1:
         return chosen
     cards = torch.cuda.device_count()
-    if where.local >= cards:
+    if where.local_rank >= cards:
         raise UserError(
-            f"process {where.local + 1} of this machine has no GPU: it has {cards}; start"
+            f"process {where.local_rank + 1} of this machine has no GPU: it has {cards}; start"
             f" {cards} processes a machine (torchrun --nproc-per-node {cards})"
         )
-    return torch.device("cuda", where.local)
+    return torch.device("cuda", where.local_rank)
 
 
 @contextmanager
-def joined(where: Place, device: torch.device) -> Iterator[Ranks]:
+def joined(where: ProcessInfo, device: torch.device) -> Iterator[Ranks]:
     """The processes of a run, until the block ends.
 
     Raises: UserError if they do not find each other.
     """
-    if where.count == 1:
+    if where.world_size == 1:
         yield ALONE
         return
     cuda = device.type == "cuda"
@@ -122,16 +122,16 @@ def joined(where: Place, device: torch.device) -> Iterator[Ranks]:
             "nccl" if cuda else "gloo",
             init_method=f"tcp://{where.address}:{where.port}",
             rank=where.rank,
-            world_size=where.count,
+            world_size=where.world_size,
             timeout=TIMEOUT,
             device_id=device if cuda else None,
         )
-        watch = Watch(where.address, where.port, where.rank, where.count, end_process)
+        watch = Watch(where.address, where.port, where.rank, where.world_size, end_process)
     except (RuntimeError, ValueError) as error:  # torch has no common class for what can go wrong
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"the {where.count} processes did not find each other at {where.address}:{where.port}:"
-            f" {reason}; is the port in use? set another MASTER_PORT"
+            f"the {where.world_size} processes did not find each other at"
+            f" {where.address}:{where.port}: {reason}; is the port in use? set another MASTER_PORT"
         ) from error
     try:
         yield Ranks(dist.group.WORLD)
@@ -147,19 +147,19 @@ def joined(where: Place, device: torch.device) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def together(ranks: Ranks, work: Callable[[], T]) -> T:
+def all_or_none(ranks: Ranks, work: Callable[[], T]) -> T:
     """Do something that may fail in one process, and fail in all of them if it did.
 
     Raises: UserError in every process, with the first one's message.
     """
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return work()
     result, message = None, None
     try:
         result = work()
     except UserError as error:
         message = str(error)
-    messages: list[str | None] = [None] * ranks.count
+    messages: list[str | None] = [None] * ranks.world_size
     dist.all_gather_object(messages, message, group=ranks.group)
     for rank, text in enumerate(messages):
         if text is not None:
@@ -167,24 +167,24 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def from_first(ranks: Ranks, work: Callable[[], T]) -> T:
+def broadcast_from_rank0(ranks: Ranks, work: Callable[[], T]) -> T:
     """What the first process finds, in all of them.
 
     Raises: UserError in every process if it fails there.
     """
-    result = together(ranks, lambda: work() if ranks.own == 0 else None)
-    if ranks.count == 1:
+    result = all_or_none(ranks, lambda: work() if ranks.rank == 0 else None)
+    if ranks.world_size == 1:
         return result  # type: ignore[return-value]
     carrier: list[Any] = [result]
     dist.broadcast_object_list(carrier, src=0, group=ranks.group)
     return carrier[0]
 
 
-def from_all(ranks: Ranks, own: T) -> list[T]:
+def gather_objects(ranks: Ranks, own: T) -> list[T]:
     """What each process has, in the order of their numbers."""
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return [own]
-    found: list[Any] = [None] * ranks.count
+    found: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(found, own, group=ranks.group)
     return found
 
@@ -194,9 +194,9 @@ def check_same(ranks: Ranks, what: str, value: str) -> None:
 
     Raises: UserError in every process.
     """
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return
-    values: list[str] = [""] * ranks.count
+    values: list[str] = [""] * ranks.world_size
     dist.all_gather_object(values, value, group=ranks.group)
     other = [rank for rank, theirs in enumerate(values) if theirs != values[0]]
     if other:
@@ -212,7 +212,7 @@ def check_alike(network: nn.Module, ranks: Ranks) -> None:
 
     Raises: UserError; it means faulty hardware or machines that compute differently.
     """
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return
     total = torch.stack([weight.detach().double().sum() for weight in network.parameters()]).sum()
     largest, smallest = ranks.max_(total.clone()), -ranks.max_(-total)
@@ -226,4 +226,4 @@ def check_alike(network: nn.Module, ranks: Ranks) -> None:
 
 def _said(ranks: Ranks, message: str) -> UserError:
     """An error that all processes raise, and the first one says."""
-    return UserError(message) if ranks.own == 0 else SaidElsewhereError(message)
+    return UserError(message) if ranks.rank == 0 else SaidElsewhereError(message)

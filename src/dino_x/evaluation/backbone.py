@@ -23,7 +23,7 @@ from dino_x.model.weights import is_file_of_weights, load_start
 
 
 @dataclass(frozen=True)
-class Backbone:
+class LoadedModel:
     """A model in evaluation mode, on its device, and its preparation of images."""
 
     model: nn.Module
@@ -35,7 +35,9 @@ class Backbone:
         return self.model.config
 
 
-def load_backbone(name: str | Path, *, device: str = "auto", precision: str = "fp32") -> Backbone:
+def load_backbone(
+    name: str | Path, *, device: str = "auto", precision: str = "fp32"
+) -> LoadedModel:
     """Loads the backbone of one of our runs, or any ViT that transformers' AutoModel knows.
 
     Args:
@@ -51,7 +53,7 @@ def load_backbone(name: str | Path, *, device: str = "auto", precision: str = "f
     where = choose_device(device)
     if is_file_of_weights(name):
         start = load_start(ModelOptions(name=str(name)))
-        return Backbone(start.vit.to(where, dtype_of(precision)).eval(), start.preparation)
+        return LoadedModel(start.vit.to(where, dtype_of(precision)).eval(), start.preparation)
     folder = find_model(name)
     try:
         with quiet_transformers():
@@ -71,7 +73,7 @@ def load_backbone(name: str | Path, *, device: str = "auto", precision: str = "f
         raise UserError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}")
     model = model.to(where).eval()
     _check_pooled(name, model, preparation)
-    return Backbone(model, preparation)
+    return LoadedModel(model, preparation)
 
 
 def _check_pooled(name: str | Path, model: nn.Module, preparation: Preparation) -> None:

@@ -29,7 +29,7 @@ Form = tuple[int, int, int]  # channels, side of a square, and slices in it (3 i
 
 
 @dataclass(frozen=True)
-class Seeing:
+class ImagePreparation:
     """What, beside the image, decides how it is prepared.
 
     Attributes:
@@ -42,7 +42,7 @@ class Seeing:
     rows: Sequence[ImageRef] | None = None
 
 
-PLAINLY = Seeing()
+PLAINLY = ImagePreparation()
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def encode(
     *,
     batch_size: int = 64,
     progress: Progress | None = None,
-    seeing: Seeing = PLAINLY,
+    seeing: ImagePreparation = PLAINLY,
 ) -> tuple[dict[str, np.ndarray], list[int]]:
     """The features of the same images by several encoders.
 
@@ -183,7 +183,7 @@ def prepared(
     forms: set[Form],
     batch_size: int,
     progress: Progress | None = None,
-    seeing: Seeing = PLAINLY,
+    seeing: ImagePreparation = PLAINLY,
 ) -> Iterator[tuple[list[int], dict[Form, torch.Tensor]]]:
     """Images in batches, each decoded once for all forms, one batch ahead of who uses them.
 

@@ -82,10 +82,10 @@ def linear_probabilities(
     Source: Alain and Bengio 2017, linear classifier probes; Oquab et al. 2023 (DINOv2), appendix B.
     """
     chosen = choose_penalty(features_ND, classes_N, parts) if parts.how != "none" else UNCHOSEN
-    together = parts.fit | parts.choose
-    scaler = StandardScaler().fit(features_ND[together].astype(np.float64))
+    all_or_none = parts.fit | parts.choose
+    scaler = StandardScaler().fit(features_ND[all_or_none].astype(np.float64))
     classifier = _classifier(chosen)
-    _fit(classifier, scaler.transform(features_ND[together]), classes_N[together])
+    _fit(classifier, scaler.transform(features_ND[all_or_none]), classes_N[all_or_none])
     return classifier.predict_proba(scaler.transform(features_ND[tested])), chosen
 
 

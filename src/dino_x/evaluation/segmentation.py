@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from dino_x.errors import UserError
 from dino_x.evaluation.bootstrap import Draws, Figure, mean_of_draws
-from dino_x.evaluation.embed import PLAINLY, Encoder, Progress, Seeing, prepared
+from dino_x.evaluation.embed import PLAINLY, Encoder, ImagePreparation, Progress, prepared
 from dino_x.evaluation.masks import Masked, read_mask
 from dino_x.evaluation.patches import GRID, class_shares
 from dino_x.randomness import generator
@@ -157,7 +157,7 @@ class _Pass:
         seed: int,
         batch_size: int,
         progress: Progress | None,
-        seeing: Seeing,
+        seeing: ImagePreparation,
     ) -> None:
         self.seeing = seeing
         self.encoders, self.masked, self.seed = encoders, masked, seed
@@ -211,7 +211,7 @@ def segment(
     seed: int,
     batch_size: int = 16,
     progress: Progress | None = None,
-    seeing: Seeing = PLAINLY,
+    seeing: ImagePreparation = PLAINLY,
 ) -> Segmented:
     """Fits on train, chooses the penalty on val, fits anew on both, and scores each tested image.
 

@@ -18,7 +18,7 @@ from dino_x.evaluation.baselines import pixel_encoder
 from dino_x.evaluation.bootstrap import CONFIDENCE, DRAWS, draw_patients
 from dino_x.evaluation.classify import Classification, Figures
 from dino_x.evaluation.contenders import MODEL, PIXELS, RANDOM, Contender, load_contenders
-from dino_x.evaluation.embed import Encoder, Progress, Seeing, backbone_encoder, encode
+from dino_x.evaluation.embed import Encoder, ImagePreparation, Progress, backbone_encoder, encode
 from dino_x.evaluation.masks import Masked, has_masks, load_masks
 from dino_x.evaluation.patches import GRID, patch_encoder, pixel_patch_encoder
 from dino_x.evaluation.segmentation import MEAN, figures_of_overlap, segment
@@ -56,23 +56,23 @@ class Outcome:
 
     def verdicts(self) -> dict[str, Any]:
         """One for each task."""
-        said = {}
+        verdicts = {}
         for task, setting in self.main.items():
             metric = "dice" if task == "segmentation" else "balanced_accuracy"
             figures = {name: of[task][setting][metric] for name, of in self.results.items()}
-            said[task] = verdict(figures, setting, metric)
-        return said
+            verdicts[task] = verdict(figures, setting, metric)
+        return verdicts
 
 
 @dataclass(frozen=True)
-class How:
+class Execution:
     """Where and how networks are run."""
 
     device: str
     precision: str
     batch_size: int
     seed: int
-    seeing: Seeing
+    seeing: ImagePreparation
 
 
 def evaluate(
@@ -141,8 +141,8 @@ def evaluate(
     preparation = contenders[MODEL].preparation
     if labelled is not None and preparation.slices == 3:
         labelled = without_uneven(labelled, index.rows)
-    seeing = Seeing(preparation.windows, index.rows)
-    how = How(choose_device(device).type, precision, batch_size, seed, seeing)
+    seeing = ImagePreparation(preparation.windows, index.rows)
+    how = Execution(choose_device(device).type, precision, batch_size, seed, seeing)
     patch_encoders = patch_encoders_of(contenders, how) if masked is not None else {}
 
     work = _Work(progress, len(labelled.refs) if labelled else 0, len(masked.refs) if masked else 0)
@@ -221,7 +221,7 @@ def classify(
     contenders: dict[str, Contender],
     chosen: Sequence[str],
     ks: Sequence[int],
-    how: How,
+    how: Execution,
     done: Outcome,
     work: "_Work",
 ) -> Labelled:
@@ -264,7 +264,7 @@ def classify(
     return labelled
 
 
-def patch_encoders_of(contenders: dict[str, Contender], how: How) -> dict[str, Encoder]:
+def patch_encoders_of(contenders: dict[str, Contender], how: Execution) -> dict[str, Encoder]:
     """Each network's patches, and the pixels'.
 
     Raises:
@@ -286,7 +286,7 @@ def patch_encoders_of(contenders: dict[str, Contender], how: How) -> dict[str, E
 def score_masks(
     masked: Masked,
     encoders: dict[str, Encoder],
-    how: How,
+    how: Execution,
     done: Outcome,
     work: "_Work",
 ) -> None:

@@ -26,12 +26,12 @@ def print_table(result: dict[str, Any], console: Console) -> None:
         print_counts(result, console)
     if result["masks"]:
         print_masks(result["masks"], console)
-    for task, said in result["verdicts"].items():
-        heading, table = TABLES[task](result, said)
+    for task, finding in result["verdicts"].items():
+        heading, table = TABLES[task](result, finding)
         console.print()
         console.print(Text(heading, style="bold"))
         console.print(table)
-        console.print(Text(f"In {METRIC_TITLES[said['metric']]} {said['sentence']}."))
+        console.print(Text(f"In {METRIC_TITLES[finding['metric']]} {finding['sentence']}."))
     console.print()
     console.print(
         f"In brackets: {settings['confidence']:.0%} intervals from"
@@ -67,9 +67,9 @@ def print_masks(masks: dict[str, Any], console: Console) -> None:
         console.print(Text(f"  {side:<5} {images:,} images{whose}"))
 
 
-def knn_table(result: dict[str, Any], said: dict[str, Any]) -> tuple[str, Table]:
+def knn_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Table]:
     """Balanced accuracy for each k, with its interval and the rest for one."""
-    main, table = said["setting"], _empty_table()
+    main, table = finding["setting"], _empty_table()
     settings = list(result["results"]["model"]["knn"])
     for k in settings:
         table.add_column(f"k = {k}", justify="right")
@@ -82,23 +82,23 @@ def knn_table(result: dict[str, Any], said: dict[str, Any]) -> tuple[str, Table]
             for k in settings
         ]
         auroc = with_interval(figures[main]["auroc"])
-        table.add_row(_shown(name), *cells, auroc, _difference(said, name))
+        table.add_row(_shown(name), *cells, auroc, _difference(finding, name))
     return f"Nearest neighbours, balanced accuracy (AUROC and differences at k = {main})", table
 
 
-def linear_table(result: dict[str, Any], said: dict[str, Any]) -> tuple[str, Table]:
+def linear_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Table]:
     """Both figures and the difference in the first."""
     table = _empty_table()
     for column in ("balanced accuracy", "AUROC", "model minus this"):
         table.add_column(column, justify="right")
     for name, tasks in result["results"].items():
-        figures = tasks["linear"][said["setting"]]
+        figures = tasks["linear"][finding["setting"]]
         cells = [with_interval(figures[key]) for key in ("balanced_accuracy", "auroc")]
-        table.add_row(_shown(name), *cells, _difference(said, name))
+        table.add_row(_shown(name), *cells, _difference(finding, name))
     return "Linear probe", table
 
 
-def few_shot_table(result: dict[str, Any], said: dict[str, Any]) -> tuple[str, Table]:
+def few_shot_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Table]:
     """Balanced accuracy for each number of images a class."""
     table = _empty_table()
     for shots in result["results"]["model"]["few_shot"]:
@@ -109,12 +109,12 @@ def few_shot_table(result: dict[str, Any], said: dict[str, Any]) -> tuple[str, T
     repeats = result["settings"]["few_shot"]["draws"]
     return (
         f"Few labels, balanced accuracy, mean of {repeats} draws"
-        f" (the sentence is about {said['setting']})",
+        f" (the sentence is about {finding['setting']})",
         table,
     )
 
 
-def segmentation_table(result: dict[str, Any], said: dict[str, Any]) -> tuple[str, Table]:
+def segmentation_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Table]:
     """Dice and IoU, mean over classes, and below them the Dice of each class if there are several.
 
     Classes are rows: there may be many.
@@ -126,7 +126,7 @@ def segmentation_table(result: dict[str, Any], said: dict[str, Any]) -> tuple[st
     for name, tasks in result["results"].items():
         figures = tasks["segmentation"]["mean"]
         cells = [with_interval(figures[key]) for key in ("dice", "iou")]
-        table.add_row(_shown(name), *cells, _difference(said, name))
+        table.add_row(_shown(name), *cells, _difference(finding, name))
     if len(classes) > 1:
         table.add_section()
         for label in classes:
@@ -161,8 +161,8 @@ def with_interval(figure: dict[str, float]) -> str:
     return f"{figure['value']:.3f} ({figure['low']:.2f}-{figure['high']:.2f})"
 
 
-def _difference(said: dict[str, Any], name: str) -> str:
-    figure = said["differences"].get(name)
+def _difference(finding: dict[str, Any], name: str) -> str:
+    figure = finding["differences"].get(name)
     if figure is None:
         return ""
     return f"{figure['value']:+.3f} ({figure['low']:+.2f},{figure['high']:+.2f})"

@@ -14,7 +14,7 @@ import yaml
 
 from dino_x import __version__
 from dino_x.config.presets import nested
-from dino_x.evaluation.backbone import Backbone
+from dino_x.evaluation.backbone import LoadedModel
 from dino_x.runs.folder import CONFIG, RunFolder
 from dino_x.runs.origin import read_origin
 
@@ -39,7 +39,7 @@ cls, patches = session.run(None, {{"pixel_values": images}})  # normalised as be
 
 
 def write_card(
-    source: Path, folder: Path, format_: str, name: str, backbone: Backbone, worst: float
+    source: Path, folder: Path, format_: str, name: str, backbone: LoadedModel, worst: float
 ) -> None:
     """README.md of an exported model.
 
@@ -80,7 +80,7 @@ def write_card(
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def itself(source: Path, backbone: Backbone) -> dict[str, Any]:
+def itself(source: Path, backbone: LoadedModel) -> dict[str, Any]:
     """A model that is no RUN, as the one link of its chain."""
     kind = "file" if source.is_file() else "folder" if source.exists() else "hub"
     name = str(source) if kind == "hub" else source.resolve().name
@@ -94,7 +94,7 @@ def training_command(title: str, settings: dict[str, Any]) -> str:
     return f"dino-x pretrain --config {CONFIG} --data FOLDER --out {title}\n"
 
 
-def network(backbone: Backbone) -> str:
+def network(backbone: LoadedModel) -> str:
     """One sentence on architecture and size."""
     config = backbone.config
     parameters = sum(weight.numel() for weight in backbone.model.parameters()) / 1e6
@@ -106,7 +106,7 @@ def network(backbone: Backbone) -> str:
     )
 
 
-def images(backbone: Backbone) -> str:
+def images(backbone: LoadedModel) -> str:
     """How the network wants its images."""
     p = backbone.preparation
     mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (p.mean, p.std))
@@ -168,8 +168,8 @@ def evaluation(run: RunFolder) -> str:
     ]
     counts = result.get("counts", {})
     sides = ", ".join(f"{sum(of.values()):,} {side}" for side, of in counts.items())
-    said = "Values with their 95% intervals over patients."
-    return "\n".join(lines) + f"\n\n{said}" + (f" Images: {sides}." if sides else "")
+    caption = "Values with their 95% intervals over patients."
+    return "\n".join(lines) + f"\n\n{caption}" + (f" Images: {sides}." if sides else "")
 
 
 def with_interval(found: Mapping[str, Any]) -> str:

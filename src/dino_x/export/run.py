@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dino_x.errors import UserError
-from dino_x.evaluation.backbone import Backbone, load_backbone
+from dino_x.evaluation.backbone import LoadedModel, load_backbone
 from dino_x.export.card import write_card
 from dino_x.export.onnx_format import Tokens, import_onnx, read_onnx, write_onnx
 from dino_x.export.timm_format import import_timm, read_timm, timm_config, write_timm
@@ -84,7 +84,7 @@ def export(run: str | Path, to: Path, format_: str, console: Console) -> None:
     )  # fmt: skip
 
 
-def check(backbone: Backbone, read: Callable[..., Features], folder: Path, count: int) -> float:
+def check(backbone: LoadedModel, read: Callable[..., Features], folder: Path, count: int) -> float:
     """The largest difference between the run's features and the written model's."""
     images = example(backbone, count)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def check(backbone: Backbone, read: Callable[..., Features], folder: Path, count
     return own.difference(read(folder, images, backbone.config))
 
 
-def example(backbone: Backbone, count: int) -> Tensor:
+def example(backbone: LoadedModel, count: int) -> Tensor:
     """Random images as the model sees them, [count, C, S, S]."""
     size = backbone.preparation.image_size
     if backbone.config.model_type != "dinov3_vit":  # DINOv2 is compared on its own grid
@@ -101,7 +101,7 @@ def example(backbone: Backbone, count: int) -> Tensor:
     return torch.randn(count, backbone.preparation.channels, size, size, generator=generator)
 
 
-def _write_transformers(backbone: Backbone, folder: Path) -> None:
+def _write_transformers(backbone: LoadedModel, folder: Path) -> None:
     preparation = backbone.preparation
     mean, std = list(preparation.mean), list(preparation.std)
     write_vit(backbone.model, folder, preparation.image_size, mean, std, preparation.ours)
@@ -121,7 +121,7 @@ def _read_onnx(folder: Path, images: Tensor, config: Any) -> Features:
     return Features(*(torch.from_numpy(part) for part in read_onnx(folder, images)))
 
 
-FORMATS: dict[str, tuple[Callable[[Backbone, Path], None], Callable[..., Features]]] = {
+FORMATS: dict[str, tuple[Callable[[LoadedModel, Path], None], Callable[..., Features]]] = {
     "transformers": (_write_transformers, _read_transformers),
     "timm": (lambda b, f: write_timm(b.model, b.preparation, f), _read_timm),
     "onnx": (lambda b, f: write_onnx(b.model, example(b, 2), f), _read_onnx),

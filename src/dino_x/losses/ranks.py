@@ -14,18 +14,18 @@ class Ranks:
     group: dist.ProcessGroup | None
 
     @property
-    def count(self) -> int:
+    def world_size(self) -> int:
         """Number of processes."""
         return 1 if self.group is None else dist.get_world_size(self.group)
 
     @property
-    def own(self) -> int:
+    def rank(self) -> int:
         """Number of this process, from 0."""
         return 0 if self.group is None else dist.get_rank(self.group)
 
     def share(self, total: int) -> slice:
         """The share of ``total`` things that this process does, sizes differing by one at most."""
-        return share_of(total, self.own, self.count)
+        return share_of(total, self.rank, self.world_size)
 
     def sum_(self, values: Tensor) -> Tensor:
         """Sum over processes, in place."""
@@ -44,7 +44,7 @@ class Ranks:
         if self.group is None:
             return [own]
         row = torch.tensor(own, device=device)
-        rows = [torch.empty_like(row) for _ in range(self.count)]
+        rows = [torch.empty_like(row) for _ in range(self.world_size)]
         dist.all_gather(rows, row, group=self.group)
         return torch.stack(rows).tolist()
 

@@ -94,7 +94,7 @@ def sinkhorn_bias(
             ("extra_bottlenecks_QD", extra_bottlenecks_QD),
         ):
             if rows_ND is not None:
-                may_be_empty = ranks.count > 1 or name == "extra_bottlenecks_QD"
+                may_be_empty = ranks.world_size > 1 or name == "extra_bottlenecks_QD"
                 check_matrix(name, rows_ND, rows="row", may_be_empty=may_be_empty)
                 check_same_width(name, rows_ND, "prototypes_KD", prototypes_KD)
                 check_finite(name, rows_ND)
@@ -111,7 +111,7 @@ def sinkhorn_bias(
         if implementation == "reference":
             return _reference(rows_ND, prototypes_KD.to(dtype), temperature, iterations, relaxation)
         own = prototypes_KD[ranks.share(len(prototypes_KD))]
-        largest_share = -(-len(prototypes_KD) // ranks.count)
+        largest_share = -(-len(prototypes_KD) // ranks.world_size)
         return ranks.concatenate(
             solve_bias(rows_ND, own, temperature, iterations, relaxation, ranks, largest_share)
         )
@@ -121,7 +121,7 @@ def _agree(
     ranks: Ranks, refusal: ValueError | None, bottlenecks_ND: Tensor, prototypes_KD: Tensor
 ) -> None:
     """Raise in every process if one has to: the others would wait for it for ever."""
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         if refusal is not None:
             raise refusal
         return

@@ -26,7 +26,7 @@ from dino_x.config.model_sizes import SIZES, is_size
 from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError, nearest
 from dino_x.model.accounting import Accounting
-from dino_x.model.blocks import Block, Looked
+from dino_x.model.blocks import Block, NeededTokens
 from dino_x.model.families import final_norm, layers_of, registers_of, square
 from dino_x.model.pretrained import quiet_transformers
 from dino_x.model.weights import load_start
@@ -148,7 +148,7 @@ class Backbone(nn.Module):
         if patches_W is not None:
             places = places_of(patches_W, rows, count, registers_of(self.vit.config))
             keep_2B = None if keep_L2B is None else keep_L2B[-1]
-            looked = Looked.at(places, keep_2B, count, tokens.device)
+            looked = NeededTokens.at(places, keep_2B, count, tokens.device)
         for index, block in enumerate(layers_of(self.vit)):
             keep_2B = None if keep_L2B is None else keep_L2B[index]
             run = partial(

@@ -22,7 +22,7 @@ Rope = tuple[Tensor, Tensor]  # cosines and sines of each patch's angles, [N, C]
 
 
 @dataclass(frozen=True)
-class Looked:
+class NeededTokens:
     """The tokens of the last block that are looked at: which, and where branches add to them.
 
     Attributes:
@@ -39,7 +39,7 @@ class Looked:
     @classmethod
     def at(
         cls, tokens_W: np.ndarray, keep_2B: np.ndarray | None, tokens: int, device: torch.device
-    ) -> "Looked":
+    ) -> "NeededTokens":
         """Of a block that keeps the branches of some rows, or all; ``tokens`` is T."""
 
         def there(places: np.ndarray) -> Tensor:
@@ -87,7 +87,7 @@ class Block(nn.Module):
         attention_rows: Tensor | None = None,
         mlp_rows: Tensor | None = None,
         factor: float = 1.0,
-        looked: Looked | None = None,
+        looked: NeededTokens | None = None,
         **_: Any,
     ) -> Tensor:
         """Tokens after the block, [B, T, F]; [W, F] if only some of them are looked at.
@@ -121,7 +121,7 @@ class Block(nn.Module):
         rope: Rope | None,
         rows: Tensor | None,
         factor: float,
-        looked: Looked,
+        looked: NeededTokens,
     ) -> Tensor:
         """The tokens looked at, [W, F], after the attention branch: all attend, some are made."""
         tokens_WF = tokens_BTF.flatten(0, 1).index_select(0, looked.tokens_W)

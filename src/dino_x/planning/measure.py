@@ -42,7 +42,7 @@ class Trial:
     reading: float | None = None
 
 
-class Held:
+class RepeatedCanvases:
     """An image source that always has the same canvases, repeated to the number asked for."""
 
     def __init__(self, canvases: Canvases) -> None:
@@ -81,7 +81,7 @@ def trial_trainer(
     dtype = dtype_of(options.train.precision)
     cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
     nowhere = RunFolder(Path("/nonexistent"))
-    return Trainer(options, nowhere, Held(canvases), images, "", cutter, backbone)
+    return Trainer(options, nowhere, RepeatedCanvases(canvases), images, "", cutter, backbone)
 
 
 def choose(step: Step, trainer: Trainer) -> int:
@@ -117,7 +117,7 @@ def trial(
 def seconds(trainer: Trainer, size: int) -> float:
     """Of one try, an image."""
     device = trainer.cutter.device
-    share = trainer.options.train.effective_batch // trainer.ranks.count
+    share = trainer.options.train.effective_batch // trainer.ranks.world_size
     started = time.perf_counter()
     trainer.try_micro_batch(size)
     if device.type == "cuda":

@@ -176,7 +176,7 @@ class Plan:
         }
 
 
-def plan(said: Mapping[str, Any], request: Request, console: Console) -> Plan:
+def plan(overrides: Mapping[str, Any], request: Request, console: Console) -> Plan:
     """The plan of a run.
 
     Args:
@@ -188,11 +188,11 @@ def plan(said: Mapping[str, Any], request: Request, console: Console) -> Plan:
         do what is asked.
     """
     notes: list[str] = []
-    index, images = look_at(said, request, console)
-    options, preset = resolve(said, images or 1, inherited(said))
-    steps = options.train.steps if images or said.get("train.steps") else None
+    index, images = look_at(overrides, request, console)
+    options, preset = resolve(overrides, images or 1, inherited(overrides))
+    steps = options.train.steps if images or overrides.get("train.steps") else None
     if images is None:
-        if str(said.get("preset", "auto")) == "auto" and "small" in preset:
+        if str(overrides.get("preset", "auto")) == "auto" and "small" in preset:
             preset = "preset small, as for fewer than 100,000 images; how many is not known"
         missing = "passes over the images" if steps else "steps, time, cost, passes over the images"
         notes.append(f"not known without --data or --images: {missing}")
@@ -242,10 +242,10 @@ def plan(said: Mapping[str, Any], request: Request, console: Console) -> Plan:
 
 
 def look_at(
-    said: Mapping[str, Any], request: Request, console: Console
+    overrides: Mapping[str, Any], request: Request, console: Console
 ) -> tuple[Index, int | None]:
     """The images, or one that stands for them; and how many there are, if that is known."""
-    early = early_checks({"data.verify": "headers", **said}, ALONE)
+    early = early_checks({"data.verify": "headers", **overrides}, ALONE)
     if early.data.paths:
         index, _, _ = images_of(early, console)
         return index, len(index)
@@ -310,8 +310,8 @@ def for_card(step: Step, card: Card) -> tuple[Step, dict[str, Any]]:
     fits = largest_by_calculation(
         sizes_of(step), lambda n: memory.needed(step.at(n), numerics), card.usable
     )
-    said = step.options.train.micro_batch
-    step = step.at(said if isinstance(said, int) else fits or 1)
+    overrides = step.options.train.micro_batch
+    step = step.at(overrides if isinstance(overrides, int) else fits or 1)
     parts = memory.by_part(step, numerics)
     return step, {"numerics": numerics, "parts": parts, "room": card.usable, "fits": fits}
 
@@ -337,9 +337,9 @@ def for_machine(step: Step, device: torch.device, trainer: Any) -> tuple[Step, d
         return sum(parts_of(size).values()) * (step.processes if cpu else 1)
 
     fits = largest_by_calculation(sizes_of(step), needed, share * room)
-    said = step.options.train.micro_batch
-    if isinstance(said, int):
-        step = step.at(said)
+    overrides = step.options.train.micro_batch
+    if isinstance(overrides, int):
+        step = step.at(overrides)
     elif trainer is not None:
         step = step.at(measure.choose(step, trainer))
     else:

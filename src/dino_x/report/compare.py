@@ -238,8 +238,8 @@ def health_words(run: RunData) -> str:
     """The states that were found."""
     if run.findings is None:
         return "not measured"
-    said = [f.state if f.until is None else f"{f.state}, over" for f in run.findings]
-    return "; ".join(said) or "good"
+    words = [f.state if f.until is None else f"{f.state}, over" for f in run.findings]
+    return "; ".join(words) or "good"
 
 
 def charts_of(runs: Sequence[RunData]) -> list[Drawn]:
@@ -325,7 +325,7 @@ def against_first(
     if not same_test:
         return []
     (first, base), *others = [(name, found[name]) for name in runs if name in found]
-    said = []
+    words = []
     for name, score in others:
         gain = score.value - base.value
         exceeds = scores.apart(score, base)
@@ -333,8 +333,8 @@ def against_first(
             sure = "no intervals to judge it by"
         else:
             sure = "beyond the intervals" if exceeds else "the intervals overlap: may be chance"
-        said.append(f"{name[0]} - {first[0]} = {gain:+.3f} ({sure}).")
-    return said
+        words.append(f"{name[0]} - {first[0]} = {gain:+.3f} ({sure}).")
+    return words
 
 
 def compare_page(paths: Sequence[Path], out: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from dino_x.errors import UserError
 from dino_x.report import looking
-from dino_x.report.looking import Looked
+from dino_x.report.looking import EmbeddedImages
 from dino_x.report.maps import (
     Snapshot,
     nearest,
@@ -177,7 +177,7 @@ def where(attention_YX: np.ndarray) -> str:
     return f"at the {vertical} {horizontal}".replace("  ", " ")
 
 
-def neighbour_gallery(looked: Looked, images: bool) -> Gallery:
+def neighbour_gallery(looked: EmbeddedImages, images: bool) -> Gallery:
     """The nearest neighbours of the first images of the sample."""
     count = len(looked.squares)
     if count < 3:
@@ -212,7 +212,7 @@ def neighbour_gallery(looked: Looked, images: bool) -> Gallery:
     return Gallery(caption, strips)
 
 
-def picture_of(looked: Looked, index: int, alt: str, label: str) -> Picture:
+def picture_of(looked: EmbeddedImages, index: int, alt: str, label: str) -> Picture:
     """One image of the sample."""
     aspect = looked.aspects[index]
     return Picture(thumbnail(looked.squares[index], aspect), alt, label, sides(aspect))

@@ -39,7 +39,7 @@ UNREADABLE = "None of the run's images can be read any more."
 
 
 @dataclass(frozen=True)
-class Looked:
+class EmbeddedImages:
     """Images as the network sees them, with their features.
 
     Attributes:
@@ -88,7 +88,7 @@ def sample_refs(
         if len(refs) == count:
             break
         file = files[position]
-        if isinstance(file, Candidate) and file.is_shard:
+        if isinstance(file, Candidate) and file.is_archive:
             shards += 1
             if shards <= SHARDS:
                 refs += _some_of(file, reading, rng, max(1, count // SHARDS))
@@ -144,7 +144,7 @@ def normalised(squares_BCSS: np.ndarray, preparation: Preparation, like: nn.Modu
 @torch.no_grad()
 def look(
     model: nn.Module, preparation: Preparation, refs: Sequence[ImageRef], seconds: float = SECONDS
-) -> Looked:
+) -> EmbeddedImages:
     """Read and embed images, batch by batch, until all are done or the time is up.
 
     Raises: UserError if none of them can be read.
@@ -169,7 +169,7 @@ def look(
     if not looked["squares"]:
         raise UserError(UNREADABLE)
     features = np.concatenate(looked["features"])
-    return Looked(looked["squares"], looked["aspects"], features, looked["patients"])
+    return EmbeddedImages(looked["squares"], looked["aspects"], features, looked["patients"])
 
 
 def same_shape(squares: list[np.ndarray]) -> list[np.ndarray]:

@@ -151,10 +151,10 @@ def sentence(evaluation: dict[str, Any], comparison: Comparison) -> str:
     verdict = evaluation.get("verdicts", {}).get(comparison.task, {})
     about = (verdict.get("setting"), verdict.get("metric"))
     if about == (comparison.setting, comparison.metric) and verdict.get("sentence"):
-        said = str(verdict["sentence"])
+        text = str(verdict["sentence"])
         for name in sorted(evaluation["results"], key=len, reverse=True):
-            said = said if name in TITLES else said.replace(name, title_of(name))
-        return said
+            text = text if name in TITLES else text.replace(name, title_of(name))
+        return text
     model = comparison.scores.get(MODEL)
     parts = []
     for name, score in comparison.scores.items():

@@ -90,15 +90,17 @@ def derived_values(
 ) -> dict[str, Any]:
     """What the run would have found by itself for the options in `FOUND`, one by one."""
     known = set(known_options())
-    said = {name: value for name, value in differ.items() if name in known}
-    said |= {"preset": settings.get("preset", "auto")}
+    differing_values = {name: value for name, value in differ.items() if name in known}
+    differing_values |= {"preset": settings.get("preset", "auto")}
     found = {}
     for name in FOUND:
         if name == "train.steps" and images is None:
             continue
         try:
             # Every other option as it was set, so that warmup is that of the steps that were set.
-            options, _ = resolve({n: v for n, v in said.items() if n != name}, images or 1)
+            options, _ = resolve(
+                {n: v for n, v in differing_values.items() if n != name}, images or 1
+            )
         except UserError:
             continue
         found[name] = dotted(options.model_dump(mode="json"))[name]

@@ -63,10 +63,12 @@ def training(run: RunData) -> list[Sentence]:
     where = ", ".join(
         str(x) for x in (run.facts.get("device"), settings.get("train.precision")) if x
     )
-    said = [Sentence("note", f"{' '.join(parts)}{took}{f'; {where}' if where else ''}.")]
+    sentences = [Sentence("note", f"{' '.join(parts)}{took}{f'; {where}' if where else ''}.")]
     if run.skipped:
-        said.append(Sentence("watch", f"{run.skipped:,} files could not be read: see skipped.csv."))
-    return said + loss_against_guessing(run)
+        sentences.append(
+            Sentence("watch", f"{run.skipped:,} files could not be read: see skipped.csv.")
+        )
+    return sentences + loss_against_guessing(run)
 
 
 def model_of(run: RunData) -> str:
@@ -102,28 +104,28 @@ def health(run: RunData) -> list[Sentence]:
         if not run.done:
             return [Sentence("note", "Nothing to judge yet.")]
         return [Sentence("good", "No sign of a collapse or of divergence.")]
-    said = []
+    sentences = []
     for i, finding in enumerate(run.findings, start=1):
         name = STATES.get(finding.state, finding.state)
         if finding.until is None:
             helps = f" Most likely to help: {finding.help[0]}." if finding.help else ""
             seen = f"({i}) {name} since step {finding.since:,}: {finding.seen}.{helps}"
-            said.append(Sentence("problem", seen))
+            sentences.append(Sentence("problem", seen))
         else:
-            said.append(
+            sentences.append(
                 Sentence(
                     "watch",
                     f"({i}) {name} from step {finding.since:,} to {finding.until:,}, then over.",
                 )
             )
-    return said
+    return sentences
 
 
 def worth(run: RunData) -> list[Sentence]:
     """What the evaluation says against the baselines."""
     if run.evaluation is None:
         return [Sentence("note", "Not evaluated: a loss does not say whether a model is any good.")]
-    said = []
+    sentences = []
     for comparison in scores.headlines(run.evaluation):
         model = comparison.scores[scores.MODEL]
         others = [name for name in BASELINES if name in comparison.scores]
@@ -133,8 +135,10 @@ def worth(run: RunData) -> list[Sentence]:
             worse = any(comparison.scores[name].value >= model.value for name in others)
             mark = "watch" if worse else "note"
         sentence = scores.sentence(run.evaluation, comparison)
-        said.append(Sentence(mark, f"{comparison.title} {model.text}. {capitalised(sentence)}."))
-    return said
+        sentences.append(
+            Sentence(mark, f"{comparison.title} {model.text}. {capitalised(sentence)}.")
+        )
+    return sentences
 
 
 def capitalised(text: str) -> str:

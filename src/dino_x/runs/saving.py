@@ -18,7 +18,7 @@ from dino_x.runs.checkpoint import checkpoints
 NOT_WRITTEN = (OSError, SafetensorError)  # what a full or lost disk raises
 
 
-class Says(Protocol):
+class FindingListener(Protocol):
     """What is told of a checkpoint that could not be written; see report.py."""
 
     def finding(self, text: str) -> None:
@@ -93,7 +93,7 @@ class Saver:
         self._running = None
         return None
 
-    def saved(self, report: Says, last: bool = False) -> None:
+    def saved(self, report: FindingListener, last: bool = False) -> None:
         """Wait for the write that is going on, if there is one, and tell if it failed.
 
         Raises: UserError for that, if it was the last: of others there is a next one.
@@ -116,7 +116,7 @@ class Saver:
         return f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was made yet"
 
     @contextmanager
-    def open(self, report: Says) -> Iterator[None]:
+    def open(self, report: FindingListener) -> Iterator[None]:
         """Whatever ends the block, what is being written is written first."""
         try:
             yield

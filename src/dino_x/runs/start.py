@@ -39,7 +39,7 @@ def has_heads(name: str | Path) -> bool:
     return run.exists and bool(checkpoints(run.checkpoints))
 
 
-def inherited(said: Mapping[str, Any]) -> dict[str, Any]:
+def inherited(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """What the RUN that a new run starts from hands on: crops, masks, target temperature, heads.
 
     Heads only with their sizes: not if ``model.heads_from`` is new, nor if it is auto and the user
@@ -50,16 +50,18 @@ def inherited(said: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns: ``section.key`` values; nothing but new heads if the model is no RUN.
     """
-    name, wanted = str(said.get("model.name", "")), said.get("model.heads_from", "auto")
-    if said.get("teacher.model"):
-        return {"model.heads_from": "new", **of_distilled(str(said["teacher.model"]))}
+    name, wanted = str(overrides.get("model.name", "")), overrides.get("model.heads_from", "auto")
+    if overrides.get("teacher.model"):
+        return {"model.heads_from": "new", **of_distilled(str(overrides["teacher.model"]))}
     run = RunFolder(Path(name))
     if is_size(name) or not name or not run.exists:
         return {} if wanted == "run" else {"model.heads_from": "new"}
     saved = run.settings()
     values = {n: v for n, v in saved.items() if n.startswith(HANDED_ON)}
     heads = {n: v for n, v in saved.items() if n.startswith("head.")}
-    asked = {n: v for n, v in dotted(check(said).model_dump(mode="json")).items() if n in said}
+    asked = {
+        n: v for n, v in dotted(check(overrides).model_dump(mode="json")).items() if n in overrides
+    }
     same = all(asked[n] == v for n, v in heads.items() if n in asked)
     if wanted == "new" or not has_heads(name) or (wanted == "auto" and not same):
         return values | {"model.heads_from": "new"}

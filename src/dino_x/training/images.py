@@ -20,10 +20,10 @@ from dino_x.model.backbone import build_backbone
 from dino_x.progress import progress_bar
 
 
-def early_checks(said: Mapping[str, Any], ranks: Ranks) -> Options:
+def early_checks(overrides: Mapping[str, Any], ranks: Ranks) -> Options:
     """What can be refused before images are read."""
-    early = check(said)
-    check_enough(early.train.effective_batch, ranks.count)
+    early = check(overrides)
+    check_enough(early.train.effective_batch, ranks.world_size)
     if not is_size(early.model.name):
         build_backbone(early.model, early.views.global_size, 0)
     return early

@@ -23,7 +23,7 @@ from dino_x.data.storage.archives import is_remote
 from dino_x.data.storage.member import file_of
 from dino_x.distributed.sharding import check_torch
 from dino_x.distributed.shares import all_sizes, check_divides, check_equally_many
-from dino_x.distributed.world import from_all, from_first, together
+from dino_x.distributed.world import all_or_none, broadcast_from_rank0, gather_objects
 from dino_x.errors import UserError
 from dino_x.losses.ranks import Ranks
 from dino_x.machine.device import dtype_of
@@ -95,24 +95,24 @@ def prepare(
     )
     own = trainer.student.backbone.patch_size
     check_patches(options, own, trainer.gram.backbone.patch_size if trainer.gram else own)
-    devices = from_all(ranks, device_key(device))
+    devices = gather_objects(ranks, device_key(device))
     chosen = choose_micro_batch(trainer, step_of(trainer, form), devices)
     effective_batch = options.train.effective_batch
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         check_divides(effective_batch, chosen.size)
     if trainer.sharded:
-        check_equally_many(effective_batch, chosen.size, ranks.count)
-    chosen = replace(chosen, size=max(all_sizes(effective_batch, chosen.size, ranks.count)))
+        check_equally_many(effective_batch, chosen.size, ranks.world_size)
+    chosen = replace(chosen, size=max(all_sizes(effective_batch, chosen.size, ranks.world_size)))
     options.train.micro_batch = chosen.size
     return Prepared(trainer, loader, index, policy, chosen, devices)
 
 
 def choose_micro_batch(trainer: Trainer, step: Step, devices: list[str]) -> Chosen:
     """The one that the user named, else the one that the run remembers, else the one that fits."""
-    ranks, said = trainer.ranks, trainer.options.train.micro_batch
-    if isinstance(said, int):
-        return Chosen(said)
-    before = from_first(ranks, lambda: remembered(trainer.run))
+    ranks, asked = trainer.ranks, trainer.options.train.micro_batch
+    if isinstance(asked, int):
+        return Chosen(asked)
+    before = broadcast_from_rank0(ranks, lambda: remembered(trainer.run))
     if before is not None:
         size, auto, where = before
         if auto and where == devices and size in sizes_of(step):
@@ -124,7 +124,7 @@ def choose_micro_batch(trainer: Trainer, step: Step, devices: list[str]) -> Chos
             " would leave the others waiting, so none can be tried"
         )
     # A loader may give up in one process, while others would wait for its number.
-    found = together(ranks, lambda: find(step, device, trainer.try_micro_batch))
+    found = all_or_none(ranks, lambda: find(step, device, trainer.try_micro_batch))
     smallest = min(size for (size,) in ranks.numbers([found.size], device))
     if before is not None and not found.warning:
         found = replace(found, why=f"{found.why}, anew for other devices or processes")
@@ -139,7 +139,7 @@ def step_of(trainer: Trainer, form: CanvasForm) -> Step:
         trainer.student,
         targets=distilled,
         gram=None if trainer.gram is None else trainer.gram.backbone,
-        processes=trainer.ranks.count,
+        processes=trainer.ranks.world_size,
         canvas=form.side,
         channels=form.channels,
         images=trainer.images,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dino_x.distributed.world import from_first, together
+from dino_x.distributed.world import all_or_none, broadcast_from_rank0
 from dino_x.errors import SaidElsewhereError, UserError
 from dino_x.runs.checkpoint import checkpoints
 from dino_x.training.health.health import Health
@@ -68,10 +68,10 @@ def skips(trainer: Trainer, what: str, report: TrainingReport | NoReport) -> boo
         return True
     trainer.saver.saved(report)
     folder, up_to = trainer.run.checkpoints, recovery.back_to
-    saved = from_first(trainer.ranks, lambda: bool(checkpoints(folder, up_to or 0)))
+    saved = broadcast_from_rank0(trainer.ranks, lambda: bool(checkpoints(folder, up_to or 0)))
     if not limit or recovery.went_back or not saved:
         trainer.health.not_finite(step, what)
-        kind = UserError if trainer.ranks.own == 0 else SaidElsewhereError
+        kind = UserError if trainer.ranks.rank == 0 else SaidElsewhereError
         raise kind(
             f"stopped at step {step}: {what}; {trainer.saver.last_good()}; try a lower optim.lr, a"
             " longer optim.warmup or --precision fp32"
@@ -90,7 +90,7 @@ def go_back(trainer: Trainer, what: str, report: TrainingReport | NoReport) -> N
     trainer.gram = first_gram_teacher(options, trainer.teacher.backbone)
     trainer.health = Health(options, trainer.student.backbone.width, trainer.health.path)
     up_to = trainer.recovery.back_to
-    together(trainer.ranks, lambda: trainer.resume(report.finding, up_to))
+    all_or_none(trainer.ranks, lambda: trainer.resume(report.finding, up_to))
     trainer.recovery.lr_factor, trainer.recovery.back_to = factor, trainer.done
     report.went_back(trainer.done)
     trainer.health.not_finite(trainer.done, f"step {step}: {what}")

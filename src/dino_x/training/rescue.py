@@ -52,22 +52,22 @@ def out_of_memory_named(trainer: Trainer, step: Step) -> Iterator[None]:
 def line_of(trainer: Trainer, step: Step, room: float, found: OutOfMemory) -> UserError:
     """The error to raise: what was tried, what fits, where the run goes on."""
     tried, where = step.micro_batch, f"step {trainer.done + 1}"
-    if trainer.ranks.own > 0 and found.told:
+    if trainer.ranks.rank > 0 and found.told:
         return SaidElsewhereError(str(found))
     numerics = Numerics.on(trainer.options.train.precision, trainer.cutter.device)
-    said = f"out of memory in {where} with a micro-batch of {tried} ({found}); "
-    if trainer.ranks.own > 0:  # the others do not know, and end because this one does
-        said = f"process {trainer.ranks.own}: {said}"
+    message = f"out of memory in {where} with a micro-batch of {tried} ({found}); "
+    if trainer.ranks.rank > 0:  # the others do not know, and end because this one does
+        message = f"process {trainer.ranks.rank}: {message}"
     last_good = trainer.saver.last_good()
     fits, how = smaller_that_fits(trainer, step, numerics, room)
     if fits is None:
         need = memory.still_taken(step.at(1), numerics) / GIB
         return UserError(
-            f"{said}not even 1 fits: it takes about {need:.2f} GiB beside the weights and"
+            f"{message}not even 1 fits: it takes about {need:.2f} GiB beside the weights and"
             f" {room / GIB:.2f} were free; {helps(step.at(1), numerics)}; {last_good}"
         )
     return UserError(
-        f"{said}{fits} fits {how}; {last_good}; go on with"
+        f"{message}{fits} fits {how}; {last_good}; go on with"
         f" --resume --micro-batch {fits}, which changes nothing about the result"
     )
 
@@ -84,7 +84,7 @@ def smaller_that_fits(
     def needed(size: int) -> float:
         return memory.still_taken(step.at(size), numerics)
 
-    if device.type != "cuda" or trainer.ranks.count > 1:
+    if device.type != "cuda" or trainer.ranks.world_size > 1:
         usable = room if device.type == "cuda" else CPU_SHARE * room / step.processes
         return largest_by_calculation(smaller, needed, usable), "by calculation"
     torch.cuda.empty_cache()

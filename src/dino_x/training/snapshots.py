@@ -61,12 +61,12 @@ class Snapshots:
         """
         steps = self.options.train.steps
         assert steps is not None
-        takes_part = ranks.own == 0 or is_sharded(teacher)  # each has a part of it
+        takes_part = ranks.rank == 0 or is_sharded(teacher)  # each has a part of it
         wanted = self.options.report.snapshots and takes_part
         if not wanted or done not in snapshot_steps(steps):
             return
         content = self.content(teacher, source, cutter)
-        if ranks.own > 0:
+        if ranks.rank > 0:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

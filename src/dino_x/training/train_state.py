@@ -88,7 +88,7 @@ def take_up(
     # Not to the card, which may have no room for a second state.
     state = checkpoint.load_newest(run.checkpoints, torch.device("cpu"), say, up_to)
     if state is None:
-        if trainer.ranks.own == 0:
+        if trainer.ranks.rank == 0:
             run.truncate_metrics(0)
         return
     if state["images_hash"] != trainer.images_hash:
@@ -113,7 +113,7 @@ def take_up(
     trainer.gram = _gram_teacher(trainer, state)
     trainer.recovery = Recovery(**state.get("recovery", {"back_to": state["step"]}))
     trainer.done = state["step"]
-    if trainer.ranks.own == 0:
+    if trainer.ranks.rank == 0:
         run.truncate_metrics(trainer.done)
     trainer.health.resume(lines(run.metrics, trainer.done), lines(run.health, trainer.done))
 

@@ -34,22 +34,22 @@ from dino_x.training.report import NoReport, TrainingReport
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.snapshots import Snapshots
 from dino_x.training.step.batch_plan import (
+    BatchPlan,
     Cutter,
     ImageSource,
     MicroBatch,
-    Window,
-    draw_window,
+    draw_batch_plan,
     load,
     micro_batches,
 )
 from dino_x.training.step.distillation import distilled_teacher, fingerprint
-from dino_x.training.step.exact_step import Centers, EffectiveBatch, WindowResult
+from dino_x.training.step.exact_step import Centers, ExactStep, StepResult
 from dino_x.training.step.gram import (
     GramTerm,
     first_gram_teacher,
     next_gram_teacher,
 )
-from dino_x.training.step.probe import Sampling
+from dino_x.training.step.probe import Probe
 from dino_x.training.step.queue import Queues
 from dino_x.training.stopping import Stop, say
 from dino_x.training.train_state import state_of, take_up, write_state
@@ -107,14 +107,14 @@ class Trainer:
         self.centers = Centers(zeros, zeros.clone())
         bottleneck = zeros.new_empty(self.targets_of.dino_head.last_layer.shape[1])
         self.queues = Queues.empty(options.loss.queue, bottleneck)
-        health_file = self.run.health if self.ranks.own == 0 else None
+        health_file = self.run.health if self.ranks.rank == 0 else None
         self.health = Health(options, student.backbone.width, health_file)
         self.agreement = Agreement(self.ranks, device)
         self.saver = Saver(self.run.checkpoints, partial(write_state, self), options.checkpoint)
         self.recovery = Recovery()
         self.progress = 0  # changes while this process gets on
         self.stopping = 0  # the signal for which it stops after the step it has done
-        self.effective_batch = EffectiveBatch(
+        self.effective_batch = ExactStep(
             student,
             self.targets_of,
             options.loss,
@@ -131,7 +131,7 @@ class Trainer:
     @property
     def sharded(self) -> bool:
         """Whether each process has a part of the networks and of the optimizer."""
-        return self.options.train.shard == "full" and self.ranks.count > 1
+        return self.options.train.shard == "full" and self.ranks.world_size > 1
 
     def place_networks(self) -> None:
         """From the CPU to the device: whole, or this process's part."""
@@ -152,9 +152,9 @@ class Trainer:
         steps = self.options.train.steps
         assert steps is not None
         snapshots = Snapshots(self.run.snapshots, self.options, self.images)
-        alone = self.ranks.count == 1
+        alone = self.ranks.world_size == 1
         stop = Stop(
-            says=self.ranks.own == 0,
+            says=self.ranks.rank == 0,
             progress=lambda: self.progress,
             give_up=None if alone else self.give_up,
         )
@@ -171,13 +171,13 @@ class Trainer:
             raise StoppedError(
                 f"stopped by a signal after step {self.done}; go on with --resume",
                 self.stopping,
-                says=self.ranks.own == 0,
+                says=self.ranks.rank == 0,
             )
 
     @property
     def asked_to_stop(self) -> int:
         """The signal that asked the run to stop after this step, or 0; the same in all."""
-        return self.agreement.asked() if self.ranks.count == 1 else self.agreement.stop
+        return self.agreement.asked() if self.ranks.world_size == 1 else self.agreement.stop
 
     def next_step(self, report: TrainingReport | NoReport, snapshots: Snapshots) -> None:
         """One step, and what is recorded, looked at and saved after it."""
@@ -206,7 +206,7 @@ class Trainer:
             numbers = self.numbers(terms, values, time.perf_counter() - started)
             for finding in self.health.judge(numbers):
                 report.finding(finding.paragraph())
-            with self.agreement.by_itself(joint=self.sharded):
+            with self.agreement.this_rank_only(joint=self.sharded):
                 numbers |= self.evaluated()
             report.step(numbers, self.health.word())
             self.look(snapshots)
@@ -224,7 +224,7 @@ class Trainer:
 
     def look(self, snapshots: Snapshots) -> None:
         """A snapshot, if there is to be one after this step."""
-        with self.agreement.by_itself(joint=self.sharded):
+        with self.agreement.this_rank_only(joint=self.sharded):
             snapshots.take(self.done, self.teacher, self.source, self.cutter, self.ranks)
 
     def values(self) -> StepValues:
@@ -232,9 +232,7 @@ class Trainer:
         values = values_at(self.done, self.options)
         return replace(values, lr=values.lr * self.recovery.lr_factor)
 
-    def gradients(
-        self, step: int, values: StepValues, sampling: Sampling | None = None
-    ) -> WindowResult:
+    def gradients(self, step: int, values: StepValues, sampling: Probe | None = None) -> StepResult:
         """Of the whole effective batch of a step, left in ``.grad``; see effective_batch.py.
 
         Raises: NotFiniteError.
@@ -258,7 +256,7 @@ class Trainer:
                 raise NotFiniteError(f"{name} is {value}")
         return result
 
-    def update(self, step: int, result: WindowResult, values: StepValues) -> float:
+    def update(self, step: int, result: StepResult, values: StepValues) -> float:
         """Clip, optimizer, teacher, centers, Gram teacher: everything that changes, once.
 
         Returns: the gradient's norm.
@@ -281,13 +279,15 @@ class Trainer:
             return None
         return GramTerm(self.gram.backbone, weight, self.options.gram.resize)
 
-    def window(self, step: int, sizes: CropSizes | None = None) -> Window:
+    def window(self, step: int, sizes: CropSizes | None = None) -> BatchPlan:
         """The draws of a step; crops of other sizes than those drawn if they are given."""
         backbone = self.student.backbone
         depth, patch_size = backbone.depth, backbone.patch_size
-        return draw_window(self.options, step, self.images, depth, patch_size, sizes, self.strata)
+        return draw_batch_plan(
+            self.options, step, self.images, depth, patch_size, sizes, self.strata
+        )
 
-    def micro_batches(self, window: Window) -> Iterator[MicroBatch]:
+    def micro_batches(self, window: BatchPlan) -> Iterator[MicroBatch]:
         """The share of a window that is this process's, a micro-batch at a time."""
         size = self.options.train.micro_batch
         assert isinstance(size, int)
@@ -311,7 +311,7 @@ class Trainer:
     def give_up(self) -> None:
         """Say that this process waits for another in vain."""
         say(
-            f"process {self.ranks.own}: asked to stop while it waits for another process, which"
+            f"process {self.ranks.rank}: asked to stop while it waits for another process, which"
             f" does not answer; {self.saver.last_good()}; go on with --resume"
         )
         with contextlib.suppress(TimeoutError):
@@ -319,7 +319,7 @@ class Trainer:
 
     def collapsed(self, finding: Finding) -> UserError:
         """The error for a run that has to stop for its health: what, and what may help."""
-        if self.ranks.own > 0:
+        if self.ranks.rank > 0:
             return SaidElsewhereError(finding.seen)
         return UserError(
             f"stopped after step {self.done}: {finding.state} since step {finding.since}:"
@@ -349,7 +349,7 @@ class Trainer:
 
     def evaluated(self) -> dict[str, float]:
         """The online evaluation after this step, if it is due."""
-        takes_part = self.ranks.own == 0 or self.sharded  # each has a part of the teacher
+        takes_part = self.ranks.rank == 0 or self.sharded  # each has a part of the teacher
         if self.online is None or not takes_part or not self.online.due(self.done):
             return {}
         started = time.perf_counter()
@@ -375,12 +375,12 @@ class Trainer:
         if not self.sharded:
             check_alike(self.student, self.ranks)
         state = state_of(self)
-        if self.ranks.own > 0:
+        if self.ranks.rank > 0:
             return
         self.saver.saved(report)
         self.saver.begin(self.done, state)
         if last:
-            with self.agreement.by_itself():
+            with self.agreement.this_rank_only():
                 self.saver.saved(report, last)
 
     def resume(
@@ -396,7 +396,9 @@ class Trainer:
         finding what fits, and how long it takes. Nothing is changed.
         """
         largest = max(crop_sizes(self.options), key=lambda sizes: sizes.global_size)
-        images = min(2 * size, largest_share(self.options.train.effective_batch, self.ranks.count))
+        images = min(
+            2 * size, largest_share(self.options.train.effective_batch, self.ranks.world_size)
+        )
         spans = [slice(0, size), slice(size, images)] if images > size else [slice(0, images)]
         window = self.window(0, largest)
 

@@ -248,11 +248,11 @@ def test_what_another_process_is_writing_can_be_used(index, folder, decoded):
 
 def test_full_cache_keeps_what_it_has_and_says_so_once(index, folder, monkeypatch):
     monkeypatch.setattr(shards_module, "SHARD_BYTES", 4 * RECORD)
-    said: list[str] = []
+    messages: list[str] = []
     limit = 24 + 52 * 6 + 6 * RECORD
-    assert_as_without_cache(index, folder, limit_bytes=limit, say=said.append)
-    assert len(said) == 1
-    assert "is full" in said[0]
+    assert_as_without_cache(index, folder, limit_bytes=limit, say=messages.append)
+    assert len(messages) == 1
+    assert "is full" in messages[0]
     with store_of(index, folder) as store:
         assert 1 <= len(store) <= 6
 
@@ -287,7 +287,7 @@ def test_nothing_is_removed_while_another_run_uses_the_cache(index, folder):
 
 
 def test_full_disk_costs_the_cache_and_not_the_run(index, folder, monkeypatch):
-    said: list[str] = []
+    messages: list[str] = []
     write, calls = os.pwrite, []
 
     def full(file, data, offset):
@@ -297,9 +297,9 @@ def test_full_disk_costs_the_cache_and_not_the_run(index, folder, monkeypatch):
         return write(file, data, offset)
 
     monkeypatch.setattr(os, "pwrite", full)
-    assert_as_without_cache(index, folder, say=said.append)
-    assert len(said) == 1
-    assert "No space left on device" in said[0]
+    assert_as_without_cache(index, folder, say=messages.append)
+    assert len(messages) == 1
+    assert "No space left on device" in messages[0]
     with store_of(index, folder) as store:
         assert len(store) == 4
 
@@ -307,18 +307,18 @@ def test_full_disk_costs_the_cache_and_not_the_run(index, folder, monkeypatch):
 def test_a_disk_that_is_really_full(index, folder, small_disk):
     """On a file system of 64 KB, where the tests may mount one."""
     small_disk(folder, 64)
-    said: list[str] = []
+    messages: list[str] = []
     form = CanvasForm(80, 1)  # 12.8 KB each: four fit
-    assert_as_without_cache(index, folder, form=form, say=said.append)
-    assert len(said) == 1
-    assert "No space left on device" in said[0]
+    assert_as_without_cache(index, folder, form=form, say=messages.append)
+    assert len(messages) == 1
+    assert "No space left on device" in messages[0]
     with store_of(index, folder, form=form) as store:
         assert 3 <= len(store) <= 4
 
 
 @pytest.mark.parametrize("when", ["ftruncate", "open"])
 def test_disk_that_fails_when_a_shard_begins(index, folder, monkeypatch, when):
-    said: list[str] = []
+    messages: list[str] = []
     real = getattr(os, when)
 
     def fails(path, *more, **named):
@@ -327,8 +327,8 @@ def test_disk_that_fails_when_a_shard_begins(index, folder, monkeypatch, when):
         return real(path, *more, **named)
 
     monkeypatch.setattr(os, when, fails)
-    assert_as_without_cache(index, folder, say=said.append)
-    assert len(said) == 1
+    assert_as_without_cache(index, folder, say=messages.append)
+    assert len(messages) == 1
     assert not list(folder.glob("canvases-*"))
 
 
@@ -343,13 +343,13 @@ def test_folder_that_cannot_be_written_is_read(index, folder, decoded, monkeypat
         return real(path, flags, *more)
 
     monkeypatch.setattr(os, "open", refuses)
-    said: list[str] = []
-    with loader_of(index, folder, say=said.append) as loader:
+    messages: list[str] = []
+    with loader_of(index, folder, say=messages.append) as loader:
         for _ in range(2):
             loader.batch(np.arange(12))
     assert len(decoded) == 6 + 2 * 6
-    assert len(said) == 1
-    assert "only read" in said[0]
+    assert len(messages) == 1
+    assert "only read" in messages[0]
 
 
 def test_a_file_as_cache_is_refused(index, tmp_path):

@@ -217,9 +217,9 @@ def test_a_full_disk_loses_nothing(data, tmp_path, monkeypatch, capsys, write_pn
 
     monkeypatch.setattr(table.pq, "write_table", full)
     assert main(["index", str(data), "--out", str(out)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("dino-x: cannot write ")
-    assert "No space left on device; nothing that was there is lost" in said
+    printed = capsys.readouterr().err
+    assert printed.startswith("dino-x: cannot write ")
+    assert "No space left on device; nothing that was there is lost" in printed
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "i.parquet"]
     (data / "broken.png").unlink()
@@ -328,21 +328,23 @@ def test_the_summary(data, tmp_path, capsys, write_png):
     out = tmp_path / "i.parquet"
     arguments = ["index", str(data), "--out", str(out), "--labels", "folder"]
     assert main(arguments) == 0
-    said = dict(
+    printed = dict(
         line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line[0] != " "
     )
-    assert said["images"] == "9 in 8 files"
-    assert said["patients"] == "1; unknown for 7 images"
-    assert said["series"] == "1; unknown for 7 images"
-    assert said["formats"] == "PNG (7), DICOM (2)"
-    assert said["modalities"] == "CT (2); unknown for 7 images"
-    assert said["sizes"] == "12 x 10 (7), 9 x 7 (2)"
-    assert said["spacing"] == "0.5 mm; unknown for 7 images"
-    assert said["thickness"] == "2.5 mm; unknown for 7 images"
-    assert said["labels"] == "b (4), a (3); unknown for 2 images"
-    assert said["duplicates"].startswith("1 files are copies of others, such as ")
-    assert said["unusable"] == "3 files"
-    assert said["written"].startswith(f"to  {out} (11 files read)") or "11 files read" in str(said)
+    assert printed["images"] == "9 in 8 files"
+    assert printed["patients"] == "1; unknown for 7 images"
+    assert printed["series"] == "1; unknown for 7 images"
+    assert printed["formats"] == "PNG (7), DICOM (2)"
+    assert printed["modalities"] == "CT (2); unknown for 7 images"
+    assert printed["sizes"] == "12 x 10 (7), 9 x 7 (2)"
+    assert printed["spacing"] == "0.5 mm; unknown for 7 images"
+    assert printed["thickness"] == "2.5 mm; unknown for 7 images"
+    assert printed["labels"] == "b (4), a (3); unknown for 2 images"
+    assert printed["duplicates"].startswith("1 files are copies of others, such as ")
+    assert printed["unusable"] == "3 files"
+    assert printed["written"].startswith(f"to  {out} (11 files read)") or "11 files read" in str(
+        printed
+    )
     assert main(arguments) == 0
     assert "0 files read, 11 kept from before" in capsys.readouterr().out
 
@@ -351,9 +353,9 @@ def test_reasons_are_grouped_whatever_numbers_they_name(data, tmp_path, capsys):
     for name, cut in (("cut.dcm", 100), ("cut2.dcm", 50)):
         (data / name).write_bytes((data / "ct.dcm").read_bytes()[:-cut])
     assert main(["index", str(data), "--out", str(tmp_path / "i.parquet")]) == 0
-    said = capsys.readouterr().out
-    assert f"2  truncated: N of N bytes of pixel data are there, such as {data}/cut.dcm" in said
-    assert f"1  not an image, {data}/broken.png" in said
+    printed = capsys.readouterr().out
+    assert f"2  truncated: N of N bytes of pixel data are there, such as {data}/cut.dcm" in printed
+    assert f"1  not an image, {data}/broken.png" in printed
 
 
 def test_labels_of_a_csv_file_are_in_the_table(data, tmp_path):

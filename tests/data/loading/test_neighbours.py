@@ -21,7 +21,7 @@ from dino_x.data.loading.neighbours import (
 from dino_x.data.readers import registry
 from dino_x.errors import UserError
 from dino_x.evaluation.baselines import pixel_encoder
-from dino_x.evaluation.embed import Encoder, Seeing, encode
+from dino_x.evaluation.embed import Encoder, ImagePreparation, encode
 
 
 def ref(name: str, series=None, position=None, height=4, width=5) -> ImageRef:
@@ -193,7 +193,7 @@ def test_evaluation_sees_the_same_neighbours(ramp, monkeypatch):
         "2D": Encoder(8, 3, middle),
         "pixels": pixel_encoder(),
     }
-    features, unreadable = encode(encoders, rows[2:3], seeing=Seeing(rows=rows))
+    features, unreadable = encode(encoders, rows[2:3], seeing=ImagePreparation(rows=rows))
     assert unreadable == []
     np.testing.assert_allclose(features["2.5D"], [[0.3, 0.5, 0.7]], atol=1e-6)
     np.testing.assert_allclose(features["2D"], [[0.5, 0.5, 0.5]], atol=1e-6)

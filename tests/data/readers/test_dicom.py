@@ -349,10 +349,10 @@ def test_every_file_of_pydicom_with_pixels_is_read_or_refused_with_a_reason():
         except Exception:
             has_pixels = False
         if has_pixels:
-            said = same_as_pydicom(path)
+            reason = same_as_pydicom(path)
             if path.name in REFUSED:
-                assert re.search(REFUSED[path.name], said), (path.name, said)
+                assert re.search(REFUSED[path.name], reason), (path.name, reason)
             else:
-                assert said == "read", (path.name, said)
+                assert reason == "read", (path.name, reason)
                 read_files += 1
     assert read_files > 40

@@ -116,18 +116,18 @@ def test_no_patient_value_leaves_a_file(write_dicom, rng, patient, capfd, caplog
         at = whole.index(element) + 8
         planted.append(whole[:at] + name + whole[at + len(name) :])
     path = write_dicom(np.zeros((2, 2), dtype=np.uint8), "planted.dcm")
-    said, refused = [], []
+    results, refused = [], []
     with warnings.catch_warnings(record=True) as warned:
         for content in [whole, *planted]:
             path.write_bytes(content)
             try:
-                said.append(repr(read(path).window) + repr(refs(path)))
+                results.append(repr(read(path).window) + repr(refs(path)))
             except Unreadable as unreadable:
                 refused.append(unreadable)
     assert all(error.__context__ is None or error.__suppress_context__ for error in refused)
-    said += [str(error) for error in refused]
-    said += [str(warning.message) for warning in warned]
-    everything = "\n".join([*said, caplog.text, *capfd.readouterr()])
+    results += [str(error) for error in refused]
+    results += [str(warning.message) for warning in warned]
+    everything = "\n".join([*results, caplog.text, *capfd.readouterr()])
     assert "truncated" in everything
     for value in patient.values():
         assert value not in everything

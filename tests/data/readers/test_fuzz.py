@@ -20,17 +20,17 @@ def reader():
 
 def test_damaged_files_are_read_or_refused(reader, tmp_path):
     """`benchmarks/fuzz_readers.py` does the same with thousands."""
-    bad, said = [], []
+    bad, outcomes = [], []
     for name, content in mutants(FILES):
         path = tmp_path / name
         path.write_bytes(content)
         outcome = reader.read(path)
-        said.append(outcome.said)
+        outcomes.append(outcome.kind)
         if not outcome.is_good:
             bad.append((name, outcome))
     assert not bad
-    assert len(said) == FILES
-    assert 0.2 < np.mean([word == "image" for word in said]) < 0.8, "too mild or too wild"
+    assert len(outcomes) == FILES
+    assert 0.2 < np.mean([word == "image" for word in outcomes]) < 0.8, "too mild or too wild"
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -39,7 +39,7 @@ def test_bombs_are_refused(reader, tmp_path, name):
     path.write_bytes(BOMBS[name]())
     outcome = reader.read(path)
     assert outcome.is_good, outcome
-    assert (outcome.said == "image") == name.startswith("allowed")
+    assert (outcome.kind == "image") == name.startswith("allowed")
     assert outcome.seconds < SECONDS
     assert outcome.growth < (BYTES if name.startswith("allowed") else BYTES / 4)
 
@@ -53,4 +53,4 @@ def test_a_crash_and_a_hang_are_seen(reader, tmp_path, monkeypatch):
     assert not reader.read(tmp_path / "a").is_good
     reader._running().send_signal(signal.SIGSTOP)  # it will not answer
     monkeypatch.setattr(watched, "_PATIENCE", 0.1)
-    assert reader.read(tmp_path / "a").said == "hang"
+    assert reader.read(tmp_path / "a").outcomes == "hang"

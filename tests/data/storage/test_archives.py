@@ -18,7 +18,7 @@ from dino_x.data.index.index import build_index
 from dino_x.data.loading.loader import Loader
 from dino_x.data.readers import registry
 from dino_x.data.storage import archives, row_groups
-from dino_x.data.storage.archives import Blocks, Shard, Span, read_range, state_of
+from dino_x.data.storage.archives import Archive, Blocks, Span, read_range, state_of
 from dino_x.errors import UserError
 from tests.data.packing import pack_parquet, pack_tar
 
@@ -377,4 +377,4 @@ def test_blocks_are_the_bytes_of_the_shard(stored, monkeypatch):
 
 def test_shards_are_told_apart_by_their_state(tmp_path):
     (tmp_path / "x").write_bytes(b"1")
-    assert state_of(tmp_path / "x") != Shard(tmp_path / "x", 1, 0)
+    assert state_of(tmp_path / "x") != Archive(tmp_path / "x", 1, 0)

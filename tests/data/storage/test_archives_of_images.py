@@ -332,7 +332,7 @@ def test_bytes_that_are_no_images_are_refused_where_the_file_was_named(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("memory://nowhere/x.tar", "memory://nowhere/x.tar does not exist"),
         ("memory://nowhere/*.tar", "no shards in memory://nowhere/*.tar"),
@@ -340,8 +340,8 @@ def test_bytes_that_are_no_images_are_refused_where_the_file_was_named(tmp_path,
         ("memory://b/{0..9999999}.tar", "stands for more than 1,000,000 names"),
     ],
 )
-def test_addresses_of_nothing_are_refused(path, said):
-    assert said in refused(path)
+def test_addresses_of_nothing_are_refused(path, message):
+    assert message in refused(path)
 
 
 def test_storage_whose_package_is_missing_says_what_to_install(monkeypatch):
@@ -413,5 +413,5 @@ def test_processes_look_through_shards_as_threads_do(folder, tmp_path, monkeypat
 
 
 def test_suffixes_of_shards():
-    assert listing.is_shard("A.TAR")
-    assert not listing.is_shard("a.tar.png")
+    assert listing.is_archive("A.TAR")
+    assert not listing.is_archive("a.tar.png")

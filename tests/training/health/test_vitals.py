@@ -10,7 +10,7 @@ from torch.nn import functional
 from dino_x.config.presets import check
 from dino_x.model.teacher import build_student
 from dino_x.training.health import vitals
-from dino_x.training.step.probe import Sample, Sampling, patch_similarity
+from dino_x.training.step.probe import Probe, ProbedRows, patch_similarity
 from tests.conftest import TINY
 
 
@@ -19,7 +19,7 @@ def sample_of(images=5, bottleneck=7, prototypes=13, temperature=0.1, seed=0):
     rows = functional.normalize(torch.randn(2, images, bottleneck, dtype=torch.float64), dim=-1)
     features = torch.randn(2, images, 6, dtype=torch.float64)
     bias = torch.randn(prototypes, dtype=torch.float64)
-    return Sample(rows, bias, temperature, features, features, torch.zeros(2, images))
+    return ProbedRows(rows, bias, temperature, features, features, torch.zeros(2, images))
 
 
 @pytest.mark.parametrize(("images", "prototypes"), [(1, 3), (5, 13), (33, 7)])
@@ -133,7 +133,7 @@ def test_weights_that_are_looked_at_are_bounded_copies(network, monkeypatch):
 
 @pytest.mark.parametrize(("images", "rows", "expected"), [(16, 8, 4), (16, 512, 16), (7, 6, 3)])
 def test_rows_are_spread_over_the_effective_batch(images, rows, expected):
-    positions = Sampling.of(images, rows).positions_S
+    positions = Probe.of(images, rows).positions_S
     assert len(positions) == expected
     assert positions.unique().equal(positions)
     assert positions[0] == 0

@@ -32,7 +32,7 @@ ENTRY_BYTES = _ENTRY.size
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One record of a shard, without its pixels."""
 
     key: bytes
@@ -52,7 +52,7 @@ def size_on_disk(file: Path) -> int:
     return min(status.st_size, status.st_blocks * 512)
 
 
-def read_shard(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Entry]]:
+def read_shard(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[CacheEntry]]:
     """A shard for reading.
 
     Args:
@@ -64,7 +64,7 @@ def read_shard(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, lis
 
     Raises: OSError, also if the pixels are not there.
     """
-    nothing = np.empty((0, *shape), dtype=np.uint16), list[Entry]()
+    nothing = np.empty((0, *shape), dtype=np.uint16), list[CacheEntry]()
     data = path.read_bytes()
     if len(data) < _HEADER.size:
         return nothing
@@ -82,11 +82,11 @@ def read_shard(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, lis
         if checksum == zlib.crc32(data[start : start + _ENTRY.size - 4]):
             size = None if np.isnan(height) else (height, width)
             beside = Canvas(np.empty(0, np.uint16), aspect, size, bool(hounsfield))
-            entries.append(Entry(key, record, crc, beside))
+            entries.append(CacheEntry(key, record, crc, beside))
     return _mapped(pixels, length, shape), entries
 
 
-class OwnShard:
+class CacheFileWriter:
     """A shard that this process writes: sparse at its full length, so that it is mapped once."""
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:

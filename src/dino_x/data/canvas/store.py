@@ -30,7 +30,7 @@ import numpy as np
 
 from dino_x.data.canvas.cache_files import (
     ENTRY_BYTES,
-    OwnShard,
+    CacheFileWriter,
     checksum_of,
     read_shard,
     size_on_disk,
@@ -116,7 +116,7 @@ class CanvasStore:
         self.size_mm = np.full((n, 2), np.nan)
         self.hounsfield = np.zeros(n, dtype=bool)
         self._writing = threading.Lock()
-        self._own: OwnShard | None = None
+        self._own: CacheFileWriter | None = None
         self._bytes = 0
         self.adding = True
         self._lock_file: int | None = None
@@ -221,7 +221,7 @@ class CanvasStore:
             )
             return False
         if self._own is None:
-            self._own = OwnShard(self.folder, self._shape)
+            self._own = CacheFileWriter(self.folder, self._shape)
             self._shards.append(self._own.records)
         checksum = checksum_of(canvas.pixels)
         record = self._own.append(key, checksum, canvas)

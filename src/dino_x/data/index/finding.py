@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from dino_x.data.storage.archives import Shard, address, is_remote
-from dino_x.data.storage.listing import is_shard
-from dino_x.data.storage.urls import expand, find_shards, is_pattern
+from dino_x.data.storage.archives import Archive, address, is_remote
+from dino_x.data.storage.listing import is_archive
+from dino_x.data.storage.urls import expand, find_archives, is_pattern
 from dino_x.errors import UserError, nearest
 
 # Image formats that are read, and some that are not: these are reported, not passed over.
@@ -54,9 +54,9 @@ class Candidate:
     etag: str | None = None
 
     @property
-    def is_shard(self) -> bool:
+    def is_archive(self) -> bool:
         """Whether it holds many images, by its suffix."""
-        return is_shard(self.path.name)
+        return is_archive(self.path.name)
 
 
 @dataclass
@@ -82,7 +82,7 @@ def find_files(paths: Sequence[Path], sources: Sequence[int] | None = None) -> l
         for number, path in zip(sources or range(len(paths)), paths, strict=True):
             if is_remote(path):
                 files = [
-                    (address(shard.path), _of_shard(shard, number)) for shard in find_shards(path)
+                    (address(shard.path), _of_shard(shard, number)) for shard in find_archives(path)
                 ]
             elif not path.exists():
                 files = [
@@ -98,7 +98,7 @@ def find_files(paths: Sequence[Path], sources: Sequence[int] | None = None) -> l
     return sorted(found.values())
 
 
-def _of_shard(shard: Shard, source: int) -> Candidate:
+def _of_shard(shard: Archive, source: int) -> Candidate:
     return Candidate(shard.path, source, True, shard.size, shard.mtime_ns, shard.etag)
 
 

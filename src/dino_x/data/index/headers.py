@@ -16,7 +16,7 @@ from dino_x.data import identity
 from dino_x.data.image import ImageRef, Reading, Unreadable
 from dino_x.data.index.finding import Candidate, claims_image
 from dino_x.data.readers import registry
-from dino_x.data.storage.archives import Shard, is_remote
+from dino_x.data.storage.archives import Archive, is_remote
 from dino_x.data.storage.listing import length_of, members
 from dino_x.data.storage.member import Member
 
@@ -60,11 +60,11 @@ class Record:
     etag: str | None = None
 
     @property
-    def file(self) -> Shard:
+    def file(self) -> Archive:
         """The file on a disk or in a store, in the state that it was read in."""
         if isinstance(self.path, Member):
             return self.path.shard
-        return Shard(self.path, self.size, self.mtime_ns, self.etag)
+        return Archive(self.path, self.size, self.mtime_ns, self.etag)
 
 
 def scan(
@@ -109,7 +109,7 @@ def _portions(files: Sequence[Candidate]) -> list[Sequence[Candidate]]:
     portions: list[Sequence[Candidate]] = []
     start = 0
     for stop in range(1, len(files) + 1):
-        ends = stop == len(files) or files[stop].is_shard or files[stop - 1].is_shard
+        ends = stop == len(files) or files[stop].is_archive or files[stop - 1].is_archive
         if ends or stop - start == _PORTION:
             portions.append(files[start:stop])
             start = stop
@@ -118,7 +118,7 @@ def _portions(files: Sequence[Candidate]) -> list[Sequence[Candidate]]:
 
 def _images(files: Sequence[Candidate]) -> int:
     """About how many image files there are, those in shards too."""
-    return sum(file.size // _USUAL_BYTES if file.is_shard else 1 for file in files)
+    return sum(file.size // _USUAL_BYTES if file.is_archive else 1 for file in files)
 
 
 def _executor(files: int, workers: int) -> Executor:
@@ -136,7 +136,7 @@ def _start_process(salt: bytes) -> None:
 def _scan_portion(portion: tuple[Sequence[Candidate], Reading]) -> list[list[Record]]:
     files, reading = portion
     return [
-        _scan_shard(file, reading) if file.is_shard else _scan_file(file, file.path, reading)
+        _scan_shard(file, reading) if file.is_archive else _scan_file(file, file.path, reading)
         for file in files
     ]
 
@@ -147,7 +147,7 @@ def _scan_shard(file: Candidate, reading: Reading) -> list[Record]:
     One that was not named, and has no images, is passed over as other tables and archives are. Of
     several members of one name the last counts, as it does when a tar is unpacked.
     """
-    shard = Shard(file.path, file.size, file.mtime_ns, file.etag)
+    shard = Archive(file.path, file.size, file.mtime_ns, file.etag)
     found: dict[str, list[Record]] = {}
     unusable: str | None = None
     try:

@@ -20,7 +20,7 @@ from dino_x.data.index.table import read_table
 from dino_x.data.readers import registry
 from dino_x.data.readers.decoding import Decoding
 from dino_x.data.storage.archives import address, is_remote
-from dino_x.data.storage.listing import is_shard
+from dino_x.data.storage.listing import is_archive
 from dino_x.data.storage.member import any_remote, as_path, fetched
 from dino_x.errors import UserError
 
@@ -160,7 +160,7 @@ def folders_of(paths: Sequence[str | Path]) -> list[Path]:
         elif is_remote(path) or not path.exists():
             folders.append(folder_of(path))
         else:
-            folders.append(path.parent if is_shard(path.name) and path.is_file() else path)
+            folders.append(path.parent if is_archive(path.name) and path.is_file() else path)
     return folders
 
 

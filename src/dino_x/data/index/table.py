@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from dino_x.data.identity import fingerprint
 from dino_x.data.image import ImageRef, Reading
 from dino_x.data.index.headers import Record
-from dino_x.data.storage.archives import Shard, address
+from dino_x.data.storage.archives import Archive, address
 from dino_x.data.storage.member import Member, as_path
 from dino_x.errors import UserError
 
@@ -190,7 +190,7 @@ def read_table(path: Path) -> Table:
     sources = tuple(as_path(source) for source in facts["sources"])
     number_of = {source: number for number, source in enumerate(facts["sources"])}
     columns = [_values(rows.column(name), name not in _UNIQUE) for name in SCHEMA.names]
-    shards: dict[tuple[Any, ...], Shard] = {}
+    shards: dict[tuple[Any, ...], Archive] = {}
     records = [
         _record(list(of_file), sources, number_of, shards)
         for _, of_file in groupby(zip(*columns, strict=True), key=lambda row: (row[1], row[0]))
@@ -235,7 +235,7 @@ def _record(
     rows: list[tuple[Any, ...]],
     sources: Sequence[Path],
     number_of: dict[str, int],
-    shards: dict[tuple[Any, ...], Shard],
+    shards: dict[tuple[Any, ...], Archive],
 ) -> Record:
     """A file from its rows: the opposite of `_row`. Members of a shard have one object for it."""
     name, folder, inside, offset, row_group, row = rows[0][:6]
@@ -246,7 +246,7 @@ def _record(
     else:
         which = (source, inside, shard_size, mtime_ns, etag)
         if which not in shards:
-            shards[which] = Shard(sources[source] / inside, shard_size, mtime_ns, etag)
+            shards[which] = Archive(sources[source] / inside, shard_size, mtime_ns, etag)
         place = (offset, size) if row_group is None else (-1, -1, row_group, row)
         path, etag = Member(f"{folder}/{name}", shards[which], *place), None
     refs = () if unusable is not None else tuple(_ref(row, path, source) for row in rows)

@@ -47,7 +47,7 @@ _CONNECTIONS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class Archive:
     """A file that holds many images, in the state that it was looked through.
 
     Attributes:
@@ -113,25 +113,25 @@ def _filesystem(protocol: str) -> Any:
             f"{protocol}:// is no storage that is known: try s3://, gs://, hf://, https://, file://"
         ) from None
     except Exception as error:  # credentials that are not there, and the like
-        raise UserError(f"cannot use {protocol}://: {said(error)}") from None
+        raise UserError(f"cannot use {protocol}://: {reason_of(error)}") from None
 
 
-def state_of(path: Path) -> Shard:
+def state_of(path: Path) -> Archive:
     """A shard in the state that it is in now. Raises OSError, or what fsspec raises."""
     if not is_remote(path):
         status = os.stat(path)
-        return Shard(path, status.st_size, status.st_mtime_ns)
+        return Archive(path, status.st_size, status.st_mtime_ns)
     info = filesystem(path).info(address(path))
     return shard_from(path, info)
 
 
-def shard_from(path: Path, info: dict[str, Any]) -> Shard:
+def shard_from(path: Path, info: dict[str, Any]) -> Archive:
     """A shard from what its file system says of it."""
     etag = next((str(info[name]) for name in _STATES if info.get(name)), None)
-    return Shard(path, int(info.get("size") or 0), 0, etag)
+    return Archive(path, int(info.get("size") or 0), 0, etag)
 
 
-def read_range(shard: Shard, start: int, length: int) -> bytes:
+def read_range(shard: Archive, start: int, length: int) -> bytes:
     """Some bytes of a shard, all of them.
 
     Raises:
@@ -165,7 +165,7 @@ def raise_lost() -> None:
         raise lost
 
 
-def _read_range(shard: Shard, start: int, length: int) -> bytes:
+def _read_range(shard: Archive, start: int, length: int) -> bytes:
     remote = is_remote(shard.path)
     read = _read_remote if remote else _read_local
     for pause in (*PAUSES, None):
@@ -177,8 +177,8 @@ def _read_range(shard: Shard, start: int, length: int) -> bytes:
             raise UserError(f"{address(shard.path)} is gone; put it back{_RESUME}") from None
         except PermissionError as error:
             raise UserError(
-                f"{address(shard.path)} may not be read ({said(error)}): mend the permissions or"
-                f" the credentials{_RESUME}"
+                f"{address(shard.path)} may not be read ({reason_of(error)}): mend the"
+                f" permissions or the credentials{_RESUME}"
             ) from None
         except Exception as error:
             passing = remote or getattr(error, "errno", None) in _PASSING
@@ -186,31 +186,31 @@ def _read_range(shard: Shard, start: int, length: int) -> bytes:
                 time.sleep(pause)
                 continue
             _check_there(shard, error)
-            raise Unreadable(f"cannot be read: {said(error)}") from None
+            raise Unreadable(f"cannot be read: {reason_of(error)}") from None
     raise AssertionError("the last try returns or raises")
 
 
 _RESUME = "; nothing is lost: go on with --resume"
 
 
-def said(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The kind of an error and its system's phrase; messages can hold addresses with secrets."""
     phrase = getattr(error, "strerror", None)
     return str(phrase) if phrase else type(error).__name__
 
 
-def _check_there(shard: Shard, error: BaseException) -> None:
+def _check_there(shard: Archive, error: BaseException) -> None:
     """Raise UserError if the shard's store does not even say that the shard is there."""
     try:
         state_of(shard.path)
     except Exception:
         raise UserError(
-            f"{address(shard.path)} cannot be read any more ({said(error)}), and its store does not"
-            f" answer, {1 + len(PAUSES)} tries in {sum(PAUSES):.3g} s{_RESUME}"
+            f"{address(shard.path)} cannot be read any more ({reason_of(error)}), and its store"
+            f" does not answer, {1 + len(PAUSES)} tries in {sum(PAUSES):.3g} s{_RESUME}"
         ) from None
 
 
-def _changed(shard: Shard) -> UserError:
+def _changed(shard: Archive) -> UserError:
     return UserError(
         f"{address(shard.path)} has changed since its images were indexed: run `dino-x index`"
         " again, or start without an index, which looks at it anew"
@@ -218,7 +218,7 @@ def _changed(shard: Shard) -> UserError:
 
 
 @lru_cache(maxsize=_OPEN_FILES)
-def _opened(shard: Shard) -> io.FileIO:
+def _opened(shard: Archive) -> io.FileIO:
     """The open file of a shard on a disk. One that is dropped closes when nobody reads it."""
     file = io.FileIO(shard.path, "r")
     status = os.fstat(file.fileno())
@@ -227,13 +227,13 @@ def _opened(shard: Shard) -> io.FileIO:
     return file
 
 
-def on_disk(shard: Shard) -> io.FileIO:
+def on_disk(shard: Archive) -> io.FileIO:
     """The open file of a shard on a disk; nobody may rely on its position. Raises UserError."""
     read_range(shard, 0, 0)  # which says what is wrong
     return _opened(shard)
 
 
-def _read_local(shard: Shard, start: int, length: int) -> bytes:
+def _read_local(shard: Archive, start: int, length: int) -> bytes:
     file = _opened(shard)
     data = os.pread(file.fileno(), length, start)
     while len(data) < length:
@@ -247,13 +247,13 @@ def _read_local(shard: Shard, start: int, length: int) -> bytes:
 
 
 @cache
-def _confirmed(shard: Shard) -> None:
+def _confirmed(shard: Archive) -> None:
     """Raise UserError unless an object is as it was indexed; asked once a process."""
     if state_of(shard.path) != shard:
         raise _changed(shard)
 
 
-def _read_remote(shard: Shard, start: int, length: int) -> bytes:
+def _read_remote(shard: Archive, start: int, length: int) -> bytes:
     _confirmed(shard)
     if length == 0:
         return b""
@@ -269,7 +269,7 @@ def _read_remote(shard: Shard, start: int, length: int) -> bytes:
 class Blocks:
     """A shard's bytes, read in blocks of which the last few are kept. For one thread at a time."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Archive) -> None:
         self.shard = shard
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
@@ -293,7 +293,7 @@ class Blocks:
         return self._blocks[number]
 
 
-def reader_of(shard: Shard) -> Callable[[int, int], bytes]:
+def reader_of(shard: Archive) -> Callable[[int, int], bytes]:
     """What reads bytes of a shard for one thread: ranges from a disk, blocks from a store."""
     return Blocks(shard) if is_remote(shard.path) else lambda s, n: read_range(shard, s, n)
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from dino_x.data.image import Unreadable
 from dino_x.data.storage import row_groups
-from dino_x.data.storage.archives import Shard, none_lost, opened_span, raise_lost, reader_of
+from dino_x.data.storage.archives import Archive, none_lost, opened_span, raise_lost, reader_of
 from dino_x.data.storage.member import Member, plain_name
 
 TAR, PARQUET = ".tar", ".parquet"
@@ -23,7 +23,7 @@ PACKED = (
 _BLOCK = 512  # of a tar
 
 
-def is_shard(name: str) -> bool:
+def is_archive(name: str) -> bool:
     """Whether a file is one of many images, by its suffix.
 
     >>> is_shard("ct-000.tar"), is_shard("ct.tar.gz"), is_shard("ct.png")
@@ -32,7 +32,7 @@ def is_shard(name: str) -> bool:
     return name.lower().endswith(SHARD_SUFFIXES)
 
 
-def members(shard: Shard) -> Iterator[Member]:
+def members(shard: Archive) -> Iterator[Member]:
     """The files in a shard in its order, each with what opens it at hand.
 
     Raises:
@@ -45,7 +45,7 @@ def members(shard: Shard) -> Iterator[Member]:
     return _rows(shard) if name.endswith(PARQUET) else _tar_members(shard)
 
 
-def _tar_members(shard: Shard) -> Iterator[Member]:
+def _tar_members(shard: Archive) -> Iterator[Member]:
     """The regular files of a tar. Headers are read, and what is between them is passed over.
 
     A tar ends in blocks of zeros; one that does not was cut off, or is damaged at that place.
@@ -72,7 +72,7 @@ def _tar_members(shard: Shard) -> Iterator[Member]:
         raise Unreadable("truncated or damaged tar: what should be its end is none")
 
 
-def _rows(shard: Shard) -> Iterator[Member]:
+def _rows(shard: Archive) -> Iterator[Member]:
     """The images of a Parquet file, called by their `path`, or by their number if these repeat."""
     layout = row_groups.layout(shard)
     if layout.index:

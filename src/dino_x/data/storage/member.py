@@ -19,7 +19,7 @@ import numpy as np
 from dino_x.data.image import ImageRef
 from dino_x.data.storage import row_groups
 from dino_x.data.storage.archives import (
-    Shard,
+    Archive,
     address,
     is_remote,
     location,
@@ -36,8 +36,8 @@ _Path = type(Path())
 
 
 @lru_cache(maxsize=1024)  # members of one shard share it
-def _moved(shard: Shard, path: Path) -> Shard:
-    return Shard(path, shard.size, shard.mtime_ns, shard.etag)
+def _moved(shard: Archive, path: Path) -> Archive:
+    return Archive(path, shard.size, shard.mtime_ns, shard.etag)
 
 
 class Address(_Path):  # type: ignore[misc, valid-type]
@@ -72,7 +72,7 @@ class Member(Address):
     def __init__(
         self,
         path: Path | str,
-        shard: Shard,
+        shard: Archive,
         offset: int = -1,
         length: int = -1,
         row_group: int = -1,
@@ -111,7 +111,7 @@ class Member(Address):
         """The same member with its bytes, or what opens them, at hand."""
         return self._with(content, self.shard)
 
-    def _with(self, content: Any, shard: Shard) -> Member:
+    def _with(self, content: Any, shard: Archive) -> Member:
         place = (self.offset, self.length, self.row_group, self.row)
         return Member(shard.path / self.name_inside, shard, *place, content)
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dino_x.data.image import Unreadable
-from dino_x.data.storage.archives import Shard, Span, read_range
+from dino_x.data.storage.archives import Archive, Span, read_range
 from dino_x.data.storage.unpacked import VolumeCache
 
 INDEX_METADATA = b"dino_x.index"
@@ -43,7 +43,7 @@ class Layout:
 
 
 @lru_cache(maxsize=512)
-def layout(shard: Shard) -> Layout:
+def layout(shard: Archive) -> Layout:
     """Where the images of a Parquet file are, from its footer. Raises Unreadable, UserError."""
     try:
         with _file(shard) as file:
@@ -78,7 +78,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def read_row(shard: Shard, row_group: int, row: int) -> bytes:
+def read_row(shard: Archive, row_group: int, row: int) -> bytes:
     """The encoded image in a row of a row group. Raises Unreadable, UserError."""
     group = groups.get((shard, row_group), lambda: read_group(shard, row_group))
     value: bytes | None = group[row].as_py()
@@ -87,13 +87,13 @@ def read_row(shard: Shard, row_group: int, row: int) -> bytes:
     return value
 
 
-def read_group(shard: Shard, row_group: int) -> pa.ChunkedArray:
+def read_group(shard: Archive, row_group: int) -> pa.ChunkedArray:
     """The encoded images of a row group, in one read of its column. Raises Unreadable."""
     where = layout(shard)
     return _column(shard, row_group, f"{where.column}.bytes" if where.struct else where.column)
 
 
-def read_names(shard: Shard, row_group: int) -> list[str | None]:
+def read_names(shard: Archive, row_group: int) -> list[str | None]:
     """What the images of a row group are called, if the file says it."""
     where = layout(shard)
     if not where.named:
@@ -102,7 +102,7 @@ def read_names(shard: Shard, row_group: int) -> list[str | None]:
     return names
 
 
-def _column(shard: Shard, row_group: int, leaf: str) -> pa.ChunkedArray:
+def _column(shard: Archive, row_group: int, leaf: str) -> pa.ChunkedArray:
     where = layout(shard)
     try:
         with _file(shard) as file:
@@ -113,6 +113,6 @@ def _column(shard: Shard, row_group: int, leaf: str) -> pa.ChunkedArray:
     return pc.struct_field(column, leaf.rpartition(".")[2]) if where.struct else column
 
 
-def _file(shard: Shard) -> Span:
+def _file(shard: Archive) -> Span:
     """Without a buffer: a column of a row group is asked for at once."""
     return Span(lambda start, length: read_range(shard, start, length), 0, shard.size)

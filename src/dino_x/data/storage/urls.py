@@ -11,8 +11,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dino_x.data.storage.archives import Shard, address, filesystem, said, shard_from, state_of
-from dino_x.data.storage.listing import is_shard
+from dino_x.data.storage.archives import (
+    Archive,
+    address,
+    filesystem,
+    reason_of,
+    shard_from,
+    state_of,
+)
+from dino_x.data.storage.listing import is_archive
 from dino_x.data.storage.member import Address
 from dino_x.errors import UserError
 
@@ -62,10 +69,10 @@ def folder_of(path: Path) -> Path:
     for number, part in enumerate(parts):
         if is_pattern(part):
             return Address(*parts[:number])
-    return Address(path.parent if is_shard(path.name) else path)
+    return Address(path.parent if is_archive(path.name) else path)
 
 
-def find_shards(path: Path) -> Iterator[Shard]:
+def find_archives(path: Path) -> Iterator[Archive]:
     """The shards behind an address: one, those of a pattern, or those of a folder.
 
     Raises: UserError if there are none, or the store cannot be asked.
@@ -87,7 +94,7 @@ def find_shards(path: Path) -> Iterator[Shard]:
         )
 
 
-def _asked(files: Any, url: str) -> list[Shard]:
+def _asked(files: Any, url: str) -> list[Archive]:
     """`_shards`, with what goes wrong said in a line."""
     try:
         return _shards(files, url)
@@ -97,31 +104,31 @@ def _asked(files: Any, url: str) -> list[Shard]:
         raise
     except Exception as error:
         raise UserError(
-            f"cannot look at {url} ({said(error)}): is the address right, and are you allowed to"
-            " read it?"
+            f"cannot look at {url} ({reason_of(error)}): is the address right, and are you allowed"
+            " to read it?"
         ) from None
 
 
-def _shards(files: Any, url: str) -> list[Shard]:
+def _shards(files: Any, url: str) -> list[Archive]:
     """The shards behind one address without braces."""
     if _WILD.search(url) and not (url.startswith("http") and "*" not in url):
         found = files.glob(url, detail=True)
     else:
         info = files.info(url)
         if info.get("type") != "directory":
-            return [shard_from(Address(url), info)] if is_shard(url) else []
+            return [shard_from(Address(url), info)] if is_archive(url) else []
         found = files.find(url, detail=True)
     protocol = url.partition("://")[0]
     wanted = {
         name if "://" in name else f"{protocol}://{name.lstrip('/')}": info
         for name, info in sorted(found.items())
-        if info.get("type") != "directory" and is_shard(name) and not _hidden(name)
+        if info.get("type") != "directory" and is_archive(name) and not _hidden(name)
     }
     with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:
         return list(pool.map(_shard, wanted, wanted.values()))
 
 
-def _shard(url: str, info: dict[str, Any]) -> Shard:
+def _shard(url: str, info: dict[str, Any]) -> Archive:
     """A listed shard; where lists do not say what state it is in, it is asked for."""
     path = Address(url)
     return shard_from(path, info) if info.get("ETag") or info.get("etag") else state_of(path)

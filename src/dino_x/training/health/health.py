@@ -35,8 +35,8 @@ from dino_x.training.health.vitals import (
     target_numbers,
     weights_by_part,
 )
-from dino_x.training.step.exact_step import WindowResult
-from dino_x.training.step.probe import Sampling
+from dino_x.training.step.exact_step import StepResult
+from dino_x.training.step.probe import Probe
 
 OVER = 2  # looks without a state before it is said to be over: so that it does not come and go
 
@@ -102,15 +102,15 @@ class Health:
         """Whether the user turned it off."""
         return not self.options.health.every
 
-    def sampling(self, step: int) -> Sampling | None:
+    def sampling(self, step: int) -> Probe | None:
         """Before a step's gradients: what gathers rows, if the step is one to look at."""
         every, steps, done = self.options.health.every, self.options.train.steps, step + 1
         self.looking = not self.off and (done in (1, steps) or done % every == 0)
         if not self.looking:
             return None
-        return Sampling.of(self.options.train.effective_batch, self.options.health.rows)
+        return Probe.of(self.options.train.effective_batch, self.options.health.rows)
 
-    def before_update(self, result: WindowResult, student: Network, teacher: Network) -> None:
+    def before_update(self, result: StepResult, student: Network, teacher: Network) -> None:
         """After a step's gradients, before anything changes."""
         self.numbers = {}
         if self.off:

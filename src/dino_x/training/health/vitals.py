@@ -14,7 +14,7 @@ from dino_x.distributed.sharding import norms_of, whole
 from dino_x.evaluation.spectrum import alpha_req, rankme
 from dino_x.losses.memory import working_bytes
 from dino_x.model.teacher import Network
-from dino_x.training.step.probe import Sample
+from dino_x.training.step.probe import ProbedRows
 
 PARTS = ("patch_embedding", "layers", "dino_head", "ibot_head")
 LAYER = "backbone.vit.model.layer."
@@ -69,7 +69,7 @@ def relative_distance(after: Iterable[Tensor], before: Iterable[Tensor]) -> floa
 
 
 @torch.no_grad()
-def target_numbers(sample: Sample, prototypes_KD: Tensor) -> dict[str, float]:
+def target_numbers(sample: ProbedRows, prototypes_KD: Tensor) -> dict[str, float]:
     """How the DINO targets of the sample spread over the prototypes.
 
     Never more logits than ``losses.memory.working_bytes`` at a time, or one row of them.

@@ -1,8 +1,8 @@
 """What one optimizer step looks at, and its cutting into micro-batches.
 
 B: images of the effective batch, b: of a micro-batch, V: views, N: patches, L: layers.
-A ``Window`` is drawn for the whole effective batch from (seed, step). A ``MicroBatch`` is a slice
-of it by position; what it holds does not depend on where the slice ends. Rows of crops are
+A ``BatchPlan`` is drawn for the whole effective batch from (seed, step). A ``MicroBatch`` is a
+slice of it by position; what it holds does not depend on where the slice ends. Rows of crops are
 view-major: row ``view * b + image``.
 """
 
@@ -28,7 +28,7 @@ from dino_x.views.sizes import GLOBAL_VIEWS, draw_sizes
 
 
 @dataclass(frozen=True)
-class Window:
+class BatchPlan:
     """The draws of one step, for all B images."""
 
     step: int
@@ -60,7 +60,7 @@ class Window:
         return int(self.masks_BVN.any(axis=2).sum())
 
 
-def draw_window(
+def draw_batch_plan(
     options: Options,
     step: int,
     images: int,
@@ -68,7 +68,7 @@ def draw_window(
     patch_size: int,
     sizes: CropSizes | None = None,
     strata: Strata | None = None,
-) -> Window:
+) -> BatchPlan:
     """Everything random in one step, from (seed, step) alone.
 
     Args:
@@ -101,7 +101,7 @@ def draw_window(
         limit = np.log(options.model.rope_rescale or 1.0)
         return float(np.exp(generator(seed, step, purpose).uniform(-limit, limit)))
 
-    return Window(
+    return BatchPlan(
         step=step,
         indices_B=sample_indices(seed, step, batch, images, strata),
         global_draws_BVU=draw_views(generator(seed, step, "global crops"), batch, GLOBAL_VIEWS),
@@ -188,7 +188,7 @@ class Cutter:
 class MicroBatch:
     """b consecutive positions of a window, with their images."""
 
-    window: Window
+    window: BatchPlan
     span: slice
     canvases: Canvases
     cutter: Cutter
@@ -269,19 +269,19 @@ class MicroBatch:
 
 
 def micro_batches(
-    window: Window, size: int, source: ImageSource, cutter: Cutter, ranks: Ranks = ALONE
+    window: BatchPlan, size: int, source: ImageSource, cutter: Cutter, ranks: Ranks = ALONE
 ) -> Iterator[MicroBatch]:
     """The window in order, or a process's share of it, ``size`` images at a time at most.
 
     Reads ahead by one.
     """
-    parts = parts_of_a_share(window.images, size, ranks.count)
+    parts = parts_of_a_share(window.images, size, ranks.world_size)
     spans = cut(ranks.share(window.images), parts)
     yield from load(window, spans, source, cutter)
 
 
 def load(
-    window: Window, spans: list[slice], source: ImageSource, cutter: Cutter
+    window: BatchPlan, spans: list[slice], source: ImageSource, cutter: Cutter
 ) -> Iterator[MicroBatch]:
     """Micro-batches at these positions of a window."""
     canvases = source.prefetch([window.indices_B[span] for span in spans])

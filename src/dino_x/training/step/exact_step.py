@@ -37,7 +37,7 @@ from dino_x.model.head import Head
 from dino_x.model.teacher import Network
 from dino_x.training.step.batch_plan import MicroBatch
 from dino_x.training.step.gram import GramTerm
-from dino_x.training.step.probe import Sample, Sampling
+from dino_x.training.step.probe import Probe, ProbedRows
 from dino_x.training.step.queue import Queues
 from dino_x.views.sizes import GLOBAL_VIEWS
 
@@ -110,20 +110,20 @@ class Outputs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class WindowResult:
+class StepResult:
     """Loss terms of the effective batch, and the centers and queues that follow from it.
 
-    And a few rows for health to look at, if a ``Sampling`` was given.
+    And a few rows for health to look at, if a ``Probe`` was given.
     """
 
     terms: dict[str, float]
     next_centers: Centers
     next_queues: Queues
-    sample: Sample | None = None
+    sample: ProbedRows | None = None
 
 
 @dataclass(frozen=True)
-class EffectiveBatch:
+class ExactStep:
     """The three phases, for one student and teacher.
 
     Attributes:
@@ -154,8 +154,8 @@ class EffectiveBatch:
         queues: Queues,
         teacher_temperature: float,
         gram: GramTerm | None = None,
-        sampling: Sampling | None = None,
-    ) -> WindowResult:
+        sampling: Probe | None = None,
+    ) -> StepResult:
         """Add the gradient of the effective batch's loss to ``.grad`` of the student.
 
         Args:
@@ -174,7 +174,7 @@ class EffectiveBatch:
         totals: dict[str, Tensor] = {}
         of_group: dict[str, Tensor] = {}
         pulls_VbF: Sequence[Tensor] | None = None
-        sizes = all_sizes(images, micro_size, self.ranks.count)
+        sizes = all_sizes(images, micro_size, self.ranks.world_size)
         if self.loss.koleo_weight and any(size % group for size in sizes):
             of_group["koleo"], pulls_VbF = self.neighbours(micro_batches(), group)
         with self.phase():
@@ -206,7 +206,7 @@ class EffectiveBatch:
         sample = None
         if sampling is not None:
             sample = sampling.finish(targets.dino_bias_K, teacher_temperature, self.of_all_ranks)
-        return WindowResult(values, targets.next_centers, targets.next_queues, sample)
+        return StepResult(values, targets.next_centers, targets.next_queues, sample)
 
     def phase(self) -> AbstractContextManager:
         """What the processes do each with its own micro-batches, or in parts all together."""
@@ -228,7 +228,7 @@ class EffectiveBatch:
 
     @torch.no_grad()
     def bottlenecks(
-        self, micro_batches: Iterable[MicroBatch], sampling: Sampling | None = None
+        self, micro_batches: Iterable[MicroBatch], sampling: Probe | None = None
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """The teacher's CLS [V, b, D] and masked-patch [m, D] bottlenecks of each micro-batch.
 
@@ -263,7 +263,7 @@ class EffectiveBatch:
         centers: Centers,
         queues: Queues,
         temperature: float,
-        sampling: Sampling | None = None,
+        sampling: Probe | None = None,
     ) -> Targets:
         """Phase 1: the teacher's bottlenecks, and the bias of each head over all of them."""
         cls, patches, cls_RD, patches_MD = self.bottlenecks(micro_batches, sampling)
@@ -336,7 +336,7 @@ class EffectiveBatch:
         return value.detach(), own.split([part.shape[1] for part in cls], dim=1)
 
     def forward(
-        self, micro: MicroBatch, gram: GramTerm | None = None, sampling: Sampling | None = None
+        self, micro: MicroBatch, gram: GramTerm | None = None, sampling: Probe | None = None
     ) -> Outputs:
         """Phase 3: what the networks make of a micro-batch, with a graph."""
         with self.precision():
@@ -442,7 +442,7 @@ def sum_over_views(cls_VBF: Tensor, group: int) -> Tensor:
 
 def sum_terms(totals: dict[str, Tensor], ranks: Ranks, device: torch.device) -> dict[str, Tensor]:
     """Loss terms summed over processes; a process may lack a term that others have."""
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return totals
     none = torch.zeros((), device=device)  # processes speak through their card
     values = ranks.sum_(torch.stack([totals.get(name, none) for name in TERMS]))
@@ -455,7 +455,7 @@ def sum_gradients(student: Network, ranks: Ranks) -> None:
 
     A weight that has a gradient in no process keeps none, as with one process.
     """
-    if ranks.count == 1:
+    if ranks.world_size == 1:
         return
     weights = [weight for weight in student.parameters() if weight.requires_grad]
     present = torch.tensor([float(w.grad is not None) for w in weights], device=weights[0].device)

@@ -18,7 +18,7 @@ from dino_x.views.sizes import GLOBAL_VIEWS
 
 
 @dataclass(frozen=True)
-class Sample:
+class ProbedRows:
     """Detached rows of one step, by view and image.
 
     Attributes:
@@ -39,8 +39,8 @@ class Sample:
 
 
 @dataclass
-class Sampling:
-    """Gathers a ``Sample`` in the phases of a step.
+class Probe:
+    """Gathers a ``ProbedRows`` in the phases of a step.
 
     Attributes:
         positions_S: image positions in the effective batch, rising.
@@ -53,7 +53,7 @@ class Sampling:
     similarity_Vs: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, images: int, rows: int) -> "Sampling":
+    def of(cls, images: int, rows: int) -> "Probe":
         """Of at most ``rows`` views: whole images, evenly spaced over the effective batch."""
         count = max(1, min(images, rows // GLOBAL_VIEWS))
         return cls(torch.arange(count) * images // count)
@@ -81,13 +81,13 @@ class Sampling:
         dino_bias_K: Tensor,
         teacher_temperature: float,
         of_all_ranks: Callable[[Tensor], Tensor] = lambda rows: rows,
-    ) -> Sample:
+    ) -> ProbedRows:
         """After phase 3; ``of_all_ranks`` puts the rows of all processes together, [V, S, ...]."""
 
         def whole(parts: list[Tensor]) -> Tensor:
             return of_all_ranks(torch.cat(parts, dim=1))
 
-        return Sample(
+        return ProbedRows(
             teacher_bottlenecks_VSD=whole(self.teacher_VsD),
             dino_bias_K=dino_bias_K,
             teacher_temperature=teacher_temperature,
