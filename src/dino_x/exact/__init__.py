@@ -22,8 +22,9 @@ from dino_x.exact.centering import CenteringState, HeadState, Sinkhorn, Softmax
 from dino_x.exact.head import Head
 from dino_x.exact.networks import DinoNetwork, Networks, update_teacher
 from dino_x.exact.processes import Processes
+from dino_x.exact.results import StepResult
 from dino_x.exact.statistics import BatchStatistic, KoLeo
-from dino_x.exact.step import ExactStep, StepResult
+from dino_x.exact.step import ExactStep
 
 __all__ = [
     "Batch",

@@ -18,7 +18,7 @@ m: of a micro-batch, R: rows.
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from dino_x.exact.centering import Centering, CenteringState, HeadState, Sinkhor
 from dino_x.exact.networks import Patches, TokenNetworks
 from dino_x.exact.probe import NO_PROBE, StepProbe
 from dino_x.exact.processes import Processes
+from dino_x.exact.results import HeadOutputs, Outputs, StepResult, Targets
 from dino_x.exact.statistics import BatchStatistic, KoLeo
 from dino_x.losses.checks import check_finite
 from dino_x.losses.gram import gram_loss
@@ -51,64 +52,6 @@ class GramAnchor(Protocol):
 
 def no_fault(where: str, micro: Any) -> None:
     """Let the step run: where a test raises an error instead."""
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What pass 1 keeps of the teacher: bottlenecks and one bias a head, never logits.
-
-    Attributes:
-        cls_VbD: CLS bottlenecks of each micro-batch, in order.
-        patches_mD: bottlenecks of the masked patches of each micro-batch.
-        dino_bias_K, ibot_bias_K: what centers the targets of each head.
-        next_state: of the centering, after this step.
-    """
-
-    cls_VbD: list[Tensor]
-    patches_mD: list[Tensor]
-    dino_bias_K: Tensor
-    ibot_bias_K: Tensor
-    next_state: CenteringState
-
-
-class HeadOutputs(NamedTuple):
-    """Bottlenecks of the student's head, and the prototypes that they are compared with."""
-
-    rows_RD: Tensor
-    student_KD: Tensor
-    teacher_KD: Tensor
-
-
-class Outputs(NamedTuple):
-    """What the networks make of a micro-batch in pass 3, before any loss is computed.
-
-    Attributes:
-        global_RF: the student's CLS tokens of the global crops.
-        patches: its patch tokens: all, [R, N, F], with Gram anchoring; else those masked, [m, F].
-        dino, ibot: of its heads; no ibot if no patch of the effective batch is masked.
-        gram_RNF: the Gram teacher's patches.
-    """
-
-    global_RF: Tensor
-    patches: Tensor
-    dino: HeadOutputs
-    ibot: HeadOutputs | None
-    gram_RNF: Tensor | None
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step found; its gradient is in the student's ``.grad``.
-
-    Attributes:
-        terms: each loss term, and the loss, of the effective batch.
-        next_state: of the centering, after this step.
-        probed: what the probe gathered, if there is one.
-    """
-
-    terms: dict[str, float]
-    next_state: CenteringState
-    probed: Any = None
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,13 @@
 """What a run changes, once a step, and what a checkpoint holds of it."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from dino_x.config.options import Options
 from dino_x.distributed import sharding
-from dino_x.errors import UserError
 from dino_x.exact import CenteringState, HeadState
-from dino_x.losses.ranks import Ranks
 from dino_x.model.backbone import save_vit
 from dino_x.model.pretrained import prepared_with
 from dino_x.model.teacher import Network
@@ -134,36 +131,3 @@ def write_checkpoint(
         cutter.std,
         prepared_with(options.data.slices, options.windows),
     )
-
-
-def gathered(state: TrainState, images_hash: str, ranks: Ranks) -> dict[str, Any]:
-    """A checkpoint's content: whole tensors, in rank 0 alone; all processes take part."""
-    return sharding.gathered(state.state_dict() | {"images_hash": images_hash}, ranks)
-
-
-def check_same_run(
-    saved: dict[str, Any], state: TrainState, images_hash: str, path: Path, teacher: str | None
-) -> None:
-    """Refuse a checkpoint of other images, another distilled teacher or another network.
-
-    Args:
-        saved: the checkpoint.
-        state: that would continue from it.
-        images_hash: of the images there are now.
-        path: of the run, for the message.
-        teacher: the name of the distilled teacher, for the message.
-
-    Raises: UserError.
-    """
-    if saved["images_hash"] != images_hash:
-        raise UserError(
-            f"the images are not those {path} was trained on (files were added,"
-            " removed or changed in size); put them back, or start a new run"
-        )
-    if saved.get("distilled") != state.distilled:
-        raise UserError(
-            f"teacher.model '{teacher}' is not the model that"
-            f" {path} was distilled from; put it back, or start a new run"
-        )
-    for name, network in (("student", state.student), ("teacher", state.teacher)):
-        sharding.check_fits(f"the checkpoint of {path}", network, saved[name])

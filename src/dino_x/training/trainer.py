@@ -5,9 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
-import torch
 from torch import nn
 
 from dino_x.config.options import CropSizes, Options
@@ -16,7 +14,7 @@ from dino_x.distributed import sharding
 from dino_x.distributed.agreement import Agreement
 from dino_x.distributed.processes import processes_of
 from dino_x.distributed.shares import largest_share
-from dino_x.distributed.world import all_or_none, broadcast_from_rank0, check_alike
+from dino_x.distributed.world import all_or_none
 from dino_x.errors import SaidElsewhereError, StoppedError, UserError
 from dino_x.exact import CenteringState, KoLeo, StepResult, update_teacher
 from dino_x.exact.probe import NO_PROBE, StepProbe
@@ -24,28 +22,24 @@ from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone
 from dino_x.model.teacher import Network
-from dino_x.runs import checkpoint
 from dino_x.runs.folder import RunFolder, lines
-from dino_x.runs.saving import Saver
 from dino_x.training.build import build, step_of_run
 from dino_x.training.health.health import Finding, Health
+from dino_x.training.keeping import Keeper, Report
 from dino_x.training.metrics import step_metrics
 from dino_x.training.online import Online
 from dino_x.training.optimizer import set_values
 from dino_x.training.recovery import Decision, Recovery
-from dino_x.training.report import NoReport, TrainingReport
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.snapshots import Snapshots
 from dino_x.training.step.batch_plan import BatchPlan, Cutter, ImageSource, draw_batch_plan
 from dino_x.training.step.gram import GramTeacher, GramTerm, first_gram_teacher, next_gram_teacher
 from dino_x.training.step.planned_batch import PlannedBatch
 from dino_x.training.stopping import Stop, say
-from dino_x.training.train_state import TrainState, check_same_run, gathered, write_checkpoint
+from dino_x.training.train_state import TrainState
 from dino_x.views.sizes import crop_sizes
 
 FILLING = 2**40  # steps that only fill the queue are counted from here
-
-Report = TrainingReport | NoReport
 
 
 @dataclass
@@ -84,9 +78,17 @@ class Trainer:
         self.state, self.targets_of = built.state, built.targets_of
         health_file = self.run.health if self.ranks.rank == 0 else None
         self.health = Health(options, self.student.backbone.width, health_file)
-        write = partial(write_checkpoint, self.run, options, self.teacher, self.cutter)
-        self.saver = Saver(self.run.checkpoints, write, options.checkpoint)
         self.agreement = Agreement(self.ranks, device)
+        self.keeper = Keeper(
+            options,
+            self.run,
+            self.state,
+            self.images_hash,
+            self.cutter,
+            self.agreement,
+            sharded=self.sharded,
+        )
+        self.saver = self.keeper.saver
         self.exact_step = step_of_run(
             options, built, device, processes_of(self.agreement, sharded=self.sharded)
         )
@@ -220,7 +222,7 @@ class Trainer:
         if due:
             recovery.back_to = self.done
         if due or last:
-            self.save(report, last)
+            self.keeper.save(report, last)
         if stop:
             raise self.collapsed(stop)
 
@@ -271,7 +273,7 @@ class Trainer:
         decision = recovery.decide(
             self.options.train.skip_not_finite,
             last_and_none_counted=step == steps and recovery.skipped == self.done,
-            can_go_back=lambda: self.can_go_back(report),
+            can_go_back=lambda: self.keeper.can_go_back(report),
         )
         if decision is Decision.SKIP:
             if not recovery.in_a_row:
@@ -287,12 +289,6 @@ class Trainer:
                 " a longer optim.warmup or --precision fp32"
             )
         return decision
-
-    def can_go_back(self, report: Report) -> bool:
-        """Whether there is a checkpoint to go back to; the one on its way is waited for."""
-        self.saver.saved(report)
-        folder, up_to = self.run.checkpoints, self.state.recovery.back_to or 0
-        return broadcast_from_rank0(self.ranks, lambda: bool(checkpoint.checkpoints(folder, up_to)))
 
     def go_back(self, what: str, report: Report) -> None:
         """To the last checkpoint, and on from there with a lower learning rate.
@@ -312,7 +308,7 @@ class Trainer:
             f"step {step}: {what}; going back to the checkpoint after step {self.done}, and on from"
             f" there with {factor:g} times the learning rate"
         )
-        self.save(report)
+        self.keeper.save(report)
 
     def values(self) -> StepValues:
         """What is scheduled for the next step."""
@@ -399,47 +395,12 @@ class Trainer:
             " --resume --set health.on_collapse=warn"
         )
 
-    def save(self, report: Report, last: bool = False) -> None:
-        """A checkpoint, and the teacher's backbone as transformers saves it; by rank 0.
-
-        Args:
-            report: told what could not be saved.
-            last: wait for it to be written.
-
-        Raises: UserError if the last one cannot be written; of others there is a next one.
-        """
-        if not self.sharded:
-            check_alike(self.student, self.ranks)
-        state = gathered(self.state, self.images_hash, self.ranks)
-        if self.ranks.rank > 0:
-            return
-        self.saver.saved(report)
-        self.saver.begin(self.done, state)
-        if last:
-            with self.agreement.this_rank_only():
-                self.saver.saved(report, last)
-
     def resume(
         self, say: Callable[[str], None] = lambda line: None, up_to: int | None = None
     ) -> None:
-        """Take up the newest checkpoint of the run that is whole, if there is one.
-
-        Args:
-            say: told of damaged checkpoints.
-            up_to: do not look at checkpoints of later steps.
-
-        Raises: UserError if the images are not those it was trained on, or the model is another.
-        """
-        run = self.run
-        # Not to the GPU, which may have no room for a second state.
-        saved = checkpoint.load_newest(run.checkpoints, torch.device("cpu"), say, up_to)
-        if saved is not None:
-            name = self.options.teacher.model
-            check_same_run(saved, self.state, self.images_hash, run.path, name)
-            self.state.load_state_dict(saved)
-        if self.ranks.rank == 0:
-            run.truncate_metrics(self.done if saved is not None else 0)
-        if saved is not None:
+        """Take up the newest checkpoint of the run that is whole; see ``Keeper.resume``."""
+        if self.keeper.resume(say, up_to):
+            run = self.run
             self.health.resume(lines(run.metrics, self.done), lines(run.health, self.done))
 
     def try_micro_batch(self, size: int) -> None:
