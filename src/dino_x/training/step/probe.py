@@ -40,7 +40,7 @@ class ProbedRows:
 
 @dataclass
 class Probe:
-    """Gathers a ``ProbedRows`` in the phases of a step.
+    """Gathers a ``ProbedRows`` in the passes of a step.
 
     Attributes:
         positions_S: image positions in the effective batch, rising.
@@ -67,13 +67,13 @@ class Probe:
     def teacher(
         self, micro: MicroBatch, cls_BF: Tensor, patches_BNF: Tensor, cls_BD: Tensor
     ) -> None:
-        """Phase 1: the teacher's features of a micro-batch, and its bottlenecks."""
+        """Pass 1: the teacher's features of a micro-batch, and its bottlenecks."""
         self.teacher_VsF.append(self._chosen(micro, cls_BF))
         self.teacher_VsD.append(self._chosen(micro, cls_BD))
         self.similarity_Vs.append(patch_similarity(self._chosen(micro, patches_BNF)))
 
     def student(self, micro: MicroBatch, cls_BF: Tensor) -> None:
-        """Phase 3: the student's features of a micro-batch."""
+        """Pass 3: the student's features of a micro-batch."""
         self.student_VsF.append(self._chosen(micro, cls_BF))
 
     def finish(self, dino_bias_K: Tensor, temperature: float, processes: Processes) -> ProbedRows:
