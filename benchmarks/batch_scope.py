@@ -16,7 +16,6 @@ import json
 import math
 import multiprocessing
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -43,12 +42,11 @@ from dino_x.evaluation.baselines import (
 from dino_x.evaluation.embed import encode
 from dino_x.exact import CenteringState, StepResult
 from dino_x.machine.device import choose_device, describe_device, dtype_of
-from dino_x.runs.folder import RunFolder
 from dino_x.training.optimizer import set_values
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.step.batch_plan import Cutter
 from dino_x.training.step.planned_batch import PlannedBatch
-from dino_x.training.trainer import Trainer
+from dino_x.training.steps import Steps
 
 COMMON = {
     "preset": "small", "model.name": "vit-tiny", "optim.lr_batch": 256, "loss.floor": 1,
@@ -168,16 +166,16 @@ def options_of(arm: Arm, seed: int, scale: dict[str, Any], images: int) -> Optio
     return resolve(overrides, images)[0]
 
 
-def gradients(arm: Arm, trainer: Trainer, step: int, values: StepValues) -> StepResult:
+def gradients(arm: Arm, steps: Steps, step: int, values: StepValues) -> StepResult:
     """Of the whole effective batch, or of one micro-batch after the other as elsewhere."""
     if arm.scope == arm.effective:
-        return trainer.gradients(step, values)
-    trainer.state.optimizer.zero_grad(set_to_none=True)
+        return steps.gradients(step, values)
+    steps.state.optimizer.zero_grad(set_to_none=True)
     terms: dict[str, float] = {}
-    before = state = trainer.state.centering
-    exact_step = trainer.exact_step
+    before = state = steps.state.centering
+    exact_step = steps.exact_step
     one_by_one = replace(exact_step, statistic=replace(exact_step.statistic, group=arm.scope))
-    for batch in scopes(arm, trainer, step):
+    for batch in scopes(arm, steps, step):
         result = one_by_one.gradient(batch, state, values.teacher_temperature)
         state = centers_of(result.next_state, before)
         for name, value in result.terms.items():
@@ -185,10 +183,10 @@ def gradients(arm: Arm, trainer: Trainer, step: int, values: StepValues) -> Step
     return StepResult(terms, state)
 
 
-def scopes(arm: Arm, trainer: Trainer, step: int) -> Iterator[PlannedBatch]:
+def scopes(arm: Arm, steps: Steps, step: int) -> Iterator[PlannedBatch]:
     """A step's images, in batches of what targets are made over."""
-    plan = trainer.plan(step)
-    batch = PlannedBatch.of(plan, arm.scope, trainer.source, trainer.cutter)
+    plan = steps.plan(step)
+    batch = PlannedBatch.of(plan, arm.scope, steps.source, steps.cutter)
     return batch.each_alone()
 
 
@@ -200,14 +198,15 @@ def centers_of(state: CenteringState, before: CenteringState) -> CenteringState:
     )
 
 
-def target_entropy(arm: Arm, trainer: Trainer, temperature: float) -> float:
+def target_entropy(arm: Arm, steps: Steps, temperature: float) -> float:
     """Mean entropy of the CLS targets as this arm makes them, over log K."""
     entropies: list[torch.Tensor] = []
-    state = before = trainer.state.centering
-    prototypes_KD = trainer.teacher.dino_head.prototypes()
-    for step in range(trainer.done, trainer.done + max(1, TARGET_IMAGES // arm.effective)):
-        for batch in scopes(arm, trainer, step):
-            targets = trainer.exact_step.targets(batch, state, temperature)
+    state = before = steps.state.centering
+    count = steps.state.done
+    prototypes_KD = steps.teacher.dino_head.prototypes()
+    for step in range(count, count + max(1, TARGET_IMAGES // arm.effective)):
+        for batch in scopes(arm, steps, step):
+            targets = steps.exact_step.targets(batch, state, temperature)
             state = centers_of(targets.next_state, before)
             rows_RD = torch.cat([cls_VbD.flatten(0, 1) for cls_VbD in targets.cls_VbD])
             logits_RK = rows_RD.float() @ prototypes_KD.T.float() / temperature
@@ -225,26 +224,25 @@ def run(job: tuple[Path, str, Arm, int]) -> dict[str, Any]:
     canvases = read_canvases(folder, options.views.global_size, options.views.global_scale[0])
     device = choose_device("auto")
     cutter = Cutter(options, [0.5] * 3, [0.25] * 3, device, dtype_of(options.train.precision))
-    with tempfile.TemporaryDirectory() as place:
-        trainer = Trainer(options, RunFolder(Path(place)), canvases, len(films.train), "", cutter)
-    steps, last = options.train.steps, []
+    steps = Steps(options, canvases, len(films.train), cutter)
+    count, last = options.train.steps, []
     started, cpu_started = time.perf_counter(), time.process_time()
-    trainer.fill_queues()
-    for step in range(steps):
+    steps.fill_queues()
+    for step in range(count):
         values = values_at(step, options)
-        set_values(trainer.state.optimizer, trainer.student, values)
-        result = gradients(arm, trainer, step, values)
-        trainer.update(step, result, values)
-        trainer.state.done = step + 1
-        if step >= 0.9 * steps:
+        set_values(steps.state.optimizer, steps.student, values)
+        result = gradients(arm, steps, step, values)
+        steps.update(step, result, values)
+        steps.state.done = step + 1
+        if step >= 0.9 * count:
             last.append(result.terms["dino"])
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    features_ND = features_of(trainer.teacher.backbone.vit, options, cutter, folder)
+    features_ND = features_of(steps.teacher.backbone.vit, options, cutter, folder)
     log_k = math.log(options.head.prototypes)
     return {
         "scale": scale_name, "arm": asdict(arm), "seed": seed,
         **scores(features_ND, films),
-        "target_entropy": target_entropy(arm, trainer, options.teacher.temperature),
+        "target_entropy": target_entropy(arm, steps, options.teacher.temperature),
         "loss_over_log_k": float(np.mean(last)) / log_k,
         "seconds": seconds, "cpu_seconds": cpu_seconds, "device": describe_device(device),
     }  # fmt: skip
@@ -258,9 +256,8 @@ def baselines(folder: Path, scale_name: str, seeds: list[int]) -> list[dict[str,
     for seed in seeds:
         options = options_of(arm, seed, scale, len(films.train))
         cutter = Cutter(options, [0.5] * 3, [0.25] * 3, torch.device("cpu"), torch.float32)
-        with tempfile.TemporaryDirectory() as place:
-            trainer = Trainer(options, RunFolder(Path(place)), None, 1, "", cutter)  # type: ignore[arg-type]
-        untrained = random_weights(trainer.student.backbone.vit.config, seed)
+        steps = Steps(options, None, 1, cutter)  # type: ignore[arg-type]
+        untrained = random_weights(steps.student.backbone.vit.config, seed)
         figures = scores(features_of(untrained, options, cutter, folder), films)
         found.append({"scale": scale_name, "arm": "random weights", "seed": seed, **figures})
     pixels = encode({"": pixel_encoder()}, films.labelled)[0][""]

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,10 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from dino_x.config.presets import resolve
 from dino_x.data.loading.loader import Canvases
 from dino_x.machine.device import choose_device, describe_device, dtype_of
-from dino_x.runs.folder import RunFolder
 from dino_x.training.schedules import values_at
 from dino_x.training.step.batch_plan import Cutter
-from dino_x.training.trainer import Trainer
+from dino_x.training.steps import Steps
 
 IMAGES, SIDE, STEP = 64, 256, 50
 
@@ -50,8 +48,8 @@ class Noise:
             yield Canvases(self.pixels[indices], torch.ones(len(indices)))
 
 
-def trainer_of(model: str, arguments: argparse.Namespace, group: int | str) -> Trainer:
-    """A trainer in the middle of a run."""
+def steps_of(model: str, arguments: argparse.Namespace, group: int | str) -> Steps:
+    """The steps of a run, in the middle of it."""
     overrides = {
         "preset": "dinov3", "model.name": model, "train.effective_batch": arguments.batch,
         "train.micro_batch": arguments.micro_batch, "train.steps": 100,
@@ -61,24 +59,24 @@ def trainer_of(model: str, arguments: argparse.Namespace, group: int | str) -> T
     options, _ = resolve(overrides, IMAGES)
     device = choose_device("auto")
     cutter = Cutter(options, [0.5] * 3, [0.25] * 3, device, dtype_of(arguments.precision))
-    return Trainer(options, RunFolder(Path("unused")), Noise(), IMAGES, "", cutter)
+    return Steps(options, Noise(), IMAGES, cutter)
 
 
-def exact(trainer: Trainer) -> None:
+def exact(steps: Steps) -> None:
     """The product's way."""
-    trainer.gradients(STEP, values_at(STEP, trainer.options))
+    steps.gradients(STEP, values_at(STEP, steps.options))
 
 
-def naive(trainer: Trainer) -> None:
+def naive(steps: Steps) -> None:
     """As elsewhere: every micro-batch is a batch of its own, and gradients add up."""
-    trainer.state.optimizer.zero_grad(set_to_none=True)
-    size = trainer.options.train.micro_batch
+    steps.state.optimizer.zero_grad(set_to_none=True)
+    size = steps.options.train.micro_batch
     assert isinstance(size, int)
-    temperature = values_at(STEP, trainer.options).teacher_temperature
-    exact_step = trainer.exact_step
+    temperature = values_at(STEP, steps.options).teacher_temperature
+    exact_step = steps.exact_step
     step = replace(exact_step, statistic=replace(exact_step.statistic, group=size))
-    for batch in trainer.batch(trainer.plan(STEP)).each_alone():
-        step.gradient(batch, trainer.state.centering, temperature)
+    for batch in steps.batch(steps.plan(STEP)).each_alone():
+        step.gradient(batch, steps.state.centering, temperature)
 
 
 def seconds(work: Callable[[], None]) -> float:
@@ -115,8 +113,8 @@ def main() -> None:
     table = Table("model", "way", "s/step", "against naive", "GFLOP an image", "against naive",
                   box=None)  # fmt: skip
     for model in arguments.models:
-        whole = trainer_of(model, arguments, "effective")
-        parts = trainer_of(model, arguments, arguments.micro_batch)
+        whole = steps_of(model, arguments, "effective")
+        parts = steps_of(model, arguments, arguments.micro_batch)
         ways = {
             "naive": partial(naive, parts),
             "targets": partial(exact, parts),

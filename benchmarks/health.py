@@ -49,9 +49,9 @@ def one_step(trainer, step: int, every: int) -> tuple[float, float]:
     clocks = [Clock(f) for f in (health.before_update, health.after_update, health.judge)]
     started = time.process_time()
     values = values_at(step, trainer.options)
-    result = trainer.gradients(step, values, health.probe(step))
+    result = trainer.steps.gradients(step, values, health.probe(step))
     clocks[0](result, trainer.student, trainer.teacher)
-    norm = trainer.update(step, result, values)
+    norm = trainer.steps.update(step, result, values)
     seen = clocks[1](trainer.student, trainer.teacher)
     trainer.state.done = step + 1
     terms = result.terms | {"gradient_norm": norm} | seen

@@ -26,7 +26,7 @@ from dino_x.cost import memory
 from dino_x.cost.memory import Numerics
 from dino_x.cost.shapes import Step
 from dino_x.model.backbone import build_backbone
-from dino_x.planning.measure import made_up, trial_trainer
+from dino_x.planning.measure import made_up, trial_steps
 from dino_x.training.schedules import values_at
 
 CANVAS, BATCH, STEPS = 160, 8, 3
@@ -62,13 +62,13 @@ def child(size: int, precision: str, profiled: bool) -> None:
     overrides = SAID | {"train.micro_batch": size, "train.precision": precision}
     options, _ = resolve(overrides, 100)
     backbone = build_backbone(options.model, options.views.global_size, 0)
-    trainer = trial_trainer(options, backbone, made_up(size, 1, CANVAS), 100, CPU)
-    step = Step.of(options, trainer.student, micro_batch=size, canvas=CANVAS)
+    steps = trial_steps(options, backbone, made_up(size, 1, CANVAS), 100, CPU)
+    step = Step.of(options, steps.student, micro_batch=size, canvas=CANVAS)
 
     def train(steps: int) -> None:
         for number in range(steps):
             values = values_at(number, options)
-            trainer.update(number, trainer.gradients(number, values), values)
+            steps.update(number, steps.gradients(number, values), values)
 
     before, started = status("VmRSS"), time.perf_counter()
     asked = 0

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dino_x.cli import main as dino_x
-from dino_x.training.trainer import Trainer
+from dino_x.training.steps import Steps
 
 STEPS = 2  # the memory of the second is looked at
 
@@ -38,9 +38,9 @@ def memory(name: str) -> int:
 
 def train(place: Path, model: str, prototypes: str, shard: str) -> None:
     """Runs in each process; writes what it took."""
-    before, update, found = memory("VmRSS"), Trainer.update, {}
+    before, update, found = memory("VmRSS"), Steps.update, {}
 
-    def watched(self: Trainer, step: int, *rest: object) -> float:
+    def watched(self: Steps, step: int, *rest: object) -> float:
         norm = update(self, step, *rest)
         if step == 0:
             Path("/proc/self/clear_refs").write_text("5")  # forget the peak
@@ -48,7 +48,7 @@ def train(place: Path, model: str, prototypes: str, shard: str) -> None:
         found["weights"] = sum(weight.numel() for weight in self.student.parameters())
         return norm
 
-    Trainer.update = watched
+    Steps.update = watched
     batch = 4  # a micro-batch in each of four processes
     status = dino_x(
         ["pretrain", "--data", str(place / "images"), "--out", str(place / "run"),

@@ -1,4 +1,4 @@
-"""A trainer on images made on the spot, to measure what is calculated."""
+"""The steps of a run on images made on the spot, to measure what is calculated."""
 
 from pathlib import Path
 
@@ -9,11 +9,10 @@ from dino_x.config.presets import resolve
 from dino_x.cost.shapes import Step
 from dino_x.data.loading.loader import Canvases
 from dino_x.machine.device import dtype_of
-from dino_x.runs.folder import RunFolder
 from dino_x.training.optimizer import set_values
 from dino_x.training.schedules import values_at
 from dino_x.training.step.batch_plan import Cutter
-from dino_x.training.trainer import Trainer
+from dino_x.training.steps import Steps
 
 SMALL = {
     "preset": "dinov3", "model.name": "vit-tiny", "model.depth": 4, "head.prototypes": 2048,
@@ -35,26 +34,24 @@ class Noise:
             yield Canvases(pixels, torch.ones(len(indices)))
 
 
-def trainer_of(path: Path, micro_batch: int, **settings) -> Trainer:
+def steps_of(path: Path, micro_batch: int, **settings) -> Steps:
     """Ready for its second step: the optimizer has its state."""
     overrides = SMALL | {"train.micro_batch": micro_batch}
     overrides |= {name.replace("__", "."): value for name, value in settings.items()}
     options, _ = resolve(overrides, 100)
     dtype = dtype_of(options.train.precision)
     cutter = Cutter(options, [0.5] * 3, [0.25] * 3, torch.device("cpu"), dtype)
-    trainer = Trainer(options, RunFolder(path), Noise(), 100, "hash", cutter)
-    trainer.fill_queues()
+    steps = Steps(options, Noise(), 100, cutter)
+    steps.fill_queues()
     values = values_at(2, options)
-    set_values(trainer.state.optimizer, trainer.student, values)
-    trainer.update(0, trainer.gradients(0, values), values)
-    trainer.state.optimizer.zero_grad(set_to_none=True)
-    return trainer
+    set_values(steps.state.optimizer, steps.student, values)
+    steps.update(0, steps.gradients(0, values), values)
+    steps.state.optimizer.zero_grad(set_to_none=True)
+    return steps
 
 
-def step_of(trainer: Trainer) -> Step:
+def step_of(steps: Steps) -> Step:
     """The same as numbers."""
-    gram = None if trainer.gram is None else trainer.gram.backbone
-    micro_batch = trainer.options.train.micro_batch
-    return Step.of(
-        trainer.options, trainer.student, gram=gram, micro_batch=micro_batch, canvas=CANVAS
-    )
+    gram = None if steps.gram is None else steps.gram.backbone
+    micro_batch = steps.options.train.micro_batch
+    return Step.of(steps.options, steps.student, gram=gram, micro_batch=micro_batch, canvas=CANVAS)

@@ -14,7 +14,7 @@ from dino_x.cost.shapes import Step
 from dino_x.model.backbone import ForwardRandomness
 from dino_x.model.teacher import build_student
 from dino_x.training.schedules import values_at
-from tests.cost.steps import step_of, trainer_of
+from tests.cost.steps import step_of, steps_of
 
 aten = torch.ops.aten
 
@@ -42,9 +42,9 @@ def counted(work) -> float:
     return counter.get_total_flops()
 
 
-def as_drawn(trainer, number: int) -> Step:
+def as_drawn(steps, number: int) -> Step:
     """The step as numbers, with the share of branches that its draws really keep."""
-    step, plan = step_of(trainer), trainer.plan(number)
+    step, plan = step_of(steps), steps.plan(number)
     sizes = plan.sizes
     kept = [(plan.global_keep_LBV.mean(), 2 * step.student.tokens(sizes.global_size))]
     if step.locals:
@@ -81,10 +81,10 @@ def as_drawn(trainer, number: int) -> Step:
     ],
 )
 def test_a_step(tmp_path, micro_batch, settings):
-    trainer = trainer_of(tmp_path, micro_batch, views__blur=0.0, **settings)
-    values = values_at(3, trainer.options)
-    found = counted(lambda: trainer.gradients(3, values)) / trainer.options.train.effective_batch
-    parts = flops.by_part(as_drawn(trainer, 3))
+    steps = steps_of(tmp_path, micro_batch, views__blur=0.0, **settings)
+    values = values_at(3, steps.options)
+    found = counted(lambda: steps.gradients(3, values)) / steps.options.train.effective_batch
+    parts = flops.by_part(as_drawn(steps, 3))
     assert sum(parts.values()) == pytest.approx(found, rel=0.03), parts
 
 

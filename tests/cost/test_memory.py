@@ -12,7 +12,7 @@ from dino_x.cost import memory
 from dino_x.cost.memory import Numerics
 from dino_x.model.backbone import ForwardRandomness
 from dino_x.training.schedules import values_at
-from tests.cost.steps import step_of, trainer_of
+from tests.cost.steps import step_of, steps_of
 
 CPU = torch.device("cpu")
 TOLERANCE = 0.1  # of the peak; these cases are 0.92 to 1.09 of it
@@ -46,12 +46,12 @@ def measured(work) -> int:
 
 def both(tmp_path, micro_batch, **settings) -> tuple[float, float]:
     """Bytes of a step beyond weights and optimizer: calculated, and measured."""
-    trainer = trainer_of(tmp_path, micro_batch, **settings)
-    step, numerics = step_of(trainer), Numerics.on(trainer.options.train.precision, CPU)
+    steps = steps_of(tmp_path, micro_batch, **settings)
+    step, numerics = step_of(steps), Numerics.on(steps.options.train.precision, CPU)
     already = memory.optimizer(step, numerics)["optimizer (AdamW)"]
     already += memory.kept(step, numerics).get("queue", 0) / 2  # there before the step
-    values = values_at(3, trainer.options)
-    peak = measured(lambda: trainer.gradients(3, values))
+    values = values_at(3, steps.options)
+    peak = measured(lambda: steps.gradients(3, values))
     return memory.still_needed(step, numerics) - already, peak
 
 
@@ -100,8 +100,8 @@ def test_what_the_backbone_keeps_for_its_backward(
 ):
     """To a hundredth: this part is exact, but for the smallest tensors."""
     settings = {"model__name": name, "train__precision": precision, "model__drop_path": 0.5}
-    trainer = trainer_of(tmp_path, 4, train__activation_checkpointing=recompute, **settings)
-    backbone, rows = trainer.student.backbone, 4
+    steps = steps_of(tmp_path, 4, train__activation_checkpointing=recompute, **settings)
+    backbone, rows = steps.student.backbone, 4
     weights = {weight.untyped_storage().data_ptr() for weight in backbone.parameters()}
     keep = np.ones((backbone.depth, 2, rows), bool)
     keep[:, :, ::2] = not dropped
@@ -116,13 +116,13 @@ def test_what_the_backbone_keeps_for_its_backward(
 
     with (
         torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor),
-        trainer.exact_step.precision(),
+        steps.exact_step.precision(),
     ):
         randomness = ForwardRandomness(keep, 1.0)
         cls, _ = backbone(torch.rand(rows, 3, side, side), None, randomness, patches)
     tokens = cls.untyped_storage()  # what the losses look at
     held[tokens.data_ptr()] = tokens.nbytes()
-    step, numerics = step_of(trainer), Numerics.on(precision, CPU)
+    step, numerics = step_of(steps), Numerics.on(precision, CPU)
     kernels = 2 * step.student.width * step.student.patch**2 * step.student.channels
     calculated = memory.of_crops(
         step.student, rows, side, numerics, looked, keep.mean(), recompute
@@ -133,9 +133,9 @@ def test_what_the_backbone_keeps_for_its_backward(
 
 
 def test_networks_in_parts_are_shared_but_not_what_is_put_together(tmp_path):
-    trainer = trainer_of(tmp_path, 4, train__shard="full")
+    steps = steps_of(tmp_path, 4, train__shard="full")
     numerics = Numerics.on("fp32", CPU)
-    alone = step_of(trainer)
+    alone = step_of(steps)
     four = replace(alone, processes=4)
     assert memory.put_together(alone, numerics) == {}
     for part in (memory.weights, memory.gradients, memory.optimizer):

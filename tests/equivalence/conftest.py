@@ -1,7 +1,6 @@
-"""A window of random images and a trainer in float64, whose gradients the tests compare."""
+"""A window of random images and a step in float64, whose gradients the tests compare."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,11 +10,10 @@ from dino_x.config.presets import check, resolve
 from dino_x.data.loading.loader import Canvases
 from dino_x.exact import CenteringState
 from dino_x.machine.device import dtype_of
-from dino_x.runs.folder import RunFolder
 from dino_x.training.schedules import values_at
 from dino_x.training.step.batch_plan import Cutter, draw_batch_plan
 from dino_x.training.step.planned_batch import PlannedBatch
-from dino_x.training.trainer import Trainer
+from dino_x.training.steps import Steps
 from tests.conftest import TINY
 
 IMAGES = 80  # so that no image is twice in the window
@@ -35,9 +33,9 @@ class RandomImages:
 
 
 class Bench:
-    """One step of a trainer, cut into micro-batches of any size."""
+    """One step of a run, cut into micro-batches of any size."""
 
-    def __init__(self, path, **settings) -> None:
+    def __init__(self, **settings) -> None:
         overrides = TINY | {
             "train.effective_batch": 16, "train.steps": 10, "train.precision": "fp64",
             "loss.centering": "sinkhorn", "optim.freeze_last_layer": 0,
@@ -51,41 +49,39 @@ class Bench:
         self.options, _ = resolve(overrides, IMAGES)
         check(overrides)
         cutter = Cutter(self.options, [0.5] * 3, [0.25] * 3, torch.device("cpu"), dtype_of("fp64"))
-        self.trainer = Trainer(
-            self.options, RunFolder(path), RandomImages(), IMAGES, "hash", cutter
-        )
+        self.steps = Steps(self.options, RandomImages(), IMAGES, cutter)
         # A teacher that is not the student, and centers that are not zero, as after some steps.
         torch.manual_seed(5)
         with torch.no_grad():
-            for weight in self.trainer.teacher.parameters():
+            for weight in self.steps.teacher.parameters():
                 weight.add_(torch.randn_like(weight), alpha=0.02)
-        state = self.trainer.state.centering
+        state = self.steps.state.centering
         dino_K, ibot_K = state.dino.center_K, state.ibot.center_K.clone()
         dino_K.normal_(std=0.05)
         ibot_K.normal_(std=0.05)
         self.state = CenteringState(state.dino, replace(state.ibot, center_K=ibot_K))
-        backbone = self.trainer.student.backbone
+        backbone = self.steps.student.backbone
         self.plan = draw_batch_plan(self.options, 4, IMAGES, backbone.depth, backbone.patch_size)
         self.temperature = values_at(4, self.options).teacher_temperature
 
     def batch(self, size):
-        return PlannedBatch.of(self.plan, size, self.trainer.source, self.trainer.cutter)
+        return PlannedBatch.of(self.plan, size, self.steps.source, self.steps.cutter)
 
     def micro_batches(self, size):
         return self.batch(size).micro_batches()
 
     def exact(self, size):
         """Terms and gradient of the effective batch, in micro-batches of ``size``."""
-        return self._collect([self.batch(size)], self.trainer.exact_step)
+        return self._collect([self.batch(size)], self.steps.exact_step)
 
     def naive(self, size):
         """As other tools accumulate: each micro-batch a batch of its own, gradients averaged."""
-        step = self.trainer.exact_step
+        step = self.steps.exact_step
         of_micro_batches = replace(step, statistic=replace(step.statistic, group=size))
         return self._collect(self.batch(size).each_alone(), of_micro_batches)
 
     def _collect(self, batches, step):
-        trainer, terms = self.trainer, {}
+        trainer, terms = self.steps, {}
         trainer.state.optimizer.zero_grad(set_to_none=True)
         gram = trainer.gram_term(self.options.gram.weight)
         for batch in batches:
@@ -107,6 +103,6 @@ def relative_error(value, reference):
 
 
 @pytest.fixture
-def bench(tmp_path):
+def bench():
     """Makes a ``Bench``; keyword arguments are settings as ``section__key``."""
-    return partial(Bench, tmp_path)
+    return Bench

@@ -27,7 +27,7 @@ from dino_x.losses.checks import NotFiniteError
 from dino_x.training import build, stopping
 from dino_x.training.online import Online
 from dino_x.training.step.planned_batch import PlannedBatch
-from dino_x.training.trainer import Trainer
+from dino_x.training.steps import Steps
 
 PARTS_OF_A_STEP = {"phase 1": "teacher", "phase 3": "student", "the losses": "losses"}
 SIGNALS = {"killed": signal.SIGKILL, "frozen": signal.SIGSTOP}
@@ -53,9 +53,9 @@ def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
         def update(*_args, **_kwargs):
             raise no_room
 
-        return patched(Trainer, "update", update)
+        return patched(Steps, "update", update)
     if how == "weights come apart":
-        update = Trainer.update
+        update = Steps.update
 
         def spoiled(self, *arguments):
             norm = update(self, *arguments)
@@ -63,7 +63,7 @@ def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
                 next(self.student.parameters()).add_(1e-9)
             return norm
 
-        return patched(Trainer, "update", spoiled)
+        return patched(Steps, "update", spoiled)
     if how == "not finite in step 2":
         losses = ExactStep.losses
 
@@ -73,14 +73,14 @@ def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
 
         return patched(ExactStep, "losses", nan)
     if how == "is asked to stop":
-        update = Trainer.update
+        update = Steps.update
 
         def asked(self, step, *arguments):
             if step == 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
             return update(self, step, *arguments)
 
-        return patched(Trainer, "update", asked)
+        return patched(Steps, "update", asked)
     if how.startswith("gives up in phase"):
         return gives_up(int(how[-1]))
     if "after step" in case:
@@ -92,9 +92,9 @@ def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
                 os.kill(os.getpid(), SIGNALS[how])
             return norm
 
-        update = Trainer.update
-        return patched(Trainer, "update", spoiled_step)
-    return patched(Trainer, "update", lambda *_: os.kill(os.getpid(), SIGNALS[how]))
+        update = Steps.update
+        return patched(Steps, "update", spoiled_step)
+    return patched(Steps, "update", lambda *_: os.kill(os.getpid(), SIGNALS[how]))
 
 
 def gives_up(phase: int) -> contextlib.AbstractContextManager:
@@ -122,7 +122,7 @@ def fault(where: str, error: Exception) -> contextlib.AbstractContextManager:
 
 def hangs(rank: int) -> contextlib.AbstractContextManager:
     """The second process stops for good, and the first is asked to end while it waits for it."""
-    update = Trainer.update
+    update = Steps.update
 
     def stuck(self, step, *arguments):
         if step == 2 and rank == 1:
@@ -132,7 +132,7 @@ def hangs(rank: int) -> contextlib.AbstractContextManager:
         return update(self, step, *arguments)
 
     stopping.STUCK_SECONDS = 2.0
-    return patched(Trainer, "update", stuck)
+    return patched(Steps, "update", stuck)
 
 
 @contextlib.contextmanager
@@ -149,7 +149,7 @@ def patched(owner: type, name: str, value: object):
 @contextlib.contextmanager
 def held(found: dict):
     """What this process holds after its last step, in bytes."""
-    update = Trainer.update
+    update = Steps.update
 
     def watched(self, *arguments):
         norm = update(self, *arguments)
@@ -162,7 +162,7 @@ def held(found: dict):
         }
         return norm
 
-    with patched(Trainer, "update", watched):
+    with patched(Steps, "update", watched):
         yield
 
 

@@ -19,11 +19,11 @@ MIXED = (
 def with_old_teacher(step):
     """Give a bench a Gram teacher that is neither student nor teacher."""
     torch.manual_seed(9)
-    gram = GramTeacher.copy_of(step.trainer.teacher.backbone)
+    gram = GramTeacher.copy_of(step.steps.teacher.backbone)
     with torch.no_grad():
         for weight in gram.backbone.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.05)
-    step.trainer.state.gram = gram
+    step.steps.state.gram = gram
     return step
 
 
@@ -45,7 +45,7 @@ def test_the_term_is_the_plain_one_of_resized_features(bench, resize):
     step = with_old_teacher(bench(**GRAM, gram__resize=resize))
     terms, _, _ = step.exact(2)
     (micro,) = step.micro_batches(16)
-    student, gram = step.trainer.student, step.trainer.gram
+    student, gram = step.steps.student, step.steps.gram
     with torch.no_grad():
         _, patches = student(micro.global_crops(), micro.masks(), micro.global_randomness())
         _, larger = gram.backbone(micro.gram_crops(), None, None)

@@ -11,7 +11,7 @@ def test_what_is_looked_at_does_not_depend_on_the_micro_batch(bench, rows):
     """Bitwise the same images; their features to rounding."""
     step, samples = bench(), []
     for size in (2, 16):
-        result = step.trainer.exact_step.gradient(
+        result = step.steps.exact_step.gradient(
             step.batch(size), step.state, step.temperature, probe=Probe.of(16, rows)
         )
         samples.append(result.probed)
@@ -23,7 +23,7 @@ def test_what_is_looked_at_does_not_depend_on_the_micro_batch(bench, rows):
 
 def test_the_sample_is_the_teachers_and_the_students_own_rows(bench):
     step = bench()
-    trainer = step.trainer
+    trainer = step.steps
     sample = trainer.exact_step.gradient(
         step.batch(4), step.state, step.temperature, probe=Probe.of(16, 10)
     ).probed

@@ -77,7 +77,7 @@ def test_gradient_of_a_dinov2_that_was_loaded(bench, tmp_path, local_crops, tole
     _, whole, _ = step.exact(16)
     _, gradient, _ = step.exact(2)
     assert relative_error(gradient, whole) < tolerance
-    positions = step.trainer.student.backbone.vit.embeddings.position_embeddings
+    positions = step.steps.student.backbone.vit.embeddings.position_embeddings
     assert positions.grad.abs().max() > 0
 
 
@@ -103,7 +103,7 @@ def test_gradient_is_that_of_the_plain_loss_written_out(bench):
     """DINO + iBOT + KoLeo on the whole batch, from the papers, with every logit materialised."""
     step = bench()
     terms, gradient, _ = step.exact(2)
-    student, teacher, loss = step.trainer.student, step.trainer.teacher, step.options.loss
+    student, teacher, loss = step.steps.student, step.steps.teacher, step.options.loss
     student.zero_grad(set_to_none=True)
     (micro,) = step.micro_batches(16)
     masks = micro.masks()

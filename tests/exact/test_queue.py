@@ -33,13 +33,13 @@ def test_the_bias_is_that_of_queue_and_batch_together(tmp_path):
     from dino_x.losses import sinkhorn_bias
     from tests.equivalence.conftest import Bench
 
-    bench = Bench(tmp_path, loss__queue=20, train__micro_batch=4)
-    bench.trainer.fill_queues()
-    state = bench.trainer.state.centering
-    head, queue = bench.trainer.teacher.dino_head, state.dino.queue_QD
+    bench = Bench(loss__queue=20, train__micro_batch=4)
+    bench.steps.fill_queues()
+    state = bench.steps.state.centering
+    head, queue = bench.steps.teacher.dino_head, state.dino.queue_QD
     assert len(queue) == 20
     assert len(state.ibot.queue_QD) == 20
-    targets = bench.trainer.exact_step.targets(bench.batch(2), state, bench.temperature)
+    targets = bench.steps.exact_step.targets(bench.batch(2), state, bench.temperature)
     batch = torch.cat(targets.cls_VbD, dim=1).flatten(0, 1)
     both = sinkhorn_bias(torch.cat([queue, batch]), head.prototypes(), bench.temperature)
     torch.testing.assert_close(targets.dino_bias_K, both, rtol=1e-10, atol=1e-10)

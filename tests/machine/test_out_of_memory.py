@@ -10,7 +10,7 @@ import torch
 
 from dino_x.machine.out_of_memory import OutOfMemory, asked_for, caught, is_out_of_memory
 from dino_x.training import build, rescue
-from dino_x.training.trainer import Trainer
+from dino_x.training.steps import Steps
 from tests.conftest import tiny_settings
 from tests.training.runs import losses, metrics, pretrain, weights
 
@@ -131,9 +131,9 @@ def break_from_step(monkeypatch, error, where, step):
             raise error
         return update(self, number, *arguments)
 
-    update = Trainer.update
+    update = Steps.update
     monkeypatch.setattr(build, "no_fault", fault)
-    monkeypatch.setattr(Trainer, "update", updated)
+    monkeypatch.setattr(Steps, "update", updated)
     return room
 
 

@@ -92,7 +92,7 @@ def test_a_trial_ends_in_time(monkeypatch):
     """Where one image takes long, few images are tried; where the trial is long, it ends."""
     tried, clock = [], [0.0]
 
-    def seconds(trainer, size):
+    def seconds(steps, size):
         tried.append(size)
         clock[0] += 2 * size * 2.0
         return 2.0
@@ -100,11 +100,11 @@ def test_a_trial_ends_in_time(monkeypatch):
     monkeypatch.setattr(measure, "seconds", seconds)
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
 
-    class Trainer:
+    class Steps:
         class cutter:  # noqa: N801
             device = measure.torch.device("cpu")
 
-    found = measure.trial(Trainer(), 64, "CPU")
+    found = measure.trial(Steps(), 64, "CPU")
     assert tried[:2] == [1, 1]
     assert found.images == 2  # of 64: four images take 8 of 25 seconds
     assert clock[0] < 26

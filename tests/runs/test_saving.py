@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dino_x.runs import checkpoint, saving
-from dino_x.training.trainer import Trainer
+from dino_x.training.steps import Steps
 from tests.training.runs import metrics, pretrain, weights
 
 FLAGS = ("--effective-batch", 4, "--micro-batch", 4, "--centering", "sinkhorn", "--queue", 16)
@@ -46,7 +46,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(films, tmp_path, monkeyp
 
 
 def test_a_fault_waits_for_the_checkpoint_that_is_being_written(films, tmp_path, monkeypatch):
-    save, update = torch.save, Trainer.update
+    save, update = torch.save, Steps.update
     failed = threading.Event()
 
     def after_the_fault(state, path):
@@ -60,7 +60,7 @@ def test_a_fault_waits_for_the_checkpoint_that_is_being_written(films, tmp_path,
         return update(self, step, *arguments)
 
     monkeypatch.setattr(checkpoint.torch, "save", after_the_fault)
-    monkeypatch.setattr(Trainer, "update", fails)
+    monkeypatch.setattr(Steps, "update", fails)
     with pytest.raises(RuntimeError, match="a fault"):
         pretrain(films, tmp_path / "run", *FLAGS, **SETTINGS, checkpoint__every=2)
     assert len(weights(tmp_path / "run", 2)) > 10

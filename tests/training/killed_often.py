@@ -20,7 +20,7 @@ import torch
 
 from dino_x.cli import main
 from dino_x.runs import checkpoint
-from dino_x.training.trainer import Trainer
+from dino_x.training.steps import Steps
 from tests.conftest import tiny_settings
 
 STEPS = 60  # more than are done between so many kills
@@ -62,14 +62,14 @@ def train(films, out):
 
 def begun(pipe):
     """Have this process write to a pipe when its first step begins."""
-    gradients = Trainer.gradients
+    gradients = Steps.gradients
 
     def first(self, *arguments):
         os.write(pipe, b"!")
-        Trainer.gradients = gradients
+        Steps.gradients = gradients
         return gradients(self, *arguments)
 
-    Trainer.gradients = first
+    Steps.gradients = first
 
 
 def written_slowly(pipe):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dino_x.exact import ExactStep, KoLeo
-from dino_x.training.trainer import Trainer
+from dino_x.training.steps import Steps
 from tests.training.runs import metrics, pretrain, weights
 
 FLAGS = ("--effective-batch", 4, "--micro-batch", 2, "--centering", "sinkhorn", "--queue", 16)
@@ -22,7 +22,7 @@ SETTINGS = {
 @pytest.fixture
 def spoil(monkeypatch):
     """Make the gradient not-a-number in some steps, from 1; in ``stops`` send SIGTERM as well."""
-    gradients = Trainer.gradients
+    gradients = Steps.gradients
 
     def install(steps, stops=(), again=False):
         def spoiled(self, step, *arguments):
@@ -33,7 +33,7 @@ def spoil(monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
             return result
 
-        monkeypatch.setattr(Trainer, "gradients", spoiled)
+        monkeypatch.setattr(Steps, "gradients", spoiled)
 
     return install
 

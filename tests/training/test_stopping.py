@@ -9,8 +9,8 @@ import torch
 
 from dino_x.runs import checkpoint
 from dino_x.training import stopping
+from dino_x.training.steps import Steps
 from dino_x.training.stopping import SIGNALS, Stop
-from dino_x.training.trainer import Trainer
 from tests.training.runs import losses, metrics, pretrain, weights
 
 FLAGS = ("--effective-batch", 4, "--micro-batch", 4, "--centering", "sinkhorn")
@@ -23,7 +23,7 @@ SETTINGS = {
 @pytest.fixture
 def send(monkeypatch):
     """Have a run send itself signals in the middle of a step, from 1."""
-    update = Trainer.update
+    update = Steps.update
 
     def install(step, *numbers):
         def signalled(self, at, *arguments):
@@ -32,7 +32,7 @@ def send(monkeypatch):
                     os.kill(os.getpid(), number)
             return update(self, at, *arguments)
 
-        monkeypatch.setattr(Trainer, "update", signalled)
+        monkeypatch.setattr(Steps, "update", signalled)
 
     return install
 

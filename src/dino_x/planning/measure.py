@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,10 +13,9 @@ from dino_x.data.loading.loader import Canvases, Loader
 from dino_x.distributed.shares import divisors
 from dino_x.machine.device import dtype_of, peak_memory_gib
 from dino_x.model.backbone import Backbone
-from dino_x.runs.folder import RunFolder
 from dino_x.training.micro_batch import find, largest_by_calculation
 from dino_x.training.step.batch_plan import Cutter
-from dino_x.training.trainer import Trainer
+from dino_x.training.steps import Steps
 
 BUDGET = 25.0  # seconds of a trial, about
 TIMES = 3  # at most; the fastest counts, as other programs only ever slow it down
@@ -74,52 +72,49 @@ def read_some(loader: Loader, count: int, images: int) -> tuple[Canvases, float]
     return canvases, min(count, images) / (time.perf_counter() - started)
 
 
-def trial_trainer(
+def trial_steps(
     options: Options, backbone: Backbone, canvases: Canvases, images: int, device: torch.device
-) -> Trainer:
-    """A trainer that trains nothing and writes nothing."""
+) -> Steps:
+    """Steps of a run that trains nothing and writes nothing."""
     dtype = dtype_of(options.train.precision)
     cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
-    nowhere = RunFolder(Path("/nonexistent"))
-    return Trainer(options, nowhere, RepeatedCanvases(canvases), images, "", cutter, backbone)
+    return Steps(options, RepeatedCanvases(canvases), images, cutter, backbone)
 
 
-def choose(step: Step, trainer: Trainer) -> int:
+def choose(step: Step, steps: Steps) -> int:
     """The micro-batch for ``auto`` on this machine."""
-    return find(step, trainer.cutter.device, trainer.try_micro_batch).size
+    return find(step, steps.cutter.device, steps.try_micro_batch).size
 
 
-def trial(
-    trainer: Trainer, micro_batch: int, device_name: str, reading: float | None = None
-) -> Trial:
+def trial(steps: Steps, micro_batch: int, device_name: str, reading: float | None = None) -> Trial:
     """Forward and backward of the largest micro-batch that there is time for, several times.
 
     First of one image, from whose time follows how many there is time for.
     """
     started = time.perf_counter()
-    one = seconds(trainer, 1)
+    one = seconds(steps, 1)
     if time.perf_counter() - started < BUDGET / 4:  # the first of all is slow
-        one = seconds(trainer, 1)
+        one = seconds(steps, 1)
     sizes = divisors(micro_batch)
     most = max(1.0, BUDGET / 2 / (2 * one))  # a try is of two micro-batches
     size = largest_by_calculation(sizes, float, most) or 1
-    if trainer.cutter.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(trainer.cutter.device)
-    best = one if size == 1 else seconds(trainer, size)
+    if steps.cutter.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(steps.cutter.device)
+    best = one if size == 1 else seconds(steps, size)
     for _ in range(TIMES - 1):
         if time.perf_counter() - started + best * size > BUDGET:
             break
-        best = min(best, seconds(trainer, size))
-    peak = peak_memory_gib(trainer.cutter.device)
+        best = min(best, seconds(steps, size))
+    peak = peak_memory_gib(steps.cutter.device)
     return Trial(device_name, size, best, peak, reading)
 
 
-def seconds(trainer: Trainer, size: int) -> float:
+def seconds(steps: Steps, size: int) -> float:
     """Of one try, an image."""
-    device = trainer.cutter.device
-    share = trainer.options.train.effective_batch // trainer.ranks.world_size
+    device = steps.cutter.device
+    share = steps.options.train.effective_batch // steps.ranks.world_size
     started = time.perf_counter()
-    trainer.try_micro_batch(size)
+    steps.try_micro_batch(size)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (time.perf_counter() - started) / min(2 * size, share)

@@ -206,15 +206,15 @@ def plan(overrides: Mapping[str, Any], request: Request, console: Console) -> Pl
         options.train.micro_batch = usable(batch, said_size, request.gpus, named=True)
     measured = request.measure and request.card is None
     device = choose_device(options.train.device if request.card is None else "cpu")
-    trainer, step, held = networks(options, request, index, images, measured, device)
+    run_steps, step, held = networks(options, request, index, images, measured, device)
     if request.card is not None:
         step, numbers = for_card(step, request.card)
     else:
-        step, numbers = for_machine(step, device, trainer)
+        step, numbers = for_machine(step, device, run_steps)
     trial = None
-    if trainer is not None:
-        trainer.options.train.micro_batch = step.micro_batch
-        trial = measure.trial(trainer, step.micro_batch, describe_device(device), held)
+    if run_steps is not None:
+        run_steps.options.train.micro_batch = step.micro_batch
+        trial = measure.trial(run_steps, step.micro_batch, describe_device(device), held)
     work = flops.by_part(step, numbers["numerics"].working)
     if numbers["fits"] is None:
         notes.append(f"it does not fit; {helps(step.at(1), numbers['numerics'])}")
@@ -272,7 +272,7 @@ def networks(
     measured: bool,
     device: torch.device,
 ) -> tuple[Any, Step, float | None]:
-    """A trainer to measure with, if there is to be one; a step as numbers; and how fast images are
+    """Steps to measure with, if there are to be any; a step as numbers; and how fast images are
     read, if there are any.
 
     Without a trial, a network of a built-in size is made without its weights.
@@ -296,12 +296,12 @@ def networks(
             canvases, reading = measure.read_some(loader, count, len(index))
     else:
         canvases = measure.made_up(count, form.channels, form.side)
-    trainer = measure.trial_trainer(options, backbone, canvases, images or count, device)
-    gram = trainer.gram.backbone if trainer.gram else None
+    steps = measure.trial_steps(options, backbone, canvases, images or count, device)
+    gram = steps.gram.backbone if steps.gram else None
     check_patches(options, backbone.patch_size, gram.patch_size if gram else backbone.patch_size)
-    targets = trainer.targets_of if trainer.distilled is not None else None
-    step = Step.of(options, trainer.student, targets=targets, gram=gram, **known)
-    return (trainer if measured else None), step, reading
+    targets = steps.targets_of if steps.state.distilled is not None else None
+    step = Step.of(options, steps.student, targets=targets, gram=gram, **known)
+    return (steps if measured else None), step, reading
 
 
 def for_card(step: Step, card: Card) -> tuple[Step, dict[str, Any]]:
@@ -316,10 +316,10 @@ def for_card(step: Step, card: Card) -> tuple[Step, dict[str, Any]]:
     return step, {"numerics": numerics, "parts": parts, "room": card.usable, "fits": fits}
 
 
-def for_machine(step: Step, device: torch.device, trainer: Any) -> tuple[Step, dict[str, Any]]:
+def for_machine(step: Step, device: torch.device, steps: Any) -> tuple[Step, dict[str, Any]]:
     """Likewise for this machine."""
     numerics = Numerics.on(step.options.train.precision, device)
-    there = sum(memory.weights(step, numerics).values()) if trainer is not None else 0.0
+    there = sum(memory.weights(step, numerics).values()) if steps is not None else 0.0
     room = free_bytes(device) + there
     cpu = device.type == "cpu"
     program = resident_bytes() - there if cpu else 0.0
@@ -340,8 +340,8 @@ def for_machine(step: Step, device: torch.device, trainer: Any) -> tuple[Step, d
     overrides = step.options.train.micro_batch
     if isinstance(overrides, int):
         step = step.at(overrides)
-    elif trainer is not None:
-        step = step.at(measure.choose(step, trainer))
+    elif steps is not None:
+        step = step.at(measure.choose(step, steps))
     else:
         usual = [n for n in sizes_of(step) if not cpu or n <= CPU_MICRO_BATCH]
         step = step.at(largest_by_calculation(usual, needed, share * room) or 1)

@@ -5,17 +5,15 @@ from functools import partial
 
 import torch
 
-from dino_x.config.options import Options
 from dino_x.distributed import sharding
-from dino_x.distributed.agreement import Agreement
 from dino_x.distributed.world import broadcast_from_rank0, check_alike
 from dino_x.errors import UserError
 from dino_x.runs import checkpoint
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.saving import Saver
 from dino_x.training.report import NoReport, TrainingReport
-from dino_x.training.step.batch_plan import Cutter
-from dino_x.training.train_state import TrainState, write_checkpoint
+from dino_x.training.steps import Steps
+from dino_x.training.train_state import write_checkpoint
 
 Report = TrainingReport | NoReport
 
@@ -24,32 +22,18 @@ class Keeper:
     """Writes and reads the checkpoints of one run; rank 0 writes.
 
     Args:
-        options: of the run.
+        steps: whose state is kept.
         run: where checkpoints and the model go.
-        state: what they hold.
         images_hash: tells whether the images are those that the run was trained on.
-        cutter: knows how images are normalised.
-        agreement: of the processes.
-        sharded: whether each process holds a part of the networks.
     """
 
-    def __init__(
-        self,
-        options: Options,
-        run: RunFolder,
-        state: TrainState,
-        images_hash: str,
-        cutter: Cutter,
-        agreement: Agreement,
-        *,
-        sharded: bool,
-    ) -> None:
-        self.options, self.run, self.state = options, run, state
-        self.images_hash = images_hash
-        self.agreement, self.ranks = agreement, agreement.ranks
-        self.sharded = sharded
-        write = partial(write_checkpoint, run, options, state.teacher, cutter)
-        self.saver = Saver(run.checkpoints, write, options.checkpoint)
+    def __init__(self, steps: Steps, run: RunFolder, images_hash: str) -> None:
+        self.options, self.state = steps.options, steps.state
+        self.run, self.images_hash = run, images_hash
+        self.agreement, self.ranks = steps.agreement, steps.ranks
+        self.sharded = steps.sharded
+        write = partial(write_checkpoint, run, steps.options, steps.teacher, steps.cutter)
+        self.saver = Saver(run.checkpoints, write, steps.options.checkpoint)
 
     def save(self, report: Report, last: bool = False) -> None:
         """A checkpoint, and the teacher's backbone as transformers saves it.

@@ -38,6 +38,7 @@ from dino_x.training.micro_batch import (
 )
 from dino_x.training.online import Online, labelled_rows
 from dino_x.training.step.batch_plan import Cutter
+from dino_x.training.steps import Steps
 from dino_x.training.trainer import Trainer
 from dino_x.views.sizes import crop_sizes
 
@@ -90,11 +91,11 @@ def prepare(
     dtype = dtype_of(options.train.precision)
     cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
     strata = strata_of(index.rows, options.data.source_weights)
-    trainer = Trainer(
-        options, run, loader, len(index), hash_of(index), cutter, backbone, strata, ranks
-    )
+    steps = Steps(options, loader, len(index), cutter, backbone, strata, ranks)
+    trainer = Trainer(steps, run, hash_of(index))
     own = trainer.student.backbone.patch_size
-    check_patches(options, own, trainer.gram.backbone.patch_size if trainer.gram else own)
+    gram = own if steps.gram is None else steps.gram.backbone.patch_size
+    check_patches(options, own, gram)
     devices = gather_objects(ranks, device_key(device))
     chosen = choose_micro_batch(trainer, step_of(trainer, form), devices)
     effective_batch = options.train.effective_batch
@@ -124,7 +125,7 @@ def choose_micro_batch(trainer: Trainer, step: Step, devices: list[str]) -> Chos
             " would leave the others waiting, so none can be tried"
         )
     # A loader may give up in one process, while others would wait for its number.
-    found = all_or_none(ranks, lambda: find(step, device, trainer.try_micro_batch))
+    found = all_or_none(ranks, lambda: find(step, device, trainer.steps.try_micro_batch))
     smallest = min(size for (size,) in ranks.numbers([found.size], device))
     if before is not None and not found.warning:
         found = replace(found, why=f"{found.why}, anew for other devices or processes")
@@ -133,16 +134,16 @@ def choose_micro_batch(trainer: Trainer, step: Step, devices: list[str]) -> Chos
 
 def step_of(trainer: Trainer, form: CanvasForm) -> Step:
     """A step of this process as numbers; the micro-batch is 1."""
-    distilled = trainer.targets_of if trainer.distilled is not None else None
+    distilled = trainer.steps.targets_of if trainer.state.distilled is not None else None
     return Step.of(
         trainer.options,
         trainer.student,
         targets=distilled,
-        gram=None if trainer.gram is None else trainer.gram.backbone,
+        gram=None if trainer.steps.gram is None else trainer.steps.gram.backbone,
         processes=trainer.ranks.world_size,
         canvas=form.side,
         channels=form.channels,
-        images=trainer.images,
+        images=trainer.steps.images,
     )
 
 
@@ -198,7 +199,7 @@ def online(prepared: Prepared, labelled: Labelled | None) -> Online | None:
         cutter=trainer.cutter,
         images=len(prepared.index),
         micro_batch=options.train.micro_batch,
-        precision=trainer.exact_step.precision,
+        precision=trainer.steps.exact_step.precision,
         labelled=None
         if labelled is None
         else labelled_rows(

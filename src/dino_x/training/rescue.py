@@ -94,6 +94,6 @@ def smaller_that_fits(
         later += sum(memory.optimizer(step, numerics).values())
     with limited_memory(device, later + memory.KEPT_FREE * room):
         for size in likely:
-            if runs(trainer.try_micro_batch, size):
+            if runs(trainer.steps.try_micro_batch, size):
                 return size, "as was just tried"
     return None, ""
