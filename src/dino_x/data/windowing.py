@@ -75,6 +75,23 @@ def window_of(image: Image, options: WindowOptions) -> tuple[float, float]:
     return image.window
 
 
+def canvas_window(image: Image, options: WindowOptions) -> tuple[tuple[float, float], bool]:
+    """What a canvas of an image spans, and whether these are all Hounsfield units.
+
+    They are where each view of a CT has a window of its own (views/ct_windows.py).
+
+    Returns: `CT_RANGE` and True, or the window of `window_of` and False.
+    """
+    if options.ct == "random" and is_hounsfield(image):
+        return CT_RANGE, True
+    return window_of(image, options), False
+
+
+def is_hounsfield(image: Image) -> bool:
+    """Whether an image is a CT in Hounsfield units: readers give only these the CT window."""
+    return image.modality == "CT" and image.window == CT_WINDOW
+
+
 def robust_window(
     pixels: np.ndarray, percentiles: tuple[float, float] = PERCENTILES
 ) -> tuple[float, float]:

@@ -12,18 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as Pillow
 from torch import nn
 
 from dino_x.config.options import WindowOptions
 from dino_x.data.loading.neighbours import neighbours, read_slices
+from dino_x.data.preparation import normalised, to_square, windowed
 from dino_x.data.readers.registry import ImageRef, Unreadable, read
 from dino_x.data.storage.member import any_remote
-from dino_x.data.windowing import apply_window, window_of
 from dino_x.machine.device import autocast
 
 WAITING_THREADS = 32
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 Progress = Callable[[int, int], None]  # (images done, images in all)
 Form = tuple[int, int, int]  # channels, side of a square, and slices in it (3 in 2.5D)
 
@@ -128,11 +126,9 @@ def backbone_encoder(
     """
     device = torch.device(device)
     dtype = next(backbone.parameters()).dtype
-    mean_C11 = torch.tensor(mean, dtype=dtype, device=device)[:, None, None]
-    std_C11 = torch.tensor(std, dtype=dtype, device=device)[:, None, None]
 
     def features(images_BCSS: torch.Tensor) -> torch.Tensor:
-        images_BCSS = (images_BCSS.to(device, dtype) - mean_C11) / std_C11
+        images_BCSS = normalised(images_BCSS.to(device, dtype), mean, std)
         training = backbone.training
         backbone.eval()
         try:
@@ -201,13 +197,14 @@ def prepared(
             image = read_slices(beside[ref]) if ref in beside else read(ref)
         except Unreadable:
             return None
-        pixels_CHW = apply_window(image.pixels, window_of(image, seeing.windows))
+        pixels_CHW = windowed(image, seeing.windows)
         # Of a slice with its neighbours, what takes no neighbours sees the slice.
         own_CHW = pixels_CHW[1:2] if ref in beside else pixels_CHW
-        return {
-            (channels, size, slices): squash(pixels_CHW if slices == 3 else own_CHW, channels, size)
-            for channels, size, slices in forms
-        }
+        found = {}
+        for channels, size, slices in forms:
+            seen_CHW = pixels_CHW if slices == 3 else own_CHW
+            found[channels, size, slices] = to_square(seen_CHW, channels, size)
+        return found
 
     # Decoding and resizing release the interpreter lock, so threads are enough; more of them where
     # they wait for an object store.
@@ -226,23 +223,3 @@ def prepared(
             yield positions, stacked
             if progress is not None:
                 progress(min(start + batch_size, len(refs)), len(refs))
-
-
-def squash(image_CHW: np.ndarray, channels: int, size: int) -> np.ndarray:
-    """An image as ``channels`` squares of ``size`` px: antialiased, aspect ratio disregarded.
-
-    Args:
-        image_CHW: float32 in [0, 1], C = 1 or 3. Three become one by luma, one is repeated.
-        channels: 1 or 3.
-        size: the side in pixels.
-
-    Returns: float32 [channels, size, size] in [0, 1].
-    """
-    if channels == 1 and len(image_CHW) == 3:
-        image_CHW = np.tensordot(LUMA, image_CHW, axes=1)[None]
-    squares = [
-        np.asarray(Pillow.fromarray(plane).resize((size, size), Pillow.Resampling.BILINEAR))
-        for plane in image_CHW
-    ]
-    square_CSS = np.clip(np.stack(squares), 0, 1)
-    return square_CSS if len(square_CSS) == channels else np.repeat(square_CSS, channels, axis=0)

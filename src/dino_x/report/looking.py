@@ -15,12 +15,11 @@ from dino_x.data.index.catalog import sources_of
 from dino_x.data.index.finding import Candidate
 from dino_x.data.index.headers import Record, scan
 from dino_x.data.index.index import build_index
+from dino_x.data.preparation import normalised, resized_squares, shows_grey, to_square, windowed
 from dino_x.data.readers import registry
 from dino_x.data.storage.member import as_path
-from dino_x.data.windowing import apply_window, window_of
 from dino_x.errors import UserError
 from dino_x.evaluation.backbone import load_backbone
-from dino_x.evaluation.embed import squash
 from dino_x.model.pretrained import Preparation
 from dino_x.randomness import generator
 from dino_x.report.maps import cls_attention
@@ -125,20 +124,15 @@ def load_model(folder: Path, device: str) -> tuple[nn.Module, Preparation]:
     return backbone.model, backbone.preparation
 
 
-def normalised(squares_BCSS: np.ndarray, preparation: Preparation, like: nn.Module) -> torch.Tensor:
+def network_input(
+    squares_BCSS: np.ndarray, preparation: Preparation, like: nn.Module
+) -> torch.Tensor:
     """uint8 squares as the network's input, resized if they have another side."""
     weight = next(like.parameters())
     pixels = torch.from_numpy(squares_BCSS).to(weight.device, weight.dtype) / 255
-    size = preparation.image_size
-    if pixels.shape[-1] != size:
-        pixels = torch.nn.functional.interpolate(
-            pixels, (size, size), mode="bilinear", antialias=True
-        )
-    mean, std = (
-        torch.tensor(v, device=weight.device, dtype=weight.dtype)[:, None, None]
-        for v in (preparation.mean, preparation.std)
-    )
-    return (pixels - mean) / std  # grey squares become the channels of mean and std here
+    if pixels.shape[-1] != preparation.image_size:
+        pixels = resized_squares(pixels, preparation.image_size)
+    return normalised(pixels, preparation.mean, preparation.std)
 
 
 @torch.no_grad()
@@ -161,7 +155,7 @@ def look(
             looked["aspects"].append(ref.height / ref.width)
             looked["patients"].append(ref.patient)
         for group in same_shape(squares):
-            pooled = model(pixel_values=normalised(group, preparation, model)).pooler_output
+            pooled = model(pixel_values=network_input(group, preparation, model)).pooler_output
             looked["features"].append(pooled.float().cpu().numpy())
         looked["squares"] += squares
         if time.monotonic() - started > seconds:
@@ -186,11 +180,10 @@ def same_shape(squares: list[np.ndarray]) -> list[np.ndarray]:
 def square_of(ref: ImageRef, preparation: Preparation) -> np.ndarray:
     """An image in its window as uint8 [C, S, S], as evaluation prepares it. Raises Unreadable."""
     image = registry.read(ref)
-    unit_CHW = apply_window(image.pixels, window_of(image, preparation.windows))
-    grey = len(unit_CHW) == 1 or float(np.ptp(unit_CHW, axis=0).max()) <= 2 / 255
-    return np.rint(255 * squash(unit_CHW, 1 if grey else 3, preparation.image_size)).astype(
-        np.uint8
-    )
+    pixels_CHW = windowed(image, preparation.windows)
+    channels = 1 if shows_grey(pixels_CHW, width=1) else 3
+    square_CSS = to_square(pixels_CHW, channels, preparation.image_size)
+    return np.rint(255 * square_CSS).astype(np.uint8)
 
 
 def attentions(
@@ -198,5 +191,5 @@ def attentions(
 ) -> list[np.ndarray]:
     """The attention of the CLS token for each square, [Y, X] each."""
     return [
-        cls_attention(model, normalised(square[None], preparation, model)) for square in squares
+        cls_attention(model, network_input(square[None], preparation, model)) for square in squares
     ]

@@ -13,15 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image as Pillow
 
 from dino_x.config.options import WindowOptions
 from dino_x.data.image import Image, ImageRef
 from dino_x.data.index.index import Index
-from dino_x.data.windowing import CT_RANGE, CT_WINDOW, apply_window, window_of
+from dino_x.data.preparation import to_square
+from dino_x.data.windowing import apply_window, canvas_window
 
-# Grey of a colour: ITU-R BT.601, as Pillow and JPEG have it.
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _WHITE = 65535
 
 
@@ -71,18 +69,15 @@ def make_canvas(image: Image, form: CanvasForm) -> Canvas:
 
     Raises: ValueError for a number of channels other than 1 and 3.
     """
-    if form.channels not in (1, 3):
-        raise ValueError(f"channels is {form.channels}; known are 1 and 3")
-    hounsfield = form.windows.ct == "random" and is_hounsfield(image)
-    unit = apply_window(image.pixels, CT_RANGE if hounsfield else window_of(image, form.windows))
-    if form.channels == 1 and len(unit) == 3:
-        unit = np.tensordot(LUMA, unit, axes=1)[None]
-    height, width = shape_at(image.pixels.shape[1:], image.spacing_mm, form.spacing_mm)
-    squares = np.stack([_resized(_resized(p, height, width), form.side, form.side) for p in unit])
-    pixels = np.rint(np.clip(squares, 0, 1) * _WHITE).astype(np.uint16)
-    if len(pixels) < form.channels:
-        pixels = np.repeat(pixels, form.channels, axis=0)
+    window, hounsfield = canvas_window(image, form.windows)
     height, width = image.pixels.shape[1:]
+    square = to_square(
+        apply_window(image.pixels, window),
+        form.channels,
+        form.side,
+        resampled_to=shape_at((height, width), image.spacing_mm, form.spacing_mm),
+    )
+    pixels = np.rint(square * _WHITE).astype(np.uint16)
     if image.spacing_mm is None:
         return Canvas(pixels, height / width, None, hounsfield)
     size_mm = height * image.spacing_mm[0], width * image.spacing_mm[1]
@@ -90,11 +85,6 @@ def make_canvas(image: Image, form: CanvasForm) -> Canvas:
     if image.spacing_mm[0] != image.spacing_mm[1]:
         aspect = size_mm[0] / size_mm[1]
     return Canvas(pixels, aspect, size_mm, hounsfield)
-
-
-def is_hounsfield(image: Image) -> bool:
-    """Whether an image is a CT in Hounsfield units: readers give only these the CT window."""
-    return image.modality == "CT" and image.window == CT_WINDOW
 
 
 def shape_at(
@@ -111,16 +101,9 @@ def shape_at(
     return max(1, round(height * finer[0])), max(1, round(width * finer[1]))
 
 
-def _resized(plane: np.ndarray, height: int, width: int) -> np.ndarray:
-    """One channel, float32, to [height, width].
-
-    Pillow's bilinear filter widens with the reduction, which is what keeps fine structure from
-    turning into patterns; it never overshoots, as Lanczos does at the edges of bones and labels.
-    """
-    if plane.shape == (height, width):
-        return plane
-    picture = Pillow.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
-    return np.asarray(picture.resize((width, height), Pillow.Resampling.BILINEAR))
+def to_unit(pixels: np.ndarray, out: np.ndarray) -> None:
+    """The pixels of canvases as float32 in [0, 1], written into `out`."""
+    np.divide(pixels, np.float32(_WHITE), out=out)
 
 
 @dataclass(frozen=True)

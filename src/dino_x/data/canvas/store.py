@@ -35,7 +35,7 @@ from dino_x.data.canvas.cache_files import (
     read_shard,
     size_on_disk,
 )
-from dino_x.data.canvas.canvas import Canvas, CanvasForm
+from dino_x.data.canvas.canvas import Canvas, CanvasForm, to_unit
 from dino_x.data.image import ImageRef
 from dino_x.data.storage.member import version_of
 from dino_x.errors import UserError
@@ -136,7 +136,7 @@ class CanvasStore:
         Args:
             out: float32 [C, S, S], written.
         """
-        np.divide(self._pixels(row), np.float32(65535), out=out)
+        to_unit(self._pixels(row), out)
 
     def holds(self, row: int) -> bool:
         """Whether an image is in the cache, whole or not."""

@@ -17,6 +17,7 @@ from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
 from dino_x.data.index.catalog import SUFFIX, Update, folder_of, holds_images, update
 from dino_x.data.index.conditions import select
 from dino_x.data.index.table import read_table
+from dino_x.data.preparation import shows_grey
 from dino_x.data.readers import registry
 from dino_x.data.readers.decoding import Decoding
 from dino_x.data.storage.archives import address, is_remote
@@ -40,7 +41,6 @@ T = TypeVar("T")
 
 _WAITING_THREADS = 32
 _GREY_SAMPLE = 64
-_GREY_TOLERANCE = 2 / 255  # of the window: what the colour conversion of JPEG leaves of a grey
 
 
 @dataclass(frozen=True)
@@ -196,10 +196,8 @@ def _at_hand(row: ImageRef) -> ImageRef:
 
 def _shows_grey(row: ImageRef) -> bool:
     image = registry.read(row)
-    if len(image.pixels) == 1:
-        return True
     low, high = image.window
-    return bool(np.ptp(image.pixels, axis=0).max() <= _GREY_TOLERANCE * (high - low))
+    return shows_grey(image.pixels, high - low)
 
 
 def _verified(decoding: Decoding, row: ImageRef) -> Skipped | None:

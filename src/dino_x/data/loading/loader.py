@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from dino_x.data.canvas.canvas import Canvas, CanvasCache, CanvasForm, make_canvas
+from dino_x.data.canvas.canvas import Canvas, CanvasCache, CanvasForm, make_canvas, to_unit
 from dino_x.data.canvas.store import CanvasStore
 from dino_x.data.image import ImageRef, Unreadable
 from dino_x.data.index.index import UNREADABLE_SHARE, Index, Skipped
@@ -252,7 +252,7 @@ class Loader:
             hounsfield[batch.copied] = self.store.hounsfield[rows]
         for place in np.flatnonzero(~batch.copied):
             canvas = loaded[int(batch.rows[place])].canvas
-            np.divide(canvas.pixels, np.float32(65535), out=batch.pixels[place])
+            to_unit(canvas.pixels, batch.pixels[place])
             aspect[place], hounsfield[place] = canvas.aspect, canvas.hounsfield
             if canvas.size_mm is not None:
                 size_mm[place] = canvas.size_mm

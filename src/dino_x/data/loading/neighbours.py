@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dino_x.data.canvas.canvas import LUMA
 from dino_x.data.image import Image, ImageRef, Unreadable
 from dino_x.data.index.index import Index, Skipped
+from dino_x.data.preparation import to_grey
 from dino_x.data.readers import registry
 from dino_x.errors import UserError
 
@@ -113,13 +113,8 @@ def read_slices(refs: Sequence[ImageRef]) -> Image:
     """
     read = {ref: registry.read(ref) for ref in dict.fromkeys((refs[1], *refs))}
     middle = read[refs[1]]
-    planes = [_grey(read[ref].pixels) for ref in refs]
+    planes = [to_grey(read[ref].pixels)[0] for ref in refs]
     if any(plane.shape != planes[1].shape for plane in planes):
         raise Unreadable("a neighbouring slice has another size than its header says")
     spacing = middle.spacing_mm or refs[1].spacing_mm
     return replace(middle, pixels=np.stack(planes), spacing_mm=spacing)
-
-
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    """Pixels [C, H, W] as [H, W]."""
-    return pixels[0] if len(pixels) == 1 else np.tensordot(LUMA, pixels, axes=1)
