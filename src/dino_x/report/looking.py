@@ -26,7 +26,7 @@ from dino_x.report.maps import cls_attention
 
 SAMPLE = 400  # images among which neighbours are looked for
 BATCH = 25
-SHARDS = 4  # that are looked through for the sample, where no index has done it
+ARCHIVES = 4  # that are looked through for the sample, where no index has done it
 SECONDS = 15.0  # for reading and embedding the sample; what was done by then is the sample
 
 
@@ -82,15 +82,15 @@ def sample_refs(
     if not files:
         raise UserError(GONE)
     refs: list[ImageRef] = []
-    shards = 0
+    archives = 0
     for position in rng.permutation(len(files)):
         if len(refs) == count:
             break
         file = files[position]
         if isinstance(file, Candidate) and file.is_archive:
-            shards += 1
-            if shards <= SHARDS:
-                refs += _some_of(file, reading, rng, max(1, count // SHARDS))
+            archives += 1
+            if archives <= ARCHIVES:
+                refs += _some_of(file, reading, rng, max(1, count // ARCHIVES))
             continue
         try:
             found = file.refs if isinstance(file, Record) else registry.refs(file.path, reading)
@@ -105,7 +105,7 @@ def sample_refs(
 def _some_of(
     file: Candidate, reading: Reading, rng: np.random.Generator, count: int
 ) -> list[ImageRef]:
-    """At most ``count`` images of a shard, whose headers are all read."""
+    """At most ``count`` images of an archive, whose headers are all read."""
     records = [record for record in next(iter(scan([file], reading, 1))) if record.refs]
     chosen = [records[position].refs for position in rng.permutation(len(records))[:count]]
     return [found[int(rng.integers(len(found)))] for found in chosen]

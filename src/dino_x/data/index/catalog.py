@@ -26,7 +26,7 @@ SUFFIX = ".parquet"
 SAVE_EVERY = 30.0
 
 Progress = Callable[[int, int], None]
-Records = Mapping[Path, list[Record]]  # by file, or by shard
+Records = Mapping[Path, list[Record]]  # by file, or by archive
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def update(
 
 
 def _before(kept_in: Path | None, reading: Reading) -> tuple[dict[str, list[Record]], list[str]]:
-    """The files of an index by where they or their shards are, if it was made in the same way."""
+    """The files of an index by where they or their archives are, if it was made in the same way."""
     if kept_in is None or not kept_in.exists():
         return {}, []
     table = read_table(kept_in)
@@ -166,7 +166,7 @@ def folder_of(path: Path) -> Path:
 
 
 def holds_images(path: Path) -> bool:
-    """Whether a Parquet file on a disk is a shard of images, and no index.
+    """Whether a Parquet file on a disk is an archive of images, and no index.
 
     Raises: UserError for one that is neither.
     """
@@ -217,7 +217,7 @@ class _Keeper:
 def _whole(path: Path) -> Path:
     """A path whatever the folder that one is in, still a member if it is one."""
     if isinstance(path, Member):
-        return path.moved(as_path(location(path.shard.path)))
+        return path.moved(as_path(location(path.archive.path)))
     return as_path(location(path))
 
 

@@ -1,6 +1,6 @@
 """Which files there are below the paths that the user named.
 
-Shards (tar and Parquet files) count too, and what is behind addresses, see `urls`.
+Archives (tar and Parquet files) count too, and what is behind addresses, see `urls`.
 
 Which files count: those whose suffix claims an image, and those whose first bytes are an image's,
 whatever they are called. All others (tables, texts, licences), hidden files and folders, and
@@ -82,7 +82,8 @@ def find_files(paths: Sequence[Path], sources: Sequence[int] | None = None) -> l
         for number, path in zip(sources or range(len(paths)), paths, strict=True):
             if is_remote(path):
                 files = [
-                    (address(shard.path), _of_shard(shard, number)) for shard in find_archives(path)
+                    (address(archive.path), _of_archive(archive, number))
+                    for archive in find_archives(path)
                 ]
             elif not path.exists():
                 files = [
@@ -98,8 +99,8 @@ def find_files(paths: Sequence[Path], sources: Sequence[int] | None = None) -> l
     return sorted(found.values())
 
 
-def _of_shard(shard: Archive, source: int) -> Candidate:
-    return Candidate(shard.path, source, True, shard.size, shard.mtime_ns, shard.etag)
+def _of_archive(archive: Archive, source: int) -> Candidate:
+    return Candidate(archive.path, source, True, archive.size, archive.mtime_ns, archive.etag)
 
 
 def _by_pattern(path: Path) -> list[Path]:

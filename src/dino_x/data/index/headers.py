@@ -17,17 +17,17 @@ from dino_x.data.image import ImageRef, Reading, Unreadable
 from dino_x.data.index.finding import Candidate, claims_image
 from dino_x.data.readers import registry
 from dino_x.data.storage.archives import Archive, is_remote
-from dino_x.data.storage.listing import length_of, members
-from dino_x.data.storage.member import Member
+from dino_x.data.storage.listing import members
+from dino_x.data.storage.member import Member, size_of
 
 # Reading headers is Python's work, of which threads do no more than one at a time. Processes do,
 # and each takes about a second to start.
 PROCESSES_FROM = 3000
 _PORTION = 64
 
-# Shards of object stores that are looked through at a time: these wait, and do not compute.
-_REMOTE_SHARDS = 16
-_USUAL_BYTES = 100_000  # of an image in a shard, to tell how much work it is
+# Archives of object stores that are looked through at a time: these wait, and do not compute.
+_REMOTE_ARCHIVES = 16
+_USUAL_BYTES = 100_000  # of an image in an archive, to tell how much work it is
 
 _SAMPLE = 4096
 
@@ -39,10 +39,10 @@ class Record:
     """What is known of one file: its images, or why it cannot be used.
 
     Attributes:
-        path: as it was named or found; of a file in a shard a `Member`.
+        path: as it was named or found; of a file in an archive a `Member`.
         source: which of the sources it was found under.
         size: in bytes.
-        mtime_ns: when it was last changed, or its shard.
+        mtime_ns: when it was last changed, or its archive.
         refs: its images; none if it is unusable.
         unusable: the reason, a fixed phrase; None if it can be used.
         content: a salted hash of its size and of samples of its bytes: equal for equal files.
@@ -63,7 +63,7 @@ class Record:
     def file(self) -> Archive:
         """The file on a disk or in a store, in the state that it was read in."""
         if isinstance(self.path, Member):
-            return self.path.shard
+            return self.path.archive
         return Archive(self.path, self.size, self.mtime_ns, self.etag)
 
 
@@ -77,7 +77,7 @@ def scan(
         reading: what files leave open.
         workers: how many are read at a time; the number of cores if None.
 
-    Yields: for each file, in order, its record; of a shard a record for each image file in it;
+    Yields: for each file, in order, its record; of an archive a record for each image file in it;
         none for a file that is no image and does not claim to be one.
 
     What other processes do not read, because they cannot be started (a script without
@@ -87,7 +87,7 @@ def scan(
     portions = [(portion, reading) for portion in _portions(files)]
     workers = workers or os.cpu_count() or 1
     if remote:
-        workers = max(workers, _REMOTE_SHARDS)
+        workers = max(workers, _REMOTE_ARCHIVES)
     workers = min(workers, max(1, len(portions)))
     done = 0
     if workers > 1:
@@ -105,7 +105,7 @@ def scan(
 
 
 def _portions(files: Sequence[Candidate]) -> list[Sequence[Candidate]]:
-    """Files that are read one after another: a shard by itself, other files 64 at a time."""
+    """Files that are read one after another: an archive by itself, other files 64 at a time."""
     portions: list[Sequence[Candidate]] = []
     start = 0
     for stop in range(1, len(files) + 1):
@@ -117,7 +117,7 @@ def _portions(files: Sequence[Candidate]) -> list[Sequence[Candidate]]:
 
 
 def _images(files: Sequence[Candidate]) -> int:
-    """About how many image files there are, those in shards too."""
+    """About how many image files there are, those in archives too."""
     return sum(file.size // _USUAL_BYTES if file.is_archive else 1 for file in files)
 
 
@@ -136,28 +136,28 @@ def _start_process(salt: bytes) -> None:
 def _scan_portion(portion: tuple[Sequence[Candidate], Reading]) -> list[list[Record]]:
     files, reading = portion
     return [
-        _scan_shard(file, reading) if file.is_archive else _scan_file(file, file.path, reading)
+        _scan_archive(file, reading) if file.is_archive else _scan_file(file, file.path, reading)
         for file in files
     ]
 
 
-def _scan_shard(file: Candidate, reading: Reading) -> list[Record]:
-    """The image files in a shard; and the shard itself, if it is damaged or has none.
+def _scan_archive(file: Candidate, reading: Reading) -> list[Record]:
+    """The image files in an archive; and the archive itself, if it is damaged or has none.
 
     One that was not named, and has no images, is passed over as other tables and archives are. Of
     several members of one name the last counts, as it does when a tar is unpacked.
     """
-    shard = Archive(file.path, file.size, file.mtime_ns, file.etag)
+    archive = Archive(file.path, file.size, file.mtime_ns, file.etag)
     found: dict[str, list[Record]] = {}
     unusable: str | None = None
     try:
-        for member in members(shard):
+        for member in members(archive):
             name = member.name_inside
             parts = name.split("/")
             if any(part.startswith(".") for part in parts) or parts[-1].upper() == "DICOMDIR":
                 continue
             claims = claims_image(name) or (member.row_group >= 0 and file.claims)
-            inside = replace(file, claims=claims, size=length_of(member))
+            inside = replace(file, claims=claims, size=size_of(member))
             found[name] = _scan_file(inside, member, reading)
     except Unreadable as reason:
         unusable = str(reason)

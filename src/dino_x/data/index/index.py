@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +22,7 @@ from dino_x.data.readers import registry
 from dino_x.data.readers.decoding import Decoding
 from dino_x.data.storage.archives import address, is_remote
 from dino_x.data.storage.listing import is_archive
-from dino_x.data.storage.member import any_remote, as_path, fetched
+from dino_x.data.storage.member import any_remote, as_path, at_hand
 from dino_x.errors import UserError
 
 # With verify="auto": up to this many images are decoded once before training starts.
@@ -34,7 +34,7 @@ UNREADABLE_SHARE = 0.1
 
 LOOKED_FOR = (
     "looked for PNG, JPEG, TIFF, DICOM, NIfTI and NumPy in all subfolders, and in .tar and .parquet"
-    " shards (compressed tars have to be unpacked)"
+    " archives (compressed tars have to be unpacked)"
 )
 
 T = TypeVar("T")
@@ -152,7 +152,7 @@ def _wanted(found: Update, where: str | None) -> list[ImageRef]:
 
 
 def folders_of(paths: Sequence[str | Path]) -> list[Path]:
-    """The paths, an index replaced by the folders that its files are in, a shard by its own."""
+    """The paths, an index replaced by the folders that its files are in, an archive by its own."""
     folders: list[Path] = []
     for path in map(as_path, paths):
         if path.suffix == SUFFIX and path.is_file() and not holds_images(path):
@@ -184,14 +184,9 @@ def is_grey(rows: Sequence[ImageRef], decoding: Decoding | None = None) -> bool:
 
 def _row_is_grey(decoding: Decoding, row: ImageRef) -> bool:
     try:
-        return decoding.run(_shows_grey, _at_hand(row))
+        return decoding.run(_shows_grey, at_hand(row))
     except Unreadable:
         return True
-
-
-def _at_hand(row: ImageRef) -> ImageRef:
-    """With its bytes, if it lies in a shard: what decodes it may not reach its store."""
-    return replace(row, path=fetched(row.path))
 
 
 def _shows_grey(row: ImageRef) -> bool:
@@ -202,7 +197,7 @@ def _shows_grey(row: ImageRef) -> bool:
 
 def _verified(decoding: Decoding, row: ImageRef) -> Skipped | None:
     try:
-        decoding.run(_decode, _at_hand(row))
+        decoding.run(_decode, at_hand(row))
     except Unreadable as unreadable:
         return Skipped(row.path, str(unreadable))
     return None

@@ -208,16 +208,16 @@ def _items_from_folders(files: list[Path], roots: list[Path]) -> tuple[list[Item
     if not items:
         raise UserError(
             f"no image is in a folder below {_shown(roots)}: with '--labels folder' the class is"
-            " the name of the first folder below the data path, or in a shard"
+            " the name of the first folder below the data path, or in an archive"
         )
     return items, {}
 
 
 def _folders(file: Path, below: tuple[str, ...]) -> tuple[str, ...]:
-    """The folders that a file lies in below a data path; a shard is none."""
+    """The folders that a file lies in below a data path; an archive is none."""
     if isinstance(file, Member) and below:
-        shard = len(below) - 1 - file.name_inside.count("/") - 1
-        return (*below[:shard], *below[shard + 1 : -1])
+        archive = len(below) - 1 - file.name_inside.count("/") - 1
+        return (*below[:archive], *below[archive + 1 : -1])
     return below[:-1]
 
 
@@ -260,10 +260,10 @@ def items_from_csv(
 
 
 def _by_place(images: list[Path]) -> dict[str, Path]:
-    """The images by where they are, and those in shards also by what they are called inside.
+    """The images by where they are, and those in archives also by what they are called inside.
 
-    So a table made for a folder holds for the shards that the folder was packed in. A name that
-    two shards have is none.
+    So a table made for a folder holds for the archives that the folder was packed in. A name that
+    two archives have is none.
     """
     inside: dict[str, Path | None] = {}
     for image in images:
@@ -274,7 +274,7 @@ def _by_place(images: list[Path]) -> dict[str, Path]:
     return {os.path.realpath(image): image for image in images} | named
 
 
-_INSIDE = "in a shard: "
+_INSIDE = "in an archive: "
 
 
 def read_csv(file: Path, label_column: str) -> list[tuple[int, dict[str, str]]]:

@@ -119,18 +119,18 @@ def _place(record: Record, folder: Path) -> tuple[Any, ...]:
     if not isinstance(record.path, Member):
         return path, address(folder), None, None, None, None
     member = record.path
-    shard = path[: -len(member.name_inside) - 1]
+    archive = path[: -len(member.name_inside) - 1]
     if member.row_group < 0:
-        return path, address(folder), shard, member.offset, None, None
-    return path, address(folder), shard, None, member.row_group, member.row
+        return path, address(folder), archive, member.offset, None, None
+    return path, address(folder), archive, None, member.row_group, member.row
 
 
 def _row(record: Record, ref: ImageRef | None, place: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values of one row, in the order of `SCHEMA`."""
     file = record.file
-    shard_size = file.size if isinstance(record.path, Member) else None
+    archive_size = file.size if isinstance(record.path, Member) else None
     after = (
-        record.label, record.size, record.mtime_ns, shard_size, file.etag, record.content,
+        record.label, record.size, record.mtime_ns, archive_size, file.etag, record.content,
         record.unusable,
     )  # fmt: skip
     if ref is None:
@@ -190,9 +190,9 @@ def read_table(path: Path) -> Table:
     sources = tuple(as_path(source) for source in facts["sources"])
     number_of = {source: number for number, source in enumerate(facts["sources"])}
     columns = [_values(rows.column(name), name not in _UNIQUE) for name in SCHEMA.names]
-    shards: dict[tuple[Any, ...], Archive] = {}
+    archives: dict[tuple[Any, ...], Archive] = {}
     records = [
-        _record(list(of_file), sources, number_of, shards)
+        _record(list(of_file), sources, number_of, archives)
         for _, of_file in groupby(zip(*columns, strict=True), key=lambda row: (row[1], row[0]))
     ]
     reading = Reading(facts["slice_axis"], facts["modality"])
@@ -235,20 +235,20 @@ def _record(
     rows: list[tuple[Any, ...]],
     sources: Sequence[Path],
     number_of: dict[str, int],
-    shards: dict[tuple[Any, ...], Archive],
+    archives: dict[tuple[Any, ...], Archive],
 ) -> Record:
-    """A file from its rows: the opposite of `_row`. Members of a shard have one object for it."""
+    """A file from its rows: the opposite of `_row`. Members of an archive share its object."""
     name, folder, inside, offset, row_group, row = rows[0][:6]
-    label, size, mtime_ns, shard_size, etag, content, unusable = rows[0][-7:]
+    label, size, mtime_ns, archive_size, etag, content, unusable = rows[0][-7:]
     source = number_of[folder]
     if inside is None:
         path = sources[source] / name
     else:
-        which = (source, inside, shard_size, mtime_ns, etag)
-        if which not in shards:
-            shards[which] = Archive(sources[source] / inside, shard_size, mtime_ns, etag)
+        which = (source, inside, archive_size, mtime_ns, etag)
+        if which not in archives:
+            archives[which] = Archive(sources[source] / inside, archive_size, mtime_ns, etag)
         place = (offset, size) if row_group is None else (-1, -1, row_group, row)
-        path, etag = Member(f"{folder}/{name}", shards[which], *place), None
+        path, etag = Member(f"{folder}/{name}", archives[which], *place), None
     refs = () if unusable is not None else tuple(_ref(row, path, source) for row in rows)
     return Record(path, source, size, mtime_ns, refs, unusable, content, label, etag)
 
@@ -280,11 +280,11 @@ def _ref(row: tuple[Any, ...], path: Path, source: int) -> ImageRef:
 
 
 def moved(record: Record, path: Path, source: int) -> Record:
-    """The record of a file, or of one in a shard, that is now called `path`, under `source`.
+    """The record of a file, or of one in an archive, that is now called `path`, under `source`.
 
     Args:
         record: the file.
-        path: what it, or the shard that it lies in, is called.
+        path: what it, or the archive that it lies in, is called.
         source: the number of the folder that it is found in.
     """
     if isinstance(record.path, Member):

@@ -22,7 +22,7 @@ from dino_x.data.index.index import UNREADABLE_SHARE, Index, Skipped
 from dino_x.data.loading.neighbours import neighbours, read_slices
 from dino_x.data.readers import registry
 from dino_x.data.readers.decoding import Decoding
-from dino_x.data.storage.member import any_remote, fetched, rows_in_row_groups
+from dino_x.data.storage.member import any_remote, at_hand, rows_in_row_groups
 from dino_x.errors import UserError
 
 # A share says little about few images: fewer unreadable ones than this are never an error.
@@ -167,8 +167,7 @@ class Loader:
     def _encoded(self, row: int) -> list[ImageRef]:
         """What is read for a row, in 2.5D three images, with their bytes at hand."""
         rows = [row] if self._slices is None else self._slices[row]
-        refs = {int(i): self.index.rows[i] for i in rows}
-        held = {i: replace(ref, path=fetched(ref.path)) for i, ref in refs.items()}
+        held = {int(i): at_hand(self.index.rows[i]) for i in dict.fromkeys(rows)}
         return [held[int(i)] for i in rows]
 
     def fill(self, on_progress: Callable[[int, int], None] | None = None) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from dino_x.data.image import DEFAULT, Image, ImageRef, Reader, Reading, Unreadable
 from dino_x.data.readers import dicom, nifti, numpy_file, picture, tiff
 from dino_x.data.storage.archives import none_lost, raise_lost
-from dino_x.data.storage.member import Member
+from dino_x.data.storage.member import at_hand
 
 __all__ = ["READERS", "Image", "ImageRef", "Reader", "Unreadable", "looks_like_image"]
 __all__ += ["read", "refs"]
@@ -68,14 +67,13 @@ def read(image: ImageRef | Path) -> Image:
     if isinstance(image, Path):
         image = refs(image)[0]
     with _not_lost():
-        if isinstance(image.path, Member):  # once, though readers open it several times
-            image = replace(image, path=image.path.fetched())
+        image = at_hand(image)  # fetched once, though readers open it several times
         return _reader(image.path).read(image)
 
 
 @contextmanager
 def _not_lost() -> Iterator[None]:
-    """Raises UserError for an image whose shard or store is lost, where it seems to be damaged."""
+    """Raise UserError for an image that seems damaged because its archive or store is lost."""
     none_lost()
     try:
         yield

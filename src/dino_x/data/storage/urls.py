@@ -1,4 +1,4 @@
-"""Shards behind addresses: braces, wildcards and folders of object stores."""
+"""Archives behind addresses: braces, wildcards and folders of object stores."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 from dino_x.data.storage.archives import (
     Archive,
     address,
+    archive_from,
     filesystem,
     reason_of,
-    shard_from,
     state_of,
 )
 from dino_x.data.storage.listing import is_archive
@@ -73,7 +73,7 @@ def folder_of(path: Path) -> Path:
 
 
 def find_archives(path: Path) -> Iterator[Archive]:
-    """The shards behind an address: one, those of a pattern, or those of a folder.
+    """The archives behind an address: one, those of a pattern, or those of a folder.
 
     Raises: UserError if there are none, or the store cannot be asked.
     """
@@ -82,22 +82,22 @@ def find_archives(path: Path) -> Iterator[Archive]:
     files.invalidate_cache()
     with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:
         try:
-            shards = list(chain.from_iterable(pool.map(partial(_asked, files), expand(url))))
+            archives = list(chain.from_iterable(pool.map(partial(_asked, files), expand(url))))
         except UserError:  # a thousand may be asked for, and the first is not there
             pool.shutdown(cancel_futures=True)
             raise
-    yield from shards
-    if not shards:
+    yield from archives
+    if not archives:
         raise UserError(
-            f"no shards in {url}: of an address .tar and .parquet files are read; docs/shards.md"
-            " says how to make them from a folder"
+            f"no archives in {url}: only .tar and .parquet files are read from an address;"
+            " docs/archives.md says how to make them from a folder"
         )
 
 
 def _asked(files: Any, url: str) -> list[Archive]:
-    """`_shards`, with what goes wrong said in a line."""
+    """`_archives`, with what goes wrong said in a line."""
     try:
-        return _shards(files, url)
+        return _archives(files, url)
     except FileNotFoundError:
         raise UserError(f"{url} does not exist") from None
     except UserError:
@@ -109,14 +109,14 @@ def _asked(files: Any, url: str) -> list[Archive]:
         ) from None
 
 
-def _shards(files: Any, url: str) -> list[Archive]:
-    """The shards behind one address without braces."""
+def _archives(files: Any, url: str) -> list[Archive]:
+    """The archives behind one address without braces."""
     if _WILD.search(url) and not (url.startswith("http") and "*" not in url):
         found = files.glob(url, detail=True)
     else:
         info = files.info(url)
         if info.get("type") != "directory":
-            return [shard_from(Address(url), info)] if is_archive(url) else []
+            return [archive_from(Address(url), info)] if is_archive(url) else []
         found = files.find(url, detail=True)
     protocol = url.partition("://")[0]
     wanted = {
@@ -125,13 +125,13 @@ def _shards(files: Any, url: str) -> list[Archive]:
         if info.get("type") != "directory" and is_archive(name) and not _hidden(name)
     }
     with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:
-        return list(pool.map(_shard, wanted, wanted.values()))
+        return list(pool.map(_archive, wanted, wanted.values()))
 
 
-def _shard(url: str, info: dict[str, Any]) -> Archive:
-    """A listed shard; where lists do not say what state it is in, it is asked for."""
+def _archive(url: str, info: dict[str, Any]) -> Archive:
+    """A listed archive; where lists do not say what state it is in, it is asked for."""
     path = Address(url)
-    return shard_from(path, info) if info.get("ETag") or info.get("etag") else state_of(path)
+    return archive_from(path, info) if info.get("ETag") or info.get("etag") else state_of(path)
 
 
 def _hidden(name: str) -> bool:
