@@ -147,4 +147,4 @@ def normalised(squares_BCSS: Tensor, mean: Sequence[float], std: Sequence[float]
         std: of each channel, on the same scale.
     """
     mean_C11, std_C11 = (squares_BCSS.new_tensor(values)[:, None, None] for values in (mean, std))
-    return (squares_BCSS - mean_C11) / std_C11
+    return (squares_BCSS - mean_C11).div_(std_C11)

@@ -28,12 +28,12 @@ Form = tuple[int, int, int]  # channels, side of a square, and slices in it (3 i
 
 @dataclass(frozen=True)
 class ImagePreparation:
-    """What, beside the image, decides how it is prepared.
+    """What decides how images are prepared, apart from the images and the encoder.
 
     Attributes:
         windows: how values become [0, 1], by modality.
-        rows: the images among which those of 2.5D find their neighbours; those that are prepared
-            if None.
+        rows: the images among which slices in 2.5D find their neighbours; None: among the images
+            that are prepared.
     """
 
     windows: WindowOptions = field(default_factory=WindowOptions)
@@ -45,7 +45,7 @@ PLAINLY = ImagePreparation()
 
 @dataclass(frozen=True)
 class Encoder:
-    """What turns prepared images into features.
+    """A function from prepared images to features, and the images that it takes.
 
     Attributes:
         image_size: S, the side in pixels of the squares it takes.
@@ -61,7 +61,7 @@ class Encoder:
 
     @property
     def form(self) -> Form:
-        """What it takes."""
+        """The channels, side and slices of the images that it takes."""
         return self.channels, self.image_size, self.slices
 
 
@@ -120,9 +120,18 @@ def backbone_encoder(
     read_out: Callable[[Any], torch.Tensor] = pooled,
     **options: Any,
 ) -> Encoder:
-    """A backbone with its preparation of images, see ``embed``.
+    """A backbone as an encoder; see ``embed`` for the arguments that are not explained here.
 
-    ``read_out`` takes features from what the network returns; ``options`` go to the network.
+    Args:
+        backbone: a transformers vision model.
+        image_size: S.
+        mean: of each channel.
+        std: of each channel.
+        device: where the backbone is.
+        precision: of its forward.
+        slices: see ``Encoder``.
+        read_out: a function that takes the features from the output of the network.
+        options: further arguments of the network's forward.
     """
     device = torch.device(device)
     dtype = next(backbone.parameters()).dtype
@@ -166,8 +175,10 @@ def encode(
     forms = {encoder.form for encoder in encoders.values()}
     with torch.no_grad():
         for positions, batches in prepared(refs, forms, batch_size, progress, seeing):
+            if not positions:
+                continue
             readable[positions] = True
-            for name, encoder in encoders.items() if positions else ():
+            for name, encoder in encoders.items():
                 parts[name].append(encoder.features(batches[encoder.form]).float().cpu().numpy())
     empty = np.zeros((0, 0), dtype=np.float32)
     features = {name: np.concatenate(part) if part else empty for name, part in parts.items()}
@@ -198,7 +209,7 @@ def prepared(
         except Unreadable:
             return None
         pixels_CHW = windowed(image, seeing.windows)
-        # Of a slice with its neighbours, what takes no neighbours sees the slice.
+        # An encoder that takes no neighbours sees only the slice in the middle.
         own_CHW = pixels_CHW[1:2] if ref in beside else pixels_CHW
         found = {}
         for channels, size, slices in forms:
@@ -216,10 +227,13 @@ def prepared(
             ahead = pool.map(prepare, refs[start + batch_size : start + 2 * batch_size])
             positions = [start + i for i, image in enumerate(found) if image is not None]
             images = [image for image in found if image is not None]
-            stacked = {
-                form: torch.from_numpy(np.stack([image[form] for image in images]))
-                for form in (forms if images else ())
-            }
-            yield positions, stacked
+            yield positions, _stacked(images)
             if progress is not None:
                 progress(min(start + batch_size, len(refs)), len(refs))
+
+
+def _stacked(images: Sequence[dict[Form, np.ndarray]]) -> dict[Form, torch.Tensor]:
+    """The images of a batch by form; empty if there are none."""
+    if not images:
+        return {}
+    return {form: torch.from_numpy(np.stack([i[form] for i in images])) for form in images[0]}

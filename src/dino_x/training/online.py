@@ -119,7 +119,7 @@ class Online:
 
     @property
     def options(self) -> Options:
-        """Of the run."""
+        """The options of the run."""
         return self.cutter.options
 
     def due(self, done: int) -> bool:
@@ -131,7 +131,7 @@ class Online:
 
     @torch.no_grad()
     def evaluate(self, backbone: Backbone) -> dict[str, float]:
-        """Figures as ``online/...``."""
+        """The metrics of a backbone, called ``online/...``."""
         return self._knn(backbone) if self.labelled is not None else self._retrieval(backbone)
 
     def _knn(self, backbone: Backbone) -> dict[str, float]:

@@ -61,7 +61,7 @@ class Snapshots:
         """
         steps = self.options.train.steps
         assert steps is not None
-        takes_part = ranks.rank == 0 or is_sharded(teacher)  # each has a part of it
+        takes_part = ranks.rank == 0 or is_sharded(teacher)  # then each has a part of the teacher
         wanted = self.options.report.snapshots and takes_part
         if not wanted or done not in snapshot_steps(steps):
             return
@@ -128,7 +128,7 @@ def shifted_squares(square_1CSS: Tensor, patch: int) -> Tensor:
         patch: P.
 
     Returns: [k * k, C, S, S], row by row: the copy ``y * k + x`` shows what lies
-        ``(y - (k - 1) / 2) * P / k`` below, and likewise to the right.
+        ``(y - (k - 1) / 2) * P / k`` below, and the same for x to the right.
     """
     size = square_1CSS.shape[-1]
     k = min(MOST_SHIFTS, patch, -(-SHOWN_GRID * patch // size))

@@ -1,4 +1,4 @@
-"""The headers of many files, in parallel."""
+"""The headers of many files, read in parallel."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dino_x.data.storage.archives import Archive, is_remote
 from dino_x.data.storage.listing import members
 from dino_x.data.storage.member import Member, size_of
 
-# Reading headers is Python's work, of which threads do no more than one at a time. Processes do,
-# and each takes about a second to start.
+# Reading headers is work of the interpreter, which threads do only one at a time. From this many
+# files on processes are used, each of which takes about a second to start.
 PROCESSES_FROM = 3000
 _PORTION = 64
 
-# Archives of object stores that are looked through at a time: these wait, and do not compute.
+# Archives of object stores that are looked through at a time: they are waited for.
 _REMOTE_ARCHIVES = 16
-_USUAL_BYTES = 100_000  # of an image in an archive, to tell how much work it is
+_USUAL_BYTES = 100_000  # of an image in an archive: tells about how many there are
 
 _SAMPLE = 4096
 
@@ -39,14 +39,15 @@ class Record:
     """What is known of one file: its images, or why it cannot be used.
 
     Attributes:
-        path: as it was named or found; of a file in an archive a `Member`.
-        source: which of the sources it was found under.
-        size: in bytes.
-        mtime_ns: when it was last changed, or its archive.
+        path: the file, as it was named or found; a `Member` if it lies in an archive.
+        source: the number of the source that it was found under.
+        size: its size in bytes.
+        mtime_ns: when it, or its archive, was last changed.
         refs: its images; none if it is unusable.
-        unusable: the reason, a fixed phrase; None if it can be used.
+        unusable: the reason why it cannot be used, a fixed phrase; None if it can be used.
         content: a salted hash of its size and of samples of its bytes: equal for equal files.
         label: the name of its class, if there are labels.
+        etag: how an object store identifies its state.
     """
 
     path: Path
@@ -61,7 +62,7 @@ class Record:
 
     @property
     def file(self) -> Archive:
-        """The file on a disk or in a store, in the state that it was read in."""
+        """The file on a disk or in a store that holds it, in the state in which it was read."""
         if isinstance(self.path, Member):
             return self.path.archive
         return Archive(self.path, self.size, self.mtime_ns, self.etag)
@@ -74,14 +75,14 @@ def scan(
 
     Args:
         files: the files.
-        reading: what files leave open.
+        reading: what the user says of files that do not say it themselves.
         workers: how many are read at a time; the number of cores if None.
 
-    Yields: for each file, in order, its record; of an archive a record for each image file in it;
-        none for a file that is no image and does not claim to be one.
+    Yields: for each file, in order, its record; for an archive a record of each image file in it;
+        an empty list for a file that is no image and does not claim to be one.
 
-    What other processes do not read, because they cannot be started (a script without
-    ``if __name__ == "__main__"``) or were killed, is read in this one.
+    Files that other processes do not read, because they cannot be started (a script without
+    ``if __name__ == "__main__"``) or were killed, are read in this one.
     """
     remote = any(is_remote(file.path) for file in files)
     portions = [(portion, reading) for portion in _portions(files)]
@@ -105,7 +106,7 @@ def scan(
 
 
 def _portions(files: Sequence[Candidate]) -> list[Sequence[Candidate]]:
-    """Files that are read one after another: an archive by itself, other files 64 at a time."""
+    """Split files into portions of one task each: an archive alone, other files 64 at a time."""
     portions: list[Sequence[Candidate]] = []
     start = 0
     for stop in range(1, len(files) + 1):
@@ -117,7 +118,7 @@ def _portions(files: Sequence[Candidate]) -> list[Sequence[Candidate]]:
 
 
 def _images(files: Sequence[Candidate]) -> int:
-    """About how many image files there are, those in archives too."""
+    """About how many image files there are, including those in archives."""
     return sum(file.size // _USUAL_BYTES if file.is_archive else 1 for file in files)
 
 
@@ -129,7 +130,7 @@ def _executor(files: int, workers: int) -> Executor:
 
 
 def _start_process(salt: bytes) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has started this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     identity.use_salt(salt)
 
 
@@ -142,10 +143,11 @@ def _scan_portion(portion: tuple[Sequence[Candidate], Reading]) -> list[list[Rec
 
 
 def _scan_archive(file: Candidate, reading: Reading) -> list[Record]:
-    """The image files in an archive; and the archive itself, if it is damaged or has none.
+    """Read the headers in an archive.
 
-    One that was not named, and has no images, is passed over as other tables and archives are. Of
-    several members of one name the last counts, as it does when a tar is unpacked.
+    The archive itself is recorded if it is damaged, or if it was named and has no images; one that
+    was not named and has none is passed over. Of several members of one name the last counts, as
+    it does when a tar is unpacked.
     """
     archive = Archive(file.path, file.size, file.mtime_ns, file.etag)
     found: dict[str, list[Record]] = {}
@@ -153,8 +155,7 @@ def _scan_archive(file: Candidate, reading: Reading) -> list[Record]:
     try:
         for member in members(archive):
             name = member.name_inside
-            parts = name.split("/")
-            if any(part.startswith(".") for part in parts) or parts[-1].upper() == "DICOMDIR":
+            if _is_passed_over(name):
                 continue
             claims = claims_image(name) or (member.row_group >= 0 and file.claims)
             inside = replace(file, claims=claims, size=size_of(member))
@@ -170,7 +171,14 @@ def _scan_archive(file: Candidate, reading: Reading) -> list[Record]:
     return records
 
 
+def _is_passed_over(name: str) -> bool:
+    """Whether a member is hidden, lies in a hidden folder, or is a DICOMDIR."""
+    parts = name.split("/")
+    return parts[-1].upper() == "DICOMDIR" or any(part.startswith(".") for part in parts)
+
+
 def _scan_file(file: Candidate, path: Path, reading: Reading) -> list[Record]:
+    """Read the header of a file; no record if it is no image and does not claim to be one."""
     refs: tuple[ImageRef, ...] = ()
     unusable: str | None = None
     try:
@@ -182,7 +190,7 @@ def _scan_file(file: Candidate, path: Path, reading: Reading) -> list[Record]:
     content = None if is_remote(path) else content_key(path, file.size, _sampled)
     if isinstance(path, Member):
         path = path.holding(None)
-    for ref in refs:  # they are ours: no one has seen them yet
+    for ref in refs:  # no one else has seen these yet, so they may be changed
         object.__setattr__(ref, "source", file.source)
         object.__setattr__(ref, "path", path)
     state = (file.size, file.mtime_ns)
@@ -194,8 +202,8 @@ def content_key(path: Path, size: int, parts: Callable[[int], list[tuple[int, in
 
     Args:
         path: the file.
-        size: its size.
-        parts: from the size to (begin, end) of the bytes that are read.
+        size: its size in bytes.
+        parts: a function from the size to the (begin, end) of the bytes that are read.
     """
     digest = hashlib.blake2b(key=identity.salt(), person=b"content", digest_size=10)
     digest.update(f"{size}:".encode())
@@ -212,7 +220,7 @@ def content_key(path: Path, size: int, parts: Callable[[int], list[tuple[int, in
 
 
 def _sampled(size: int) -> list[tuple[int, int]]:
-    """The first, the middle and the last 4 KB: copies agree in them, and others hardly ever."""
+    """The first, the middle and the last 4 KB: different files hardly ever agree in them."""
     if size <= 3 * _SAMPLE:
         return [(0, size)]
     middle = (size - _SAMPLE) // 2

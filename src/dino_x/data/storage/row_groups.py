@@ -1,7 +1,7 @@
 """Encoded images in Parquet: a row group is read at once, and the last ones are kept.
 
-The images of a Parquet file stand in a column of bytes, or in one of structs with `bytes` and
-`path`, as Hugging Face's datasets have it. There is no way to one row but through its row group.
+The images of a Parquet file are in a column of bytes, or in a column of structs with `bytes` and
+`path`, as in Hugging Face's datasets. To read one row, its whole row group has to be read.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Layout:
     """Where the images of a Parquet file are.
 
     Attributes:
-        metadata: its footer.
-        column: of the images.
-        struct: whether it holds structs.
+        metadata: the footer of the file.
+        column: the name of the column of images.
+        struct: whether the column holds structs.
         named: whether these have a `path`.
         index: whether the file is an index made by `dino-x index`, which has no images.
     """
@@ -94,7 +94,7 @@ def read_group(archive: Archive, row_group: int) -> pa.ChunkedArray:
 
 
 def read_names(archive: Archive, row_group: int) -> list[str | None]:
-    """What the images of a row group are called, if the file says it."""
+    """The paths of the images of a row group; None for each if the file does not give them."""
     where = layout(archive)
     if not where.named:
         return [None] * int(where.metadata.row_group(row_group).num_rows)
@@ -114,5 +114,5 @@ def _column(archive: Archive, row_group: int, leaf: str) -> pa.ChunkedArray:
 
 
 def _file(archive: Archive) -> Span:
-    """Without a buffer: a column of a row group is asked for at once."""
+    """The archive as a file without a buffer: a column of a row group is read at once."""
     return Span(lambda start, length: read_range(archive, start, length), 0, archive.size)
