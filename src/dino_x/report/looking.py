@@ -27,7 +27,7 @@ from dino_x.report.maps import cls_attention
 SAMPLE = 400  # images among which neighbours are looked for
 BATCH = 25
 ARCHIVES = 4  # that are looked through for the sample, where no index has done it
-SECONDS = 15.0  # for reading and embedding the sample; what was done by then is the sample
+SECONDS = 15.0  # for reading and embedding; the sample is the images that are done by then
 
 
 GONE = (
@@ -61,13 +61,13 @@ def sample_refs(
     reading: Reading = DEFAULT,
     where: str | None = None,
 ) -> list[ImageRef]:
-    """At most ``count`` images of the run's data, from the seed alone, in the order of a draw.
+    """Draw at most ``count`` images of the run's data, from the seed alone.
 
-    Only the files that are drawn are opened, unless ``where`` asks for what is in all headers; of a
-    file with many images one is drawn.
+    Only the files that are drawn are opened, unless ``where`` asks for the headers of all. From a
+    file with many images one image is drawn.
 
-    Raises: UserError if a path is not there any more, or nothing in it can be read. What it says
-        may stand in the page: it names no path.
+    Raises: UserError if a path does not exist any more, or nothing in it can be read. The message
+        may be shown in the page: it names no path.
     """
     folders = [as_path(path) for path in paths]
     rng = generator(seed, 0, "report sample")
@@ -76,7 +76,7 @@ def sample_refs(
             rows = build_index(folders, verify="headers", reading=reading, where=where).rows
             return [rows[position] for position in rng.permutation(len(rows))[:count]]
         _, taken, others = sources_of(folders)
-    except UserError as error:  # it names the path, and what lies beside it
+    except UserError as error:  # its message names the path and files beside it
         raise UserError(GONE) from error
     files = [*(record for record in taken if record.refs), *others]
     if not files:
@@ -105,16 +105,16 @@ def sample_refs(
 def _some_of(
     file: Candidate, reading: Reading, rng: np.random.Generator, count: int
 ) -> list[ImageRef]:
-    """At most ``count`` images of an archive, whose headers are all read."""
+    """Draw at most ``count`` images of an archive; all its headers are read."""
     records = [record for record in next(iter(scan([file], reading, 1))) if record.refs]
     chosen = [records[position].refs for position in rng.permutation(len(records))[:count]]
     return [found[int(rng.integers(len(found)))] for found in chosen]
 
 
 def load_model(folder: Path, device: str) -> tuple[nn.Module, Preparation]:
-    """The run's model with attentions that can be looked at, and how it wants its images.
+    """The run's model, which returns its attentions, and the preparation of its images.
 
-    Raises: UserError if there is none that can be loaded; it names no path.
+    Raises: UserError if it cannot be loaded; the message names no path.
     """
     try:
         backbone = load_backbone(folder, device=device)
@@ -127,7 +127,7 @@ def load_model(folder: Path, device: str) -> tuple[nn.Module, Preparation]:
 def network_input(
     squares_BCSS: np.ndarray, preparation: Preparation, like: nn.Module
 ) -> torch.Tensor:
-    """uint8 squares as the network's input, resized if they have another side."""
+    """Turn uint8 squares into the network's input, resized if they have another side."""
     weight = next(like.parameters())
     pixels = torch.from_numpy(squares_BCSS).to(weight.device, weight.dtype) / 255
     if pixels.shape[-1] != preparation.image_size:

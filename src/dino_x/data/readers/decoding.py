@@ -50,7 +50,7 @@ class InProcesses(Decoding):
     """Decodes images in a process for each thread; function, arguments and result are pickled."""
 
     def __init__(self) -> None:
-        # Processes are forked from a server that has imported what they need, in no time.
+        # Processes are forked from a server that has imported what they need, so they start fast.
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload(["dino_x.data.loading.loader"])
         self._own = threading.local()
