@@ -1,6 +1,6 @@
 """The rows that Sinkhorn-Knopp (SK) centers in training, for a model and a user's images.
 
-In training SK sees the teacher's bottlenecks of two global crops of each image, so the same are made
+In training SK sees the teacher's bottlenecks of two global crops of each image. The same are made
 here, with the crops drawn as a run draws them. (With whole images the rows of one image would be
 equal, and all rows more alike than in any step.)
 
