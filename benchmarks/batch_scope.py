@@ -19,8 +19,8 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,13 @@ from dino_x.evaluation.baselines import (
     random_weights,
 )
 from dino_x.evaluation.embed import encode
+from dino_x.exact import CenteringState, StepResult
 from dino_x.machine.device import choose_device, describe_device, dtype_of
 from dino_x.runs.folder import RunFolder
 from dino_x.training.optimizer import set_values
 from dino_x.training.schedules import StepValues, values_at
-from dino_x.training.step.batch_plan import Cutter, MicroBatch, micro_batches
-from dino_x.training.step.exact_step import StepResult
+from dino_x.training.step.batch_plan import Cutter
+from dino_x.training.step.planned_batch import PlannedBatch
 from dino_x.training.trainer import Trainer
 
 COMMON = {
@@ -171,32 +172,43 @@ def gradients(arm: Arm, trainer: Trainer, step: int, values: StepValues) -> Step
     """Of the whole effective batch, or of one micro-batch after the other as elsewhere."""
     if arm.scope == arm.effective:
         return trainer.gradients(step, values)
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.state.optimizer.zero_grad(set_to_none=True)
     terms: dict[str, float] = {}
-    centers = trainer.centers
-    for micro in micro_batches(trainer.window(step), arm.scope, trainer.source, trainer.cutter):
-        result = trainer.effective_batch.backward(
-            partial(iter, [micro]), arm.scope, arm.scope, centers, trainer.queues,
-            values.teacher_temperature,
-        )  # fmt: skip
-        centers = result.next_centers
+    before = state = trainer.state.centering
+    exact_step = trainer.exact_step
+    one_by_one = replace(exact_step, statistic=replace(exact_step.statistic, group=arm.scope))
+    for batch in scopes(arm, trainer, step):
+        result = one_by_one.gradient(batch, state, values.teacher_temperature)
+        state = centers_of(result.next_state, before)
         for name, value in result.terms.items():
             terms[name] = terms.get(name, 0.0) + value
-    return StepResult(terms, centers, trainer.queues)
+    return StepResult(terms, state)
+
+
+def scopes(arm: Arm, trainer: Trainer, step: int) -> Iterator[PlannedBatch]:
+    """A step's images, in batches of what targets are made over."""
+    plan = trainer.plan(step)
+    batch = PlannedBatch.of(plan, arm.scope, trainer.source, trainer.cutter)
+    return batch.each_alone()
+
+
+def centers_of(state: CenteringState, before: CenteringState) -> CenteringState:
+    """The new centers, with the queues as they were before the step."""
+    return CenteringState(
+        replace(state.dino, queue_QD=before.dino.queue_QD),
+        replace(state.ibot, queue_QD=before.ibot.queue_QD),
+    )
 
 
 def target_entropy(arm: Arm, trainer: Trainer, temperature: float) -> float:
     """Mean entropy of the CLS targets as this arm makes them, over log K."""
     entropies: list[torch.Tensor] = []
-    centers = trainer.centers
+    state = before = trainer.state.centering
     prototypes_KD = trainer.teacher.dino_head.prototypes()
     for step in range(trainer.done, trainer.done + max(1, TARGET_IMAGES // arm.effective)):
-        window = trainer.window(step)
-        micros = list(micro_batches(window, arm.scope, trainer.source, trainer.cutter))
-        passes: list[list[MicroBatch]] = [[micro] for micro in micros]
-        for one in passes:
-            targets = trainer.effective_batch.targets(one, centers, trainer.queues, temperature)
-            centers = targets.next_centers
+        for batch in scopes(arm, trainer, step):
+            targets = trainer.exact_step.targets(batch, state, temperature)
+            state = centers_of(targets.next_state, before)
             rows_RD = torch.cat([cls_VbD.flatten(0, 1) for cls_VbD in targets.cls_VbD])
             logits_RK = rows_RD.float() @ prototypes_KD.T.float() / temperature
             log_p_RK = (logits_RK + targets.dino_bias_K).log_softmax(dim=1)
@@ -220,10 +232,10 @@ def run(job: tuple[Path, str, Arm, int]) -> dict[str, Any]:
     trainer.fill_queues()
     for step in range(steps):
         values = values_at(step, options)
-        set_values(trainer.optimizer, trainer.student, values)
+        set_values(trainer.state.optimizer, trainer.student, values)
         result = gradients(arm, trainer, step, values)
         trainer.update(step, result, values)
-        trainer.done = step + 1
+        trainer.state.done = step + 1
         if step >= 0.9 * steps:
             last.append(result.terms["dino"])
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started

@@ -17,6 +17,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from dino_x.data.loading.loader import Canvases
 from dino_x.machine.device import choose_device, describe_device, dtype_of
 from dino_x.runs.folder import RunFolder
 from dino_x.training.schedules import values_at
-from dino_x.training.step.batch_plan import Cutter, micro_batches
+from dino_x.training.step.batch_plan import Cutter
 from dino_x.training.trainer import Trainer
 
 IMAGES, SIDE, STEP = 64, 256, 50
@@ -70,14 +71,14 @@ def exact(trainer: Trainer) -> None:
 
 def naive(trainer: Trainer) -> None:
     """As elsewhere: every micro-batch is a batch of its own, and gradients add up."""
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.state.optimizer.zero_grad(set_to_none=True)
     size = trainer.options.train.micro_batch
     assert isinstance(size, int)
     temperature = values_at(STEP, trainer.options).teacher_temperature
-    for micro in micro_batches(trainer.window(STEP), size, trainer.source, trainer.cutter):
-        trainer.effective_batch.backward(
-            partial(iter, [micro]), size, size, trainer.centers, trainer.queues, temperature
-        )
+    exact_step = trainer.exact_step
+    step = replace(exact_step, statistic=replace(exact_step.statistic, group=size))
+    for batch in trainer.batch(trainer.plan(STEP)).each_alone():
+        step.gradient(batch, trainer.state.centering, temperature)
 
 
 def seconds(work: Callable[[], None]) -> float:

@@ -49,11 +49,11 @@ def one_step(trainer, step: int, every: int) -> tuple[float, float]:
     clocks = [Clock(f) for f in (health.before_update, health.after_update, health.judge)]
     started = time.process_time()
     values = values_at(step, trainer.options)
-    result = trainer.gradients(step, values, health.sampling(step))
+    result = trainer.gradients(step, values, health.probe(step))
     clocks[0](result, trainer.student, trainer.teacher)
     norm = trainer.update(step, result, values)
     seen = clocks[1](trainer.student, trainer.teacher)
-    trainer.done = step + 1
+    trainer.state.done = step + 1
     terms = result.terms | {"gradient_norm": norm} | seen
     clocks[2](trainer.numbers(terms, values, 1.0))
     return time.process_time() - started, sum(clock.seconds for clock in clocks)

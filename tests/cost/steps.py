@@ -45,9 +45,9 @@ def trainer_of(path: Path, micro_batch: int, **settings) -> Trainer:
     trainer = Trainer(options, RunFolder(path), Noise(), 100, "hash", cutter)
     trainer.fill_queues()
     values = values_at(2, options)
-    set_values(trainer.optimizer, trainer.student, values)
+    set_values(trainer.state.optimizer, trainer.student, values)
     trainer.update(0, trainer.gradients(0, values), values)
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.state.optimizer.zero_grad(set_to_none=True)
     return trainer
 
 

@@ -44,12 +44,12 @@ def counted(work) -> float:
 
 def as_drawn(trainer, number: int) -> Step:
     """The step as numbers, with the share of branches that its draws really keep."""
-    step, window = step_of(trainer), trainer.window(number)
-    sizes = window.sizes
-    kept = [(window.global_keep_LBV.mean(), 2 * step.student.tokens(sizes.global_size))]
+    step, plan = step_of(trainer), trainer.plan(number)
+    sizes = plan.sizes
+    kept = [(plan.global_keep_LBV.mean(), 2 * step.student.tokens(sizes.global_size))]
     if step.locals:
         tokens = step.locals * step.student.tokens(sizes.local_size)
-        kept.append((window.local_keep_LBV.mean(), tokens))
+        kept.append((plan.local_keep_LBV.mean(), tokens))
     keep = sum(share * tokens for share, tokens in kept) / sum(tokens for _, tokens in kept)
     model = step.options.model.model_copy(update={"drop_path": 1 - keep})
     return replace(step, options=step.options.model_copy(update={"model": model}))

@@ -116,7 +116,7 @@ def test_what_the_backbone_keeps_for_its_backward(
 
     with (
         torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor),
-        trainer.effective_batch.precision(),
+        trainer.exact_step.precision(),
     ):
         randomness = ForwardRandomness(keep, 1.0)
         cls, _ = backbone(torch.rand(rows, 3, side, side), None, randomness, patches)

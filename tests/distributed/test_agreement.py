@@ -12,7 +12,7 @@ from dino_x.machine.out_of_memory import OutOfMemory
 class Two:
     """Two processes, of which the second always tells the same."""
 
-    count, own = 2, 0
+    world_size, rank = 2, 0
 
     def __init__(self, other: int) -> None:
         self.other, self.asked = other, 0

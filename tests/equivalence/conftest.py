@@ -1,5 +1,6 @@
 """A window of random images and a trainer in float64, whose gradients the tests compare."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,10 +9,12 @@ import torch
 
 from dino_x.config.presets import check, resolve
 from dino_x.data.loading.loader import Canvases
+from dino_x.exact import CenteringState
 from dino_x.machine.device import dtype_of
 from dino_x.runs.folder import RunFolder
 from dino_x.training.schedules import values_at
-from dino_x.training.step.batch_plan import Cutter, draw_batch_plan, micro_batches
+from dino_x.training.step.batch_plan import Cutter, draw_batch_plan
+from dino_x.training.step.planned_batch import PlannedBatch
 from dino_x.training.trainer import Trainer
 from tests.conftest import TINY
 
@@ -56,32 +59,37 @@ class Bench:
         with torch.no_grad():
             for weight in self.trainer.teacher.parameters():
                 weight.add_(torch.randn_like(weight), alpha=0.02)
-        for center in (self.trainer.centers.dino_K, self.trainer.centers.ibot_K):
-            center.normal_(std=0.05)
+        state = self.trainer.state.centering
+        dino_K, ibot_K = state.dino.center_K, state.ibot.center_K.clone()
+        dino_K.normal_(std=0.05)
+        ibot_K.normal_(std=0.05)
+        self.state = CenteringState(state.dino, replace(state.ibot, center_K=ibot_K))
         backbone = self.trainer.student.backbone
-        self.window = draw_batch_plan(self.options, 4, IMAGES, backbone.depth, backbone.patch_size)
+        self.plan = draw_batch_plan(self.options, 4, IMAGES, backbone.depth, backbone.patch_size)
         self.temperature = values_at(4, self.options).teacher_temperature
 
+    def batch(self, size):
+        return PlannedBatch.of(self.plan, size, self.trainer.source, self.trainer.cutter)
+
     def micro_batches(self, size):
-        return micro_batches(self.window, size, self.trainer.source, self.trainer.cutter)
+        return self.batch(size).micro_batches()
 
     def exact(self, size):
         """Terms and gradient of the effective batch, in micro-batches of ``size``."""
-        return self._collect([partial(self.micro_batches, size)], self.window.images, size)
+        return self._collect([self.batch(size)], self.trainer.exact_step)
 
     def naive(self, size):
         """As other tools accumulate: each micro-batch a batch of its own, gradients averaged."""
-        passes = [lambda micro=micro: iter([micro]) for micro in self.micro_batches(size)]
-        return self._collect(passes, size, size)
+        step = self.trainer.exact_step
+        of_micro_batches = replace(step, statistic=replace(step.statistic, group=size))
+        return self._collect(self.batch(size).each_alone(), of_micro_batches)
 
-    def _collect(self, passes, images, size):
+    def _collect(self, batches, step):
         trainer, terms = self.trainer, {}
-        trainer.optimizer.zero_grad(set_to_none=True)
-        for one_pass in passes:
-            result = trainer.effective_batch.backward(
-                one_pass, images, size, trainer.centers, trainer.queues, self.temperature,
-                trainer.gram_term(self.options.gram.weight),
-            )  # fmt: skip
+        trainer.state.optimizer.zero_grad(set_to_none=True)
+        gram = trainer.gram_term(self.options.gram.weight)
+        for batch in batches:
+            result = step.gradient(batch, self.state, self.temperature, gram)
             for name, value in result.terms.items():
                 terms[name] = terms.get(name, 0) + value
         gradient = torch.cat(
@@ -90,7 +98,7 @@ class Bench:
                 for weight in trainer.student.parameters()
             ]
         )
-        return terms, gradient, result.next_centers
+        return terms, gradient, result.next_state
 
 
 def relative_error(value, reference):

@@ -19,17 +19,17 @@ from pathlib import Path
 import torch
 
 from dino_x.cli import main
-from dino_x.data.loading.loader import Loader
 from dino_x.distributed import watch
 from dino_x.distributed.sharding import own_part
 from dino_x.errors import UserError
+from dino_x.exact import ExactStep
 from dino_x.losses.checks import NotFiniteError
-from dino_x.model.head import Head
-from dino_x.training import stopping
+from dino_x.training import build, stopping
 from dino_x.training.online import Online
-from dino_x.training.step.exact_step import ExactStep
+from dino_x.training.step.planned_batch import PlannedBatch
 from dino_x.training.trainer import Trainer
 
+PARTS_OF_A_STEP = {"phase 1": "teacher", "phase 3": "student", "the losses": "losses"}
 SIGNALS = {"killed": signal.SIGKILL, "frozen": signal.SIGSTOP}
 
 
@@ -43,23 +43,17 @@ def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
     if not how or rank != case.get("in", 1):
         return contextlib.nullcontext()
     if how == "not finite in phase 3":
-
-        def losses(*_args, **_kwargs):
-            raise NotFiniteError("spoiled")
-
-        return patched(ExactStep, "losses", losses)
+        return fault("losses", NotFiniteError("spoiled"))
     if how.startswith("out of memory in "):
-        owner, name = {
-            "phase 1": (Head, "forward"),
-            "phase 3": (ExactStep, "forward"),
-            "the losses": (ExactStep, "losses"),
-            "the optimizer": (Trainer, "update"),
-        }[how.removeprefix("out of memory in ")]
+        no_room = torch.OutOfMemoryError("Tried to allocate 2.00 GiB. More is said here.")
+        where = PARTS_OF_A_STEP.get(how.removeprefix("out of memory in "))
+        if where is not None:
+            return fault(where, no_room)
 
-        def no_room(*_args, **_kwargs):
-            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB. More is said here.")
+        def update(*_args, **_kwargs):
+            raise no_room
 
-        return patched(owner, name, no_room)
+        return patched(Trainer, "update", update)
     if how == "weights come apart":
         update = Trainer.update
 
@@ -71,12 +65,11 @@ def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
 
         return patched(Trainer, "update", spoiled)
     if how == "not finite in step 2":
-        losses, steps = ExactStep.losses, set()
+        losses = ExactStep.losses
 
         def nan(self, outputs, micro, *arguments):
-            steps.add(micro.window.step)
             terms = losses(self, outputs, micro, *arguments)
-            return terms | {"loss": terms["loss"] * (torch.nan if len(steps) == 2 else 1)}
+            return terms | {"dino": terms["dino"] * (torch.nan if micro.plan.step == 1 else 1)}
 
         return patched(ExactStep, "losses", nan)
     if how == "is asked to stop":
@@ -105,16 +98,26 @@ def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
 
 
 def gives_up(phase: int) -> contextlib.AbstractContextManager:
-    """The loader gives up in a phase of the second step."""
-    prefetch, passes = Loader.prefetch, []
+    """The images give out in a pass of the second step."""
+    micro_batches, passes = PlannedBatch.micro_batches, []
 
-    def gone(self, batches):
-        passes.append(1)
-        if len(passes) == 2 + 3 + phase:  # two fill the queue, and there are three in each step
+    def gone(self):
+        passes.append(self.plan.step)
+        if self.plan.step == 1 and passes.count(1) == phase:
             raise UserError("1000 images in a row cannot be read any more")
-        yield from prefetch(self, batches)
+        yield from micro_batches(self)
 
-    return patched(Loader, "prefetch", gone)
+    return patched(PlannedBatch, "micro_batches", gone)
+
+
+def fault(where: str, error: Exception) -> contextlib.AbstractContextManager:
+    """An error in a part of each step."""
+
+    def raised(place, _micro):
+        if place == where:
+            raise error
+
+    return patched(build, "no_fault", raised)
 
 
 def hangs(rank: int) -> contextlib.AbstractContextManager:
@@ -150,7 +153,7 @@ def held(found: dict):
 
     def watched(self, *arguments):
         norm = update(self, *arguments)
-        weights, state = list(self.student.parameters()), self.optimizer.state
+        weights, state = list(self.student.parameters()), self.state.optimizer.state
         found["bytes"] = {
             "student": bytes_of(weights),
             "teacher": bytes_of(self.teacher.parameters()),

@@ -38,7 +38,7 @@ def test_targets_are_the_frozen_teachers(large, bench, tmp_path):
     _, gradient, _ = step.exact(2)
     assert relative_error(gradient, whole) < 1e-10
     frozen = weights(large, 2)[".teacher.dino_head.last_layer"]
-    used = step.trainer.effective_batch.teacher
+    used = step.trainer.targets_of
     torch.testing.assert_close(used.dino_head.last_layer.float(), frozen)
     own = step.trainer.teacher.dino_head.last_layer
     assert not torch.allclose(own.float(), frozen)

@@ -23,7 +23,7 @@ def with_old_teacher(step):
     with torch.no_grad():
         for weight in gram.backbone.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.05)
-    step.trainer.gram = gram
+    step.trainer.state.gram = gram
     return step
 
 

@@ -11,13 +11,10 @@ def test_what_is_looked_at_does_not_depend_on_the_micro_batch(bench, rows):
     """Bitwise the same images; their features to rounding."""
     step, samples = bench(), []
     for size in (2, 16):
-        trainer = step.trainer
-        samples.append(
-            trainer.effective_batch.backward(
-                lambda size=size: step.micro_batches(size), 16, size, trainer.centers,
-                trainer.queues, step.temperature, sampling=Probe.of(16, rows),
-            ).sample
-        )  # fmt: skip
+        result = step.trainer.exact_step.gradient(
+            step.batch(size), step.state, step.temperature, probe=Probe.of(16, rows)
+        )
+        samples.append(result.probed)
     small, whole = samples
     assert whole.student_features_VSF.shape[:2] == (2, min(rows // 2, 16))
     for name in vars(whole):
@@ -27,10 +24,9 @@ def test_what_is_looked_at_does_not_depend_on_the_micro_batch(bench, rows):
 def test_the_sample_is_the_teachers_and_the_students_own_rows(bench):
     step = bench()
     trainer = step.trainer
-    sample = trainer.effective_batch.backward(
-        lambda: step.micro_batches(4), 16, 4, trainer.centers, trainer.queues, step.temperature,
-        sampling=Probe.of(16, 10),
-    ).sample  # fmt: skip
+    sample = trainer.exact_step.gradient(
+        step.batch(4), step.state, step.temperature, probe=Probe.of(16, 10)
+    ).probed
     (micro,) = step.micro_batches(16)
     positions = [0, 3, 6, 9, 12]
     with torch.no_grad():

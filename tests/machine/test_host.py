@@ -68,7 +68,7 @@ def test_what_is_free_here_is_a_sensible_number():
 
 def test_a_limit_on_the_address_space():
     code = (
-        "import resource; from dino_x.planning import host;"
+        "import resource; from dino_x.machine import host;"
         "limit = 64 * 2**30; before = host.of_address_space();"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit));"
         "print(before == float('inf'), 0.5 < host.of_address_space() / limit < 1)"

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from dino_x.machine.out_of_memory import OutOfMemory, asked_for, caught, is_out_of_memory
-from dino_x.training import rescue
-from dino_x.training.step.exact_step import ExactStep
+from dino_x.training import build, rescue
 from dino_x.training.trainer import Trainer
 from tests.conftest import tiny_settings
 from tests.training.runs import losses, metrics, pretrain, weights
@@ -91,13 +90,13 @@ def test_it_is_let_go_before_what_fits_is_tried(films, tmp_path, monkeypatch):
         there.append(held[0]() is not None)
         return line_of(*arguments)
 
-    def losses(self, *arguments):
+    def fault(where, micro):
         large = Large()
         held.append(weakref.ref(large))
         raise torch.OutOfMemoryError("Tried to allocate 1 GiB")
 
     monkeypatch.setattr(rescue, "line_of", looking)
-    monkeypatch.setattr(ExactStep, "losses", losses)
+    monkeypatch.setattr(build, "no_fault", fault)
     assert pretrain(films, tmp_path / "run", *FLAGS, "--micro-batch", 8) == 2
     assert there == [False]
 
@@ -116,40 +115,37 @@ def refused(capsys):
     return check
 
 
-def break_from_step(monkeypatch, error, where, name, step):
-    """Memory runs out in a method from a step on, for micro-batches of more than 2."""
-    before = getattr(where, name)
-    calls = {"steps": 0}
-    window = Trainer.window
+def break_from_step(monkeypatch, error, where, step):
+    """Memory runs out in a part of a step, or in its update, from a step on.
 
-    def counted(self, number, *arguments):
-        calls["steps"] = number
-        return window(self, number, *arguments)
+    Not in micro-batches of 2 images or fewer.
+    """
+    room = {"size": 8}
 
-    def method(self, *arguments, **named):
-        if calls["steps"] >= step and calls.get("size", 8) > 2:
+    def fault(place, micro):
+        if place == where and micro.plan.step >= step and room["size"] > 2:
             raise error
-        return before(self, *arguments, **named)
 
-    monkeypatch.setattr(Trainer, "window", counted)
-    monkeypatch.setattr(where, name, method)
-    return calls
+    def updated(self, number, *arguments):
+        if where == "update" and number >= step and room["size"] > 2:
+            raise error
+        return update(self, number, *arguments)
+
+    update = Trainer.update
+    monkeypatch.setattr(build, "no_fault", fault)
+    monkeypatch.setattr(Trainer, "update", updated)
+    return room
 
 
 @pytest.mark.parametrize(
-    ("name", "where", "method"),
-    [
-        ("a GPU", ExactStep, "forward"),
-        ("a CPU", ExactStep, "forward"),
-        ("NumPy", ExactStep, "bottlenecks"),
-        ("C++", Trainer, "update"),
-    ],
+    ("name", "where"),
+    [("a GPU", "student"), ("a CPU", "student"), ("NumPy", "teacher"), ("C++", "update")],
 )
 def test_one_line_names_what_fits_and_the_run_goes_on(
-    films, tmp_path, refused, monkeypatch, name, where, method
+    films, tmp_path, refused, monkeypatch, name, where
 ):
     run = tmp_path / "run"
-    calls = break_from_step(monkeypatch, ERRORS[name], where, method, 2)
+    room = break_from_step(monkeypatch, ERRORS[name], where, 2)
     line = refused(pretrain(films, run, *FLAGS, "--micro-batch", 8))
     expected = (
         r"dino-x: out of memory in step 3 with a micro-batch of 8 \(.*\); 4 fits by calculation;"
@@ -157,7 +153,7 @@ def test_one_line_names_what_fits_and_the_run_goes_on(
         r" which changes nothing about the result"
     )
     assert re.fullmatch(expected, line), line
-    calls["size"] = 2
+    room["size"] = 2
     flags = line.split("go on with ")[1].split(",")[0].split()
     assert pretrain(films, run, *FLAGS, *flags) == 0
     assert [step["step"] for step in metrics(run)] == [1, 2, 3, 4]
@@ -167,7 +163,7 @@ def test_the_result_is_that_of_a_run_with_memory(films, tmp_path, refused, monke
     flags = (*FLAGS, "--precision", "fp64")
     assert pretrain(films, tmp_path / "plain", *flags, "--micro-batch", 8) == 0
     with monkeypatch.context() as broken:
-        break_from_step(broken, ERRORS["a CPU"], ExactStep, "forward", 2)
+        break_from_step(broken, ERRORS["a CPU"], "student", 2)
         refused(pretrain(films, tmp_path / "run", *flags, "--micro-batch", 8))
     assert pretrain(films, tmp_path / "run", *flags, "--resume", "--micro-batch", 4) == 0
     torch.testing.assert_close(
@@ -180,7 +176,7 @@ def test_the_result_is_that_of_a_run_with_memory(films, tmp_path, refused, monke
 
 def test_where_not_even_one_image_fits_it_says_what_helps(films, tmp_path, refused, monkeypatch):
     monkeypatch.setattr(rescue, "free_bytes", lambda device: 1000.0)
-    break_from_step(monkeypatch, ERRORS["a CPU"], ExactStep, "forward", 0)
+    break_from_step(monkeypatch, ERRORS["a CPU"], "student", 0)
     line = refused(pretrain(films, tmp_path / "run", *FLAGS, "--micro-batch", 8))
     assert "not even 1 fits" in line
     assert "in a new run, try " in line

@@ -3,8 +3,9 @@ import torch
 
 from dino_x.config.options import HeadOptions
 from dino_x.config.presets import resolve
+from dino_x.exact import update_teacher
 from dino_x.model.head import Head
-from dino_x.model.teacher import build_student, build_teacher, update_teacher
+from dino_x.model.teacher import build_student, build_teacher
 from tests.conftest import TINY
 
 

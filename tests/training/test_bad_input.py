@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dino_x.cli import main
+from dino_x.exact import KoLeo
 from tests.conftest import draw_film, tiny_settings
 from tests.training.runs import metrics, pretrain, weights
 
@@ -219,8 +220,6 @@ def test_not_a_number_stops_at_the_last_good_checkpoint(films, tmp_path, refused
 
 
 def test_the_term_that_is_not_a_number_is_named(films, tmp_path, refused, monkeypatch):
-    from dino_x.training.step import exact_step
-
-    monkeypatch.setattr(exact_step, "koleo", lambda cls, group: cls.sum() * float("nan"))
+    monkeypatch.setattr(KoLeo, "value", lambda self, cls, images: cls.sum() * float("nan"))
     status = pretrain(films, tmp_path / "run", *QUICK, "--centering", "sinkhorn")
     refused(status, "stopped at step 2: .*koleo is nan; no checkpoint was made yet")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_x.commands import pretrain as pretrain_module
 from dino_x.config.options import WindowOptions
 from dino_x.data.loading import loader as loader_module
 from dino_x.evaluation.backbone import load_backbone
+from dino_x.training import images as images_module
 from tests.conftest import draw_film
 from tests.data.conftest import PATIENT, make_dicom_file
 from tests.training.runs import losses, pretrain
@@ -43,7 +43,7 @@ def mixed(tmp_path_factory):
 @pytest.fixture
 def known(monkeypatch):
     """What the headers of the mixed folder say of series, positions and patients."""
-    build = pretrain_module.build_index
+    build = images_module.build_index
 
     def build_index(*arguments, **named):
         index = build(*arguments, **named)
@@ -56,7 +56,7 @@ def known(monkeypatch):
                 )  # fmt: skip
         return index
 
-    monkeypatch.setattr(pretrain_module, "build_index", build_index)
+    monkeypatch.setattr(images_module, "build_index", build_index)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from dino_x.exact import KoLeo
 from tests.training.runs import metrics, pretrain
 
 LEARNS = {  # a small run that learns: the small preset on the test's films
@@ -47,7 +48,7 @@ def test_a_teacher_that_is_the_student(films, tmp_path, monkeypatch, planted):
     settings = {"teacher__momentum": 0, "teacher__momentum_end": 0}
     if planted == "one object":
         settings = {}
-        monkeypatch.setattr("dino_x.training.trainer.build_teacher", lambda student: student)
+        monkeypatch.setattr("dino_x.training.build.build_teacher", lambda student: student)
     _, findings = run(films, tmp_path / "run", 25, batch=4, **NO_KOLEO | settings)
     found = first(findings)
     assert found["state"] == "teacher-is-student"
@@ -65,9 +66,7 @@ def test_a_teacher_that_never_moves(films, tmp_path, monkeypatch, planted):
 
 
 def test_a_center_that_is_never_updated_with_a_cold_temperature(films, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "dino_x.training.step.exact_step.next_center", lambda center, *arguments: center
-    )
+    monkeypatch.setattr("dino_x.exact.centering.next_center", lambda center, *arguments: center)
     settings = {
         "loss__centering": "softmax", "teacher__temperature": 0.005,
         "teacher__temperature_start": 0.005, "health__every": 10, "optim__lr": 0.02,
@@ -101,15 +100,13 @@ def test_sinkhorn_with_batches_of_one(films, tmp_path, capsys):
 
 
 def test_nan(films, tmp_path, monkeypatch, capsys):
-    from dino_x.training.step import exact_step
+    steps, true = [], KoLeo.value
 
-    calls, true = [], exact_step.koleo
+    def nan_in_the_third_step(self, cls_VBF, images):
+        steps.append(1)  # all images are one micro-batch
+        return true(self, cls_VBF, images) * (float("nan") if len(steps) > 2 else 1)
 
-    def nan_in_the_third_step(cls, group):
-        calls.append(1)
-        return true(cls, group) * (float("nan") if len(calls) > 4 else 1)
-
-    monkeypatch.setattr(exact_step, "koleo", nan_in_the_third_step)
+    monkeypatch.setattr(KoLeo, "value", nan_in_the_third_step)
     status, findings = run(films, tmp_path / "run", 9, batch=8, train__skip_not_finite=0)
     assert status == 2
     assert "stopped at step 3: koleo is nan" in capsys.readouterr().err

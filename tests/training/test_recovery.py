@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from dino_x.training.step import exact_step
+from dino_x.exact import ExactStep, KoLeo
 from dino_x.training.trainer import Trainer
 from tests.training.runs import metrics, pretrain, weights
 
@@ -27,7 +27,7 @@ def spoil(monkeypatch):
     def install(steps, stops=(), again=False):
         def spoiled(self, step, *arguments):
             result = gradients(self, step, *arguments)
-            if step + 1 in steps and (again or not self.recovery.went_back):
+            if step + 1 in steps and (again or not self.state.recovery.went_back):
                 next(p for p in self.student.parameters() if p.grad is not None).grad += torch.nan
             if step + 1 in stops:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -43,26 +43,25 @@ def in_gradient(spoil, monkeypatch):
 
 
 def in_loss(spoil, monkeypatch):
-    calls, koleo = [], exact_step.koleo
+    steps, value = [], KoLeo.value
 
-    def spoiled(cls, group):
-        calls.append(1)
-        return koleo(cls, group) * (torch.nan if len(calls) in (5, 6) else 1)  # twice a step
+    def spoiled(self, cls_VBF, images):
+        steps.append(1)  # over the effective batch, so once a step
+        return value(self, cls_VBF, images) * (torch.nan if len(steps) == 3 else 1)
 
-    monkeypatch.setattr(exact_step, "koleo", spoiled)
+    monkeypatch.setattr(KoLeo, "value", spoiled)
 
 
 def in_teacher(spoil, monkeypatch):
-    calls, bottlenecks = [], exact_step.ExactStep.bottlenecks
+    bottlenecks = ExactStep.bottlenecks
 
-    def spoiled(self, *arguments):
-        calls.append(1)
-        found = bottlenecks(self, *arguments)
-        if len(calls) == 2 + 3:  # two to fill the queue
+    def spoiled(self, batch, *arguments):
+        found = bottlenecks(self, batch, *arguments)
+        if batch.plan.step == 2:
             found[2][0, 0] = torch.inf
         return found
 
-    monkeypatch.setattr(exact_step.ExactStep, "bottlenecks", spoiled)
+    monkeypatch.setattr(ExactStep, "bottlenecks", spoiled)
 
 
 def valid_lines(run):

@@ -174,7 +174,7 @@ def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
     finally:
         left_out = [*prepared.index.skipped, *dict.fromkeys([*of_all, *skipped])]
         list_skipped(left_out, run, console)
-        if number := trainer.recovery.skipped:
+        if number := trainer.state.recovery.skipped:
             console.print(
                 f"skipped   {number} step{'s' * (number > 1)} whose loss or gradient was not finite"
                 f" ('skipped' in {run.metrics})",

@@ -4,21 +4,20 @@ import copy
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dino_x.config.options import Options
+from dino_x.exact.networks import DinoNetwork
 from dino_x.model.backbone import Backbone, ForwardRandomness, build_backbone
 from dino_x.model.head import Head
 
 
-class Network(nn.Module):
+class Network(DinoNetwork):
     """A backbone with a head for CLS tokens (DINO) and one for patch tokens (iBOT)."""
 
-    def __init__(self, backbone: Backbone, dino_head: Head, ibot_head: Head) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.dino_head = dino_head
-        self.ibot_head = ibot_head
+    backbone: Backbone
+    dino_head: Head
+    ibot_head: Head
 
     def forward(
         self,
@@ -44,11 +43,3 @@ def build_student(options: Options, backbone: Backbone | None = None) -> Network
 def build_teacher(student: Network) -> Network:
     """A copy of the student that is never trained."""
     return copy.deepcopy(student).requires_grad_(False)
-
-
-@torch.no_grad()
-def update_teacher(teacher: Network, student: Network, momentum: float) -> None:
-    """``teacher = momentum * teacher + (1 - momentum) * student``; once an optimizer step."""
-    pairs = zip(teacher.parameters(), student.parameters(), strict=True)
-    averages, weights = zip(*pairs, strict=True)
-    torch._foreach_lerp_(list(averages), list(weights), 1 - momentum)

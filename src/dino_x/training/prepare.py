@@ -198,7 +198,7 @@ def online(prepared: Prepared, labelled: Labelled | None) -> Online | None:
         cutter=trainer.cutter,
         images=len(prepared.index),
         micro_batch=options.train.micro_batch,
-        precision=trainer.effective_batch.precision,
+        precision=trainer.exact_step.precision,
         labelled=None
         if labelled is None
         else labelled_rows(

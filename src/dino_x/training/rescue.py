@@ -35,7 +35,7 @@ def out_of_memory_named(trainer: Trainer, step: Step) -> Iterator[None]:
     """
     device = trainer.cutter.device
     room = free_bytes(device)
-    if trainer.optimizer.state:  # resumed: that much of what is needed is there
+    if trainer.state.optimizer.state:  # resumed: that much of what is needed is there
         numerics = Numerics.on(trainer.options.train.precision, device)
         room += sum(memory.optimizer(step, numerics).values())
     found = None
@@ -78,7 +78,7 @@ def smaller_that_fits(
     """The largest smaller micro-batch that fits, and how that is known; None if none does."""
     smaller = [size for size in sizes_of(step) if size < step.micro_batch]
     device = trainer.cutter.device
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.state.optimizer.zero_grad(set_to_none=True)
     gc.collect()
 
     def needed(size: int) -> float:
@@ -90,7 +90,7 @@ def smaller_that_fits(
     torch.cuda.empty_cache()
     likely = [size for size in smaller if needed(size) <= room] or smaller[-1:]
     later = sum(memory.kept(step, numerics).values())
-    if not trainer.optimizer.state:
+    if not trainer.state.optimizer.state:
         later += sum(memory.optimizer(step, numerics).values())
     with limited_memory(device, later + memory.KEPT_FREE * room):
         for size in likely:

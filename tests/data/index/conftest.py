@@ -1,5 +1,3 @@
-"""The labelled images of the tests of evaluation, which labels are tested on, too."""
+"""Labelled images, as the tests of the evaluation use them."""
 
-from tests.evaluation.conftest import images
-
-__all__ = ["images"]
+from tests.evaluation.conftest import images  # noqa: F401 a fixture

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from dino_x.config.options import Options
+from dino_x.exact import StepResult
+from dino_x.exact.probe import NO_PROBE, StepProbe
 from dino_x.model.teacher import Network
 from dino_x.runs.append_only import GrowingFile, json_line
 from dino_x.training.health.advice import advice
@@ -35,7 +37,6 @@ from dino_x.training.health.vitals import (
     target_numbers,
     weights_by_part,
 )
-from dino_x.training.step.exact_step import StepResult
 from dino_x.training.step.probe import Probe
 
 OVER = 2  # looks without a state before it is said to be over: so that it does not come and go
@@ -102,12 +103,12 @@ class Health:
         """Whether the user turned it off."""
         return not self.options.health.every
 
-    def sampling(self, step: int) -> Probe | None:
+    def probe(self, step: int) -> StepProbe:
         """Before a step's gradients: what gathers rows, if the step is one to look at."""
         every, steps, done = self.options.health.every, self.options.train.steps, step + 1
         self.looking = not self.off and (done in (1, steps) or done % every == 0)
         if not self.looking:
-            return None
+            return NO_PROBE
         return Probe.of(self.options.train.effective_batch, self.options.health.rows)
 
     def before_update(self, result: StepResult, student: Network, teacher: Network) -> None:
@@ -122,7 +123,7 @@ class Health:
         self._add("gradient/", gradient_norms(student, self.looking))
         if not self.looking:
             return
-        sample = result.sample
+        sample = result.probed
         assert sample is not None
         self.student_before = weights_by_part(student)
         self._add("", target_numbers(sample, teacher.dino_head.prototypes()))

@@ -1,4 +1,4 @@
-"""What one optimizer step looks at, and its cutting into micro-batches.
+"""What one optimizer step looks at, drawn from (seed, step), and its micro-batches.
 
 B: images of the effective batch, b: of a micro-batch, V: views, N: patches, L: layers.
 A ``BatchPlan`` is drawn for the whole effective batch from (seed, step). A ``MicroBatch`` is a
@@ -18,8 +18,6 @@ from dino_x.config.options import CropSizes, Options
 from dino_x.data.loading.loader import Canvases
 from dino_x.data.loading.sampler import Strata, sample_indices
 from dino_x.data.preparation import normalised
-from dino_x.distributed.shares import cut, parts_of_a_share
-from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone, ForwardRandomness
 from dino_x.randomness import generator
 from dino_x.views.crops import apply_views, draw_views, view_parameters
@@ -183,9 +181,9 @@ class Cutter:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """b consecutive positions of a window, with their images."""
+    """b consecutive positions of a plan, with their images."""
 
-    window: BatchPlan
+    plan: BatchPlan
     span: slice
     canvases: Canvases
     cutter: Cutter
@@ -197,90 +195,78 @@ class MicroBatch:
 
     @property
     def images(self) -> int:
-        """Images of the micro-batch."""
+        """Images of the micro-batch, b."""
         return self.span.stop - self.span.start
+
+    @property
+    def start(self) -> int:
+        """Place of its first image in the effective batch."""
+        return self.span.start
 
     def global_crops(self) -> Tensor:
         """[2 * b, 3, O, O]."""
-        return self._global_crops(self.window.sizes.global_size)
+        return self._global_crops(self.plan.sizes.global_size)
 
     def gram_crops(self) -> Tensor:
         """The same cuts for the Gram teacher, at its size: [2 * b, 3, G, G]."""
-        size = self.window.sizes.gram_size
+        size = self.plan.sizes.gram_size
         assert size is not None
         return self._global_crops(size)
 
     def _global_crops(self, size: int) -> Tensor:
-        draws = self.window.global_draws_BVU[self.span]
+        draws = self.plan.global_draws_BVU[self.span]
         views = self.cutter.options.views
         return self.cutter.crops(
             self.canvases, draws, size, views.global_scale,
             scale_mm=views.global_scale_mm,
-            windows_bVU=self.window.global_windows_BVU[self.span],
+            windows_bVU=self.plan.global_windows_BVU[self.span],
         )  # fmt: skip
 
     def local_crops(self) -> Tensor:
         """[local crops * b, 3, O, O]."""
         views = self.cutter.options.views
-        draws = self.window.local_draws_BVU[self.span]
+        draws = self.plan.local_draws_BVU[self.span]
         return self.cutter.crops(
-            self.canvases, draws, self.window.sizes.local_size, views.local_scale,
+            self.canvases, draws, self.plan.sizes.local_size, views.local_scale,
             scale_mm=views.local_scale_mm,
-            windows_bVU=self.window.local_windows_BVU[self.span],
+            windows_bVU=self.plan.local_windows_BVU[self.span],
         )  # fmt: skip
 
     def masks(self) -> Tensor:
         """Masked patches of the global crops, bool [2 * b, N]."""
-        masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
+        masks = self.plan.masks_BVN[self.span].swapaxes(0, 1)
         return torch.from_numpy(masks.reshape(-1, masks.shape[-1]).copy()).to(self.cutter.device)
 
+    def masked_rows(self) -> Tensor:
+        """Which of the [2 * b * N] patch tokens are masked, on the device, int64 [m]."""
+        return torch.from_numpy(self.masked_index()).to(self.cutter.device)
+
     def masked_index(self) -> np.ndarray:
-        """Which rows of [2 * b * N] patch tokens are masked, int64 [m]."""
-        return np.flatnonzero(self.window.masks_BVN[self.span].swapaxes(0, 1))
+        """The same on the CPU, where what is computed depends on them."""
+        return np.flatnonzero(self.plan.masks_BVN[self.span].swapaxes(0, 1))
 
     def masked_places(self) -> Tensor:
-        """Where each masked patch is in the window, by view, image and patch: int64 [m]."""
-        masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
+        """Places of masked patches in the effective batch, by view, image and patch: int64 [m]."""
+        masks = self.plan.masks_BVN[self.span].swapaxes(0, 1)
         view, image, patch = np.nonzero(masks)
-        places = (view * self.window.images + image + self.span.start) * masks.shape[2] + patch
+        places = (view * self.plan.images + image + self.span.start) * masks.shape[2] + patch
         return torch.from_numpy(places).to(self.cutter.device)
 
     def masked_weights(self) -> Tensor:
         """Weight of each masked patch, [m]: a mean over its crop, then over all masked crops."""
-        masks = self.window.masks_BVN[self.span].swapaxes(0, 1)
-        counts = masks.sum(axis=2, keepdims=True) * max(self.window.masked_crops, 1)
+        masks = self.plan.masks_BVN[self.span].swapaxes(0, 1)
+        counts = masks.sum(axis=2, keepdims=True) * max(self.plan.masked_crops, 1)
         weights = np.broadcast_to(1 / np.maximum(counts, 1), masks.shape)[masks]
         return torch.from_numpy(weights).to(self.cutter.device, self.cutter.dtype)
 
     def global_randomness(self) -> ForwardRandomness:
         """Of the student's forward of the global crops."""
-        return self._randomness(self.window.global_keep_LBV, self.window.global_rescale)
+        return self._randomness(self.plan.global_keep_LBV, self.plan.global_rescale)
 
     def local_randomness(self) -> ForwardRandomness:
         """Of the student's forward of the local crops."""
-        return self._randomness(self.window.local_keep_LBV, self.window.local_rescale)
+        return self._randomness(self.plan.local_keep_LBV, self.plan.local_rescale)
 
     def _randomness(self, keep_LBV: np.ndarray, rescale: float) -> ForwardRandomness:
         view_major = keep_LBV[:, :, self.span].swapaxes(2, 3)
         return ForwardRandomness(view_major.reshape(*view_major.shape[:2], -1), rescale)
-
-
-def micro_batches(
-    window: BatchPlan, size: int, source: ImageSource, cutter: Cutter, ranks: Ranks = ALONE
-) -> Iterator[MicroBatch]:
-    """The window in order, or a process's share of it, ``size`` images at a time at most.
-
-    Reads ahead by one.
-    """
-    parts = parts_of_a_share(window.images, size, ranks.world_size)
-    spans = cut(ranks.share(window.images), parts)
-    yield from load(window, spans, source, cutter)
-
-
-def load(
-    window: BatchPlan, spans: list[slice], source: ImageSource, cutter: Cutter
-) -> Iterator[MicroBatch]:
-    """Micro-batches at these positions of a window."""
-    canvases = source.prefetch([window.indices_B[span] for span in spans])
-    for span, loaded in zip(spans, canvases, strict=True):
-        yield MicroBatch(window, span, loaded, cutter)

@@ -39,23 +39,26 @@ class GramTerm:
 
     Attributes:
         backbone: of the Gram teacher.
+        student_patch_size: side of the student's patches, pixels.
         weight: of the term in this step, above 0.
         resize: how features of larger crops come to the student's grid.
     """
 
     backbone: Backbone
+    student_patch_size: int
     weight: float
     resize: str
 
     @torch.no_grad()
-    def targets(self, micro: MicroBatch, student: Backbone) -> Tensor:
+    def targets(self, micro: MicroBatch) -> Tensor:
         """Its features of a micro-batch's global crops, unmasked, on the student's grid of patches.
 
         [R, N, F], R = V * b.
         """
-        side, backbone = micro.window.sizes.global_size // student.patch_size, self.backbone
+        backbone = self.backbone
+        side = micro.plan.sizes.global_size // self.student_patch_size
         _, patches_RNF = backbone(micro.seen_by(backbone).gram_crops(), None, None)
-        gram_size = micro.window.sizes.gram_size
+        gram_size = micro.plan.sizes.gram_size
         assert gram_size is not None
         own = gram_size // backbone.patch_size
         if own == side:

@@ -6,13 +6,13 @@ the effective batch alone, so the micro-batch changes what is seen by rounding o
 S images of the sample, V global views, D bottleneck, F features of the backbone, K prototypes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dino_x.exact.processes import Processes
 from dino_x.training.step.batch_plan import MicroBatch
 from dino_x.views.sizes import GLOBAL_VIEWS
 
@@ -40,7 +40,7 @@ class ProbedRows:
 
 @dataclass
 class Probe:
-    """Gathers a ``ProbedRows`` in the phases of a step.
+    """Gathers a ``ProbedRows`` in the passes of a step.
 
     Attributes:
         positions_S: image positions in the effective batch, rising.
@@ -67,30 +67,25 @@ class Probe:
     def teacher(
         self, micro: MicroBatch, cls_BF: Tensor, patches_BNF: Tensor, cls_BD: Tensor
     ) -> None:
-        """Phase 1: the teacher's features of a micro-batch, and its bottlenecks."""
+        """Pass 1: the teacher's features of a micro-batch, and its bottlenecks."""
         self.teacher_VsF.append(self._chosen(micro, cls_BF))
         self.teacher_VsD.append(self._chosen(micro, cls_BD))
         self.similarity_Vs.append(patch_similarity(self._chosen(micro, patches_BNF)))
 
     def student(self, micro: MicroBatch, cls_BF: Tensor) -> None:
-        """Phase 3: the student's features of a micro-batch."""
+        """Pass 3: the student's features of a micro-batch."""
         self.student_VsF.append(self._chosen(micro, cls_BF))
 
-    def finish(
-        self,
-        dino_bias_K: Tensor,
-        teacher_temperature: float,
-        of_all_ranks: Callable[[Tensor], Tensor] = lambda rows: rows,
-    ) -> ProbedRows:
-        """After phase 3; ``of_all_ranks`` puts the rows of all processes together, [V, S, ...]."""
+    def finish(self, dino_bias_K: Tensor, temperature: float, processes: Processes) -> ProbedRows:
+        """After the last pass: the rows of all processes, [V, S, ...]."""
 
         def whole(parts: list[Tensor]) -> Tensor:
-            return of_all_ranks(torch.cat(parts, dim=1))
+            return processes.gather_views(torch.cat(parts, dim=1))
 
         return ProbedRows(
             teacher_bottlenecks_VSD=whole(self.teacher_VsD),
             dino_bias_K=dino_bias_K,
-            teacher_temperature=teacher_temperature,
+            teacher_temperature=temperature,
             teacher_features_VSF=whole(self.teacher_VsF),
             student_features_VSF=whole(self.student_VsF),
             patch_similarity_VS=whole(self.similarity_Vs),

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from dino_x.training.step.queue import Queues, latest
+from dino_x.exact import HeadState
+from dino_x.exact.centering import latest
 from tests.training.runs import losses, metrics, pretrain, weights
 
 FLAGS = ("--effective-batch", 8, "--steps", 4, "--precision", "fp64", "--centering", "sinkhorn")
@@ -24,8 +25,8 @@ def test_of_a_step_with_more_rows_evenly_spaced_ones_are_kept():
 
 
 def test_a_queue_of_length_0_stays_empty():
-    queues = Queues.empty(0, torch.zeros(1, dtype=torch.float64)).next(rows(1.0), rows(2.0))
-    assert len(queues.dino_QD) == len(queues.ibot_QD) == 0
+    state = HeadState.first(5, torch.zeros(1, dtype=torch.float64), queue=0)
+    assert len(state.after(rows(1.0), state.center_K).queue_QD) == 0
 
 
 def test_the_bias_is_that_of_queue_and_batch_together(tmp_path):
@@ -34,13 +35,11 @@ def test_the_bias_is_that_of_queue_and_batch_together(tmp_path):
 
     bench = Bench(tmp_path, loss__queue=20, train__micro_batch=4)
     bench.trainer.fill_queues()
-    head, queue = bench.trainer.teacher.dino_head, bench.trainer.queues.dino_QD
+    state = bench.trainer.state.centering
+    head, queue = bench.trainer.teacher.dino_head, state.dino.queue_QD
     assert len(queue) == 20
-    assert len(bench.trainer.queues.ibot_QD) == 20
-    step = bench.trainer.effective_batch
-    targets = step.targets(
-        bench.micro_batches(2), bench.trainer.centers, bench.trainer.queues, bench.temperature
-    )
+    assert len(state.ibot.queue_QD) == 20
+    targets = bench.trainer.exact_step.targets(bench.batch(2), state, bench.temperature)
     batch = torch.cat(targets.cls_VbD, dim=1).flatten(0, 1)
     both = sinkhorn_bias(torch.cat([queue, batch]), head.prototypes(), bench.temperature)
     torch.testing.assert_close(targets.dino_bias_K, both, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,89 @@
+"""The processes of a run, as the exact step sees them: replicated or sharded networks.
+
+Both tell each other of errors at the end of each pass, so that none goes on without the others.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from dino_x.distributed.agreement import Agreement
+from dino_x.exact.processes import Processes
+
+T = TypeVar("T")
+
+
+class Replicated(Processes):
+    """Processes that each hold whole networks; one process alone is such a one, too.
+
+    Args:
+        agreement: of the processes.
+    """
+
+    def __init__(self, agreement: Agreement) -> None:
+        super().__init__(agreement.ranks.group)
+        self.agreement = agreement
+
+    def phase(self) -> AbstractContextManager:
+        """Surrounds the work of one pass, at whose end errors are exchanged."""
+        return self.agreement.part()
+
+
+class Sharded(Replicated):
+    """Processes that each hold a part of the networks, and so wait for each other everywhere.
+
+    FSDP sums gradients in each micro-batch, so all processes go through equally many forwards and
+    backwards. Errors are exchanged before each of these.
+    """
+
+    def __init__(self, agreement: Agreement) -> None:
+        super().__init__(agreement)
+        self._held_back: tuple[Tensor, Tensor] | None = None
+
+    def phase(self) -> AbstractContextManager:
+        """Surrounds the work of one pass, in which the processes wait for each other."""
+        return self.agreement.part(joint=True)
+
+    def alone(self) -> AbstractContextManager:
+        """Surrounds what a process does by itself between forwards and backwards of all."""
+        return self.agreement.part()
+
+    def each(self, micro_batches: Iterable[T]) -> Iterator[T]:
+        """The micro-batches of a pass, each once all processes have one."""
+        waiting = iter(micro_batches)
+        while True:
+            with self.alone():
+                micro = next(waiting, None)
+            if micro is None:
+                return
+            yield micro
+
+    def hold_back(self, features: Tensor) -> Tensor:
+        """Features of the local crops, whose backward has to come after that of the global crops.
+
+        In one backward no block's gradient is whole before both kinds of crops have been through
+        it, and FSDP cannot cut it into parts before.
+        """
+        if not features.requires_grad:
+            return features
+        leaf = features.detach().requires_grad_()
+        self._held_back = (features, leaf)
+        return leaf
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward of one micro-batch's loss, and then that of what was held back."""
+        held_back, self._held_back = self._held_back, None
+        super().backward(loss)
+        if held_back is not None and loss.requires_grad:
+            features, leaf = held_back
+            features.backward(leaf.grad)
+
+    def sum_gradients(self, student: nn.Module) -> None:
+        """Do nothing: FSDP has summed the gradients."""
+
+
+def processes_of(agreement: Agreement, *, sharded: bool) -> Replicated:
+    """The processes of a run."""
+    return Sharded(agreement) if sharded else Replicated(agreement)

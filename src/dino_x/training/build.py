@@ -1,0 +1,125 @@
+"""From resolved options to the networks, the state and the step that a run starts with."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dino_x.config.options import LossOptions, Options
+from dino_x.distributed import sharding
+from dino_x.distributed.processes import Replicated
+from dino_x.exact import CenteringState, ExactStep, HeadState, KoLeo, Sinkhorn, Softmax
+from dino_x.exact.centering import Centering
+from dino_x.exact.step import no_fault
+from dino_x.losses.ranks import Ranks
+from dino_x.machine.device import autocast, dtype_of
+from dino_x.model.backbone import Backbone
+from dino_x.model.teacher import Network, build_student, build_teacher
+from dino_x.runs.start import take_heads
+from dino_x.training.optimizer import build_optimizer
+from dino_x.training.step.distillation import distilled_teacher, fingerprint
+from dino_x.training.step.gram import first_gram_teacher
+from dino_x.training.step.networks import PlannedNetworks
+from dino_x.training.train_state import TrainState
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a run starts with.
+
+    Attributes:
+        state: before the first step.
+        targets_of: the network that makes targets: the teacher, or one that is distilled.
+    """
+
+    state: TrainState
+    targets_of: Network
+
+
+def build(
+    options: Options,
+    device: torch.device,
+    backbone: Backbone | None,
+    ranks: Ranks,
+    *,
+    sharded: bool,
+) -> Built:
+    """Student, teacher, optimizer and centering of a run, on their device.
+
+    Args:
+        options: resolved.
+        device: of this process.
+        backbone: the student's, if it is loaded already.
+        ranks: the processes of the run.
+        sharded: whether each process holds a part of the networks.
+
+    Raises: UserError for weights or heads that do not fit.
+    """
+    student = build_student(options, backbone)
+    if options.model.heads_from == "run":
+        take_heads(student, options.model.name)
+    student = student.to(dtype_of(options.train.precision))
+    student.backbone.recompute = options.train.activation_checkpointing
+    teacher = build_teacher(student)
+    frozen = distilled_teacher(options, student)
+    gram = first_gram_teacher(options, teacher.backbone)
+    targets_of = frozen or teacher
+    distilled = None if frozen is None else fingerprint(frozen)
+    centering = first_centering(options, targets_of, device)
+    networks: list[nn.Module] = [student, teacher, targets_of]
+    if gram is not None:
+        networks.append(gram.backbone)
+    place(networks, device, ranks, sharded=sharded)
+    optimizer = build_optimizer(student, options.optim)
+    state = TrainState(student, teacher, optimizer, centering, gram, distilled)
+    return Built(state, targets_of)
+
+
+def place(networks: list[nn.Module], device: torch.device, ranks: Ranks, *, sharded: bool) -> None:
+    """Networks from the CPU to the device: whole, or this process's part of them."""
+    for network in dict.fromkeys(networks):
+        if sharded:
+            sharding.shard(network, device, ranks)
+        else:
+            network.to(device)
+
+
+def first_centering(options: Options, network: Network, device: torch.device) -> CenteringState:
+    """Centers of zeros and empty queues, for the heads of the network that makes targets."""
+    width = network.dino_head.last_layer.shape[1]
+    dtype = dtype_of(options.train.precision)
+    bottleneck_D = torch.empty(width, device=device, dtype=dtype)
+    first = HeadState.first(options.head.prototypes, bottleneck_D, options.loss.queue)
+    return CenteringState(first, first)
+
+
+def step_of_run(
+    options: Options, built: Built, device: torch.device, processes: Replicated
+) -> ExactStep:
+    """The exact step of a run; the centering is resolved."""
+    loss = options.loss
+    return ExactStep(
+        PlannedNetworks(built.state.student, built.targets_of, built.state.distilled is not None),
+        centering=centering_of(loss),
+        statistic=KoLeo(loss.koleo_weight, group_of(loss)),
+        dino_weight=loss.dino_weight,
+        ibot_weight=loss.ibot_weight,
+        student_temperature=loss.student_temperature,
+        implementation=loss.implementation,
+        precision=autocast(options.train.precision, device),
+        processes=processes,
+        fault=no_fault,
+    )
+
+
+def centering_of(loss: LossOptions) -> Centering:
+    """Sinkhorn-Knopp or softmax centering, as the options say."""
+    if loss.centering != "sinkhorn":
+        return Softmax(loss.center_momentum)
+    implementation = "streaming" if loss.implementation == "fused" else "reference"
+    return Sinkhorn(loss.sinkhorn_iterations, loss.sinkhorn_relaxation, implementation)
+
+
+def group_of(loss: LossOptions) -> int | None:
+    """Images of a KoLeo group; None is the effective batch."""
+    return None if loss.koleo_group == "effective" else loss.koleo_group

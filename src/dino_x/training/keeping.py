@@ -1,0 +1,121 @@
+"""The checkpoints of a run: what is written of its state, and what it continues from."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from dino_x.config.options import Options
+from dino_x.distributed import sharding
+from dino_x.distributed.agreement import Agreement
+from dino_x.distributed.world import broadcast_from_rank0, check_alike
+from dino_x.errors import UserError
+from dino_x.runs import checkpoint
+from dino_x.runs.folder import RunFolder
+from dino_x.runs.saving import Saver
+from dino_x.training.report import NoReport, TrainingReport
+from dino_x.training.step.batch_plan import Cutter
+from dino_x.training.train_state import TrainState, write_checkpoint
+
+Report = TrainingReport | NoReport
+
+
+class Keeper:
+    """Writes and reads the checkpoints of one run; rank 0 writes.
+
+    Args:
+        options: of the run.
+        run: where checkpoints and the model go.
+        state: what they hold.
+        images_hash: tells whether the images are those that the run was trained on.
+        cutter: knows how images are normalised.
+        agreement: of the processes.
+        sharded: whether each process holds a part of the networks.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        run: RunFolder,
+        state: TrainState,
+        images_hash: str,
+        cutter: Cutter,
+        agreement: Agreement,
+        *,
+        sharded: bool,
+    ) -> None:
+        self.options, self.run, self.state = options, run, state
+        self.images_hash = images_hash
+        self.agreement, self.ranks = agreement, agreement.ranks
+        self.sharded = sharded
+        write = partial(write_checkpoint, run, options, state.teacher, cutter)
+        self.saver = Saver(run.checkpoints, write, options.checkpoint)
+
+    def save(self, report: Report, last: bool = False) -> None:
+        """A checkpoint, and the teacher's backbone as transformers saves it.
+
+        Args:
+            report: told what could not be saved.
+            last: wait for it to be written.
+
+        Raises: UserError if the last one cannot be written; of others there is a next one.
+        """
+        if not self.sharded:
+            check_alike(self.state.student, self.ranks)
+        content = self.state.state_dict() | {"images_hash": self.images_hash}
+        whole = sharding.gathered(content, self.ranks)
+        if self.ranks.rank > 0:
+            return
+        self.saver.saved(report)
+        self.saver.begin(self.state.done, whole)
+        if last:
+            with self.agreement.this_rank_only():
+                self.saver.saved(report, last)
+
+    def can_go_back(self, report: Report) -> bool:
+        """Whether there is a checkpoint to go back to; the one on its way is waited for."""
+        self.saver.saved(report)
+        folder, up_to = self.run.checkpoints, self.state.recovery.back_to or 0
+        return broadcast_from_rank0(self.ranks, lambda: bool(checkpoint.checkpoints(folder, up_to)))
+
+    def resume(
+        self, say: Callable[[str], None] = lambda line: None, up_to: int | None = None
+    ) -> bool:
+        """Take up the newest checkpoint of the run that is whole, if there is one.
+
+        Args:
+            say: told of damaged checkpoints.
+            up_to: do not look at checkpoints of later steps.
+
+        Returns: whether there was one.
+
+        Raises: UserError if the images are not those it was trained on, or the model is another.
+        """
+        # Not to the GPU, which may have no room for a second state.
+        cpu = torch.device("cpu")
+        saved = checkpoint.load_newest(self.run.checkpoints, cpu, say, up_to)
+        if saved is not None:
+            self.check_same_run(saved)
+            self.state.load_state_dict(saved)
+        if self.ranks.rank == 0:
+            self.run.truncate_metrics(0 if saved is None else self.state.done)
+        return saved is not None
+
+    def check_same_run(self, saved: dict) -> None:
+        """Refuse a checkpoint of other images, another distilled teacher or another network.
+
+        Raises: UserError.
+        """
+        path, state = self.run.path, self.state
+        if saved["images_hash"] != self.images_hash:
+            raise UserError(
+                f"the images are not those {path} was trained on (files were added,"
+                " removed or changed in size); put them back, or start a new run"
+            )
+        if saved.get("distilled") != state.distilled:
+            raise UserError(
+                f"teacher.model '{self.options.teacher.model}' is not the model that"
+                f" {path} was distilled from; put it back, or start a new run"
+            )
+        for name, network in (("student", state.student), ("teacher", state.teacher)):
+            sharding.check_fits(f"the checkpoint of {path}", network, saved[name])

@@ -1,0 +1,45 @@
+"""The images of a step: each is decoded once, and every pass sees the same numbers."""
+
+import numpy as np
+import torch
+
+from dino_x.data.loading import loader as loader_module
+from dino_x.data.loading.loader import Canvases
+from dino_x.training.step.planned_batch import packed, unpacked
+from tests.training.runs import metrics, pretrain
+
+FLAGS = ("--effective-batch", 8, "--micro-batch", 2, "--centering", "sinkhorn")
+
+
+def test_an_image_is_decoded_once_a_step(films, tmp_path, monkeypatch):
+    """Three passes over four micro-batches, and nothing is kept between steps."""
+    seen, read = [], loader_module.registry.read
+    monkeypatch.setattr(
+        loader_module.registry, "read", lambda ref: (seen.append(ref.path), read(ref))[1]
+    )
+    settings = {
+        "data__cache_mb": 0, "data__verify": "headers", "train__steps": 3, "online__every": 0,
+        "report__snapshots": "false", "report__page": "false", "model__channels": 1,
+    }  # fmt: skip
+    assert pretrain(films, tmp_path / "run", *FLAGS, **settings) == 0
+    steps = metrics(tmp_path / "run")
+    assert "koleo" in steps[0], "or there are fewer passes"
+    assert len(seen) == 3 * 8
+
+
+def canvases(pixels):
+    return Canvases(pixels, torch.ones(len(pixels)))
+
+
+def test_canvases_are_kept_in_16_bits_without_a_loss():
+    stored = np.arange(2**16, dtype=np.uint16).reshape(4, 1, 128, 128)
+    pixels = torch.from_numpy(np.divide(stored, np.float32(65535), dtype=np.float32))
+    kept = packed(canvases(pixels))
+    assert kept.pixels.dtype == torch.uint16
+    assert torch.equal(unpacked(kept).pixels, pixels)
+
+
+def test_other_pixels_are_kept_as_they_are():
+    for pixels in (torch.rand(2, 1, 5, 5), torch.rand(2, 1, 5, 5, dtype=torch.float64)):
+        kept = packed(canvases(pixels))
+        assert torch.equal(unpacked(kept).pixels, pixels)
