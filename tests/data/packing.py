@@ -1,4 +1,4 @@
-"""Shards made from folders, as users make them."""
+"""Archives made from folders, as users make them."""
 
 import io
 import tarfile

@@ -7,10 +7,11 @@ from PIL import Image
 from transformers import AutoModel
 
 from dino_x.data.index.index import build_index
+from dino_x.data.preparation import to_square
 from dino_x.data.readers.registry import ImageRef, Unreadable
 from dino_x.evaluation.backbone import load_backbone
 from dino_x.evaluation.baselines import pixel_encoder
-from dino_x.evaluation.embed import embed, encode, squash
+from dino_x.evaluation.embed import embed, encode
 
 from .conftest import MEAN, SIZE, STD, save_tiny, write_image
 
@@ -73,18 +74,18 @@ def test_embedding_leaves_the_model_as_it_was(tiny_model, images):
         assert backbone.model.training is training
 
 
-def test_squash_averages_instead_of_skipping_pixels():
+def test_a_square_averages_instead_of_skipping_pixels():
     stripes = np.zeros((1, 64, 96), dtype=np.float32)
     stripes[:, :, ::2] = 1
-    small = squash(stripes, 1, 8)
+    small = to_square(stripes, 1, 8)
     assert small.shape == (1, 8, 8)
     np.testing.assert_allclose(small, 0.5, atol=0.05)
 
 
 def test_a_grey_image_is_repeated_for_a_model_of_three_channels():
     image = np.random.default_rng(0).random((1, 20, 30), dtype=np.float32)
-    colour = squash(image, 3, 8)
-    np.testing.assert_array_equal(colour, np.repeat(squash(image, 1, 8), 3, axis=0))
+    colour = to_square(image, 3, 8)
+    np.testing.assert_array_equal(colour, np.repeat(to_square(image, 1, 8), 3, axis=0))
 
 
 def test_each_image_is_decoded_once_for_all_encoders(images, monkeypatch):

@@ -1,4 +1,4 @@
-"""A run on shards is the run on the folder that they were made from."""
+"""A run on archives is the run on the folder that they were made from."""
 
 import threading
 from pathlib import Path
@@ -73,12 +73,12 @@ def test_a_killed_run_goes_on_where_it_was(packed, on_folder, tmp_path):
     assert losses(tmp_path / "run") == losses(on_folder)
 
 
-def test_a_run_from_an_index_asks_for_no_shard_anew(packed, on_folder, tmp_path, monkeypatch):
+def test_a_run_from_an_index_asks_for_no_archive_anew(packed, on_folder, tmp_path, monkeypatch):
     index = tmp_path / "index.parquet"
     settings = COMMON | {"train__micro_batch": 4}
     assert pretrain(packed["tar"], tmp_path / "first", "--index", index, **settings) == 0
     monkeypatch.setattr(
-        "dino_x.data.index.headers.members", lambda shard: pytest.fail("looked through")
+        "dino_x.data.index.headers.members", lambda archive: pytest.fail("looked through")
     )
     assert pretrain(packed["tar"], tmp_path / "second", "--index", index, **settings) == 0
     assert pretrain(index, tmp_path / "third", **settings) == 0
@@ -98,7 +98,7 @@ def test_one_step_on_parquet_fills_the_cache(packed, on_folder, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_two_processes_train_on_shards_as_one_does_on_the_folder(packed, tmp_path):
+def test_two_processes_train_on_archives_as_one_does_on_the_folder(packed, tmp_path):
     settings = {"train__micro_batch": 2, "train__precision": "fp64", "data__workers": 1}
     cases = [
         {
@@ -172,7 +172,7 @@ def test_a_store_that_is_lost_ends_the_run_with_a_line_and_nothing_is_lost(
     assert (tmp_path / "run" / "skipped.csv").read_text() == "path,reason\n"
 
 
-def test_a_shard_that_vanishes_ends_the_run_with_a_line(leaving, tmp_path, capsys):
+def test_a_archive_that_vanishes_ends_the_run_with_a_line(leaving, tmp_path, capsys):
     def remove(store):
         if store.exists("/leaving/x.tar"):
             store.rm_file("/leaving/x.tar")
@@ -200,7 +200,7 @@ def test_errors_that_pass_change_nothing(leaving, on_folder, tmp_path):
     assert losses(tmp_path / "run") == losses(on_folder)
 
 
-def test_labels_are_found_in_shards(films, tmp_path):
+def test_labels_are_found_in_archives(films, tmp_path):
     tar = pack_tar(films, tmp_path / "x.tar")
     table = tmp_path / "labels.csv"
     names = sorted(str(path.relative_to(films)) for path in Path(films).rglob("*.png"))
@@ -212,9 +212,11 @@ def test_labels_are_found_in_shards(films, tmp_path):
         assert (run / "evaluation.json").is_file()
 
 
-def test_the_report_looks_into_shards(packed):
+def test_the_report_looks_into_archives(packed):
     for kind in ("tar", "remote parquet"):
         refs = sample_refs([str(packed[kind])], seed=0)
         assert len({ref.path for ref in refs}) == 40
         assert sample_refs([str(packed[kind])], seed=0) == refs
-        assert len(sample_refs([str(packed[kind])], seed=0, count=8)) == 2  # of each of four shards
+        assert (
+            len(sample_refs([str(packed[kind])], seed=0, count=8)) == 2
+        )  # of each of four archives

@@ -135,7 +135,7 @@ def test_the_form_of_a_run_follows_its_options():
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("settings", "message"),
     [
         ({"views.global_scale_mm": [50, 20]}, "global_scale_mm must satisfy 0 < low <= high"),
         ({"views.local_scale_mm": [0, 20]}, "local_scale_mm must satisfy"),

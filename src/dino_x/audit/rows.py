@@ -1,8 +1,8 @@
 """The rows that Sinkhorn-Knopp (SK) centers in training, for a model and a user's images.
 
-In training SK sees the teacher's bottlenecks of two global crops of each image, so that is what is
-made here, with the crops drawn as a run draws them. (Whole images would make rows of one image
-equal, and all rows more alike than a step ever sees them.)
+In training SK sees the teacher's bottlenecks of two global crops of each image. The same are made
+here, with the crops drawn as a run draws them. (With whole images the rows of one image would be
+equal, and all rows more alike than in any step.)
 
 N images, P passes over them, V global crops of an image, D bottleneck, F features, K prototypes.
 """
@@ -43,15 +43,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Rows:
-    """What is measured on.
+    """The rows and settings that SK is measured with.
 
     Attributes:
         bottlenecks_PNVD: L2-normalised; each pass has other crops of the same images.
-        features_NF: the backbone's, L2-normalised, the mean over the crops of the first pass.
-        prototypes_KD: of the teacher's DINO head, or fitted.
-        temperature: of the teacher.
-        iterations: of SK.
-        relaxation: of SK's equal use of prototypes.
+        features_NF: features of the backbone, L2-normalised, averaged over the crops of the first
+            pass.
+        prototypes_KD: the prototypes of the teacher's DINO head, or fitted ones.
+        temperature: the teacher's temperature.
+        iterations: the number of SK's iterations.
+        relaxation: how far SK relaxes the equal use of prototypes.
     """
 
     bottlenecks_PNVD: Tensor
@@ -64,10 +65,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Model:
-    """A network with what its images need, and its head's prototypes unless they are to be fitted.
+    """A network, how its crops are made, and the prototypes of its head, if it has one.
 
     Attributes:
-        network: crops [R, 3 or 1, O, O] to backbone features [R, F] and bottlenecks [R, D].
+        network: from crops [R, 3 or 1, O, O] to backbone features [R, F] and bottlenecks [R, D].
         prototypes_KD: None for a bare backbone.
         step: optimizer steps of a run; None for a bare backbone.
     """
@@ -85,7 +86,7 @@ def load_model(name: str | Path, device: str) -> Model:
     """The teacher of a run's newest checkpoint, or a backbone.
 
     Raises:
-        UserError: for a run without a checkpoint, and for a folder that is no model.
+        UserError: for a run without a checkpoint, and for a folder that does not hold a model.
     """
     run = RunFolder(Path(name))
     return _of_run(run, device) if run.exists else _of_backbone(name, device)
@@ -140,7 +141,7 @@ def _of_backbone(name: str | Path, device: str) -> Model:
 
 
 def make_rows(model: Model, index: Index, passes: int, seed: int, progress: Progress) -> Rows:
-    """Rows of all images of an index, ``passes`` times with other crops.
+    """Make the rows of all images of an index, ``passes`` times, each time with other crops.
 
     Raises:
         UserError: if the features are not finite.

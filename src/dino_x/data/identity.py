@@ -38,7 +38,9 @@ def key(kind: str, *parts: str) -> str | None:
     Returns: the key; None if the first part is empty, which says that it is not known.
     """
     parts = tuple(part.strip(" \0") for part in parts)
-    return _hash(salt(), kind, parts) if parts[0] else None
+    if not parts[0]:
+        return None
+    return _hash(salt(), kind, parts)
 
 
 @lru_cache(maxsize=4096)  # the files of one patient or series come one after another
@@ -50,12 +52,12 @@ def _hash(salt: bytes, kind: str, parts: tuple[str, ...]) -> str:
 
 
 def fingerprint() -> str:
-    """What tells two salts apart and lets no one guess either: kept in an index."""
+    """A short hash of the salt, kept in an index: it tells salts apart and reveals none."""
     return hashlib.blake2b(b"", key=salt(), person=b"fingerprint", digest_size=8).hexdigest()
 
 
 def salt_file() -> Path:
-    """Where the salt is kept: ``dino-x/salt`` in the user's folder of configurations."""
+    """The file that keeps the salt: ``dino-x/salt`` in the user's folder of configurations."""
     folder = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
     return Path(folder, "dino-x", "salt")
 
@@ -64,7 +66,7 @@ def salt() -> bytes:
     """The user's salt, made at its first use.
 
     Where it can be neither read nor kept (no home, a read-only one) it lasts as long as the
-    process: keys then still tell patients apart, and an index is not continued but made anew.
+    process: keys then still tell patients apart, and an index is made from the beginning.
 
     Raises: UserError if its file is damaged.
     """
@@ -79,7 +81,7 @@ def salt() -> bytes:
 
 
 def use_salt(value: bytes) -> None:
-    """Take this salt from now on: that of the process which started this one."""
+    """Use this salt from now on: that of the process which started this one."""
     global _salt
     with _lock:
         _salt = value
@@ -104,6 +106,6 @@ def _kept(path: Path) -> bytes:
     if len(value) != SALT_BYTES:
         raise UserError(
             f"{path} is damaged ({len(value)} of {SALT_BYTES} bytes): remove it; patients then get"
-            " new keys, and indexes are made anew"
+            " new keys, and indexes are made from the beginning"
         )
     return value

@@ -1,4 +1,7 @@
-"""What a reader promises: an image found in a file, an image read from it, or a reason why not."""
+"""What a reader promises: an image found in a file, an image read from it, or a reason why not.
+
+The classes here are what all rooms of `data` pass on to each other.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from dino_x.config.options import DataOptions
 
 # One frame may have this many pixels. The largest films (mammography) have 30 million; a header
 # that claims more than this is a decompression bomb or a whole slide, which needs tiling. Decoding
-# as many takes up to 1 GB: 4 bytes for each of 3 channels, and what decoders need beside them.
+# this many takes up to 1 GB: 4 bytes for each of 3 channels, and the memory of the decoder.
 MAX_PIXELS = 40_000_000
 
-# One file may hold this many images: the longest series of perfusion or of a cine have thousands.
+# One file may hold this many images: the longest series of perfusion or cine have thousands.
 MAX_IMAGES = 100_000
 
 # Planes of a volume, in the order of the axis they are stacked along: x, y, z of the patient.
@@ -32,29 +35,30 @@ class Unreadable(Exception):  # noqa: N818 - it reads as what happened: "except 
 
 @dataclass(frozen=True, kw_only=True, slots=True)  # there may be millions
 class ImageRef:
-    """Where one image lies, known from the file's header alone.
+    """Where one image lies, and what its file's header says of it.
 
     Attributes:
         path: the file, as it was named or found.
-        frame: which image of the file, from 0: a DICOM frame or a TIFF page.
+        frame: the number of the image in the file, from 0: a DICOM frame or a TIFF page.
         height: rows in the file.
         width: columns in the file.
         modality: DICOM modality such as "CT"; None where the file does not say.
         spacing_mm: distance between rows and between columns in millimetres.
-        thickness_mm: of the slice, in millimetres.
-        position_mm: where the slice lies along the normal of its series, in millimetres: what
-            orders the slices of a volume.
+        thickness_mm: thickness of the slice in millimetres.
+        position_mm: where the slice lies along the normal of its series, in millimetres. The
+            slices of a volume are ordered by it.
         patient: a salted hash that is the same for all images of a patient; None if unknown.
-        series: likewise for a series or volume.
-        source: which of the paths the user named it was found under, from 0.
+        series: a salted hash that is the same for all images of a series or volume; None if
+            unknown.
+        source: the number of the path that it was found under, among those the user named, from 0.
         format: "DICOM", "NIfTI", "PNG", ...
-        bits: of a stored value.
+        bits: number of bits of a stored value.
         body_part: DICOM Body Part Examined, if it is one of the standard's terms.
-        slope: from stored to physical values; None where the file has none or a table.
+        slope: factor from stored to physical values; None where the file has none or a table.
         intercept: added after the slope.
         photometric: DICOM photometric interpretation, if it is one of the standard's terms.
         window: (low, high) that the file itself asks for, in physical units.
-        axis: of a volume, the direction its slices are stacked in: see `SLICE_AXES`.
+        axis: the direction that the slices of a volume are stacked in, see `SLICE_AXES`.
     """
 
     path: Path
@@ -80,12 +84,12 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read that leave it open.
+    """What the user says of files that do not say it themselves.
 
     Attributes:
         slice_axis: how volumes (NIfTI) are cut: one of `SLICE_AXES`.
-        modality: of files whose values are physical and that name no modality (NIfTI, NumPy); None
-            if it is not known. With "CT" their values are Hounsfield units.
+        modality: the modality of files whose values are physical and that name none (NIfTI,
+            NumPy); None if it is not known. With "CT" their values are Hounsfield units.
     """
 
     slice_axis: str = "axial"
@@ -93,7 +97,7 @@ class Reading:
 
     @classmethod
     def of(cls, data: DataOptions) -> Reading:
-        """What the options of a run say about it."""
+        """Take from a run's options what they say of such files."""
         return cls(data.slice_axis, None if data.modality == "auto" else data.modality)
 
 
@@ -121,10 +125,10 @@ class Image:
 
 
 class Reader(Protocol):
-    """One file format. A module with these two functions is a reader."""
+    """A reader of one file format: a module with these two functions."""
 
     def refs(self, path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
-        """The images in a file, from its header only. Raises Unreadable."""
+        """Find the images in a file, from its header only. Raises Unreadable."""
 
     def read(self, ref: ImageRef) -> Image:
         """Decode one image. Raises Unreadable."""
@@ -149,9 +153,9 @@ def check_count(images: int) -> None:
 
 
 def channels_first(values: np.ndarray) -> np.ndarray:
-    """[H, W, C] of any type to float32 [C, H, W].
+    """Turn [H, W, C] of any type into float32 [C, H, W].
 
-    Channel by channel: ten times as fast as turning all axes around at once.
+    One channel after another is ten times as fast as turning all axes around at once.
     """
     pixels = np.empty((values.shape[2], *values.shape[:2]), dtype=np.float32)
     for channel in range(len(pixels)):

@@ -1,6 +1,12 @@
 """From physical units to [0, 1]: which values are black and white, and the map between them.
 
-The rule, in order:
+All windows are chosen here, in up to two steps. A reader calls `choose_window` with what it alone
+knows of a file (bits of a stored value, padding, the file's own window), and the result goes with
+the image. Whoever prepares the image calls `window_of`, or `canvas_window` for a canvas, with the
+run's options. What remains for training is to draw a window for each view of a CT
+(views/ct_windows.py).
+
+The rule of `choose_window`; the first line that fits counts:
 
 1. CT in Hounsfield units: [-1000, 1000], air to dense bone, the same for every image, so that a
    grey value means the same tissue everywhere.
@@ -19,7 +25,7 @@ import numpy as np
 from dino_x.config.options import WindowOptions
 from dino_x.data.image import Image
 
-# What a canvas of CT spans: the 12 bits of scanners, at 16 steps of uint16 a Hounsfield unit, so
+# The range of a canvas of CT: the 12 bits of scanners, at 16 steps of uint16 a Hounsfield unit, so
 # that whole units are kept exactly.
 CT_RANGE = (-1024.0, 65535 / 16 - 1024)
 
@@ -52,7 +58,7 @@ def choose_window(
         hounsfield: whether the values are Hounsfield units.
         file_window: (low, high) that the file itself asks for, in the units of `pixels`.
 
-    Returns: finite low < high.
+    Returns: (low, high), both finite, low < high.
     """
     if hounsfield:
         return CT_WINDOW
@@ -64,9 +70,9 @@ def choose_window(
 
 
 def window_of(image: Image, options: WindowOptions) -> tuple[float, float]:
-    """An image's own window, unless its modality and the options ask for percentiles.
+    """The window of an image in evaluation: its own, or percentiles where the options ask for them.
 
-    Returns: finite low < high, in the units of its pixels.
+    Returns: (low, high) in the units of its pixels, both finite, low < high.
     """
     if image.modality in XRAY and options.xray == "percentiles":
         return robust_window(image.pixels)
@@ -75,10 +81,26 @@ def window_of(image: Image, options: WindowOptions) -> tuple[float, float]:
     return image.window
 
 
+def canvas_window(image: Image, options: WindowOptions) -> tuple[tuple[float, float], bool]:
+    """The range of values that a canvas of an image keeps, and whether it is `CT_RANGE`.
+
+    It is `CT_RANGE` for a CT if each of its views is to get a window of its own
+    (views/ct_windows.py), and else the window of `window_of`.
+    """
+    if options.ct == "random" and is_hounsfield(image):
+        return CT_RANGE, True
+    return window_of(image, options), False
+
+
+def is_hounsfield(image: Image) -> bool:
+    """Whether an image is a CT in Hounsfield units: readers give the CT window to no others."""
+    return image.modality == "CT" and image.window == CT_WINDOW
+
+
 def robust_window(
     pixels: np.ndarray, percentiles: tuple[float, float] = PERCENTILES
 ) -> tuple[float, float]:
-    """The 0.5th and 99.5th percentile of the finite values; never of zero width.
+    """Two percentiles of the finite values as a window that always has a width.
 
     Where the percentiles coincide (a thin object on an even background) the extremes are taken,
     and for a constant image a width of 1 (or of one float32 step, if that is more), with the
@@ -97,11 +119,13 @@ def robust_window(
         return low, high
     values = pixels[np.isfinite(pixels)]
     low, high = float(values.min()), float(values.max())
-    return (low, high) if low < high else (low, low + max(1.0, np.spacing(np.float32(abs(low)))))
+    if low < high:
+        return low, high
+    return low, low + max(1.0, np.spacing(np.float32(abs(low))))
 
 
 def voi_window(center: float, width: float, function: str = "LINEAR") -> tuple[float, float] | None:
-    """(low, high) of a DICOM window, or None if it is not valid.
+    """The (low, high) of a DICOM window, or None if it is not valid.
 
     Args:
         center: Window Center (0028,1050), in the units of the rescaled values.
@@ -148,6 +172,6 @@ def apply_window(pixels: np.ndarray, window: tuple[float, float]) -> np.ndarray:
 
 
 def _overlaps(window: tuple[float, float], pixels: np.ndarray) -> bool:
-    """Whether a window shows anything: its inside meets the bulk of the image's values."""
+    """Whether a window shows anything, that is, overlaps the bulk of the image's values."""
     low, high = robust_window(pixels)
     return window[0] < high and low < window[1]

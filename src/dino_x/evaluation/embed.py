@@ -12,30 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as Pillow
 from torch import nn
 
 from dino_x.config.options import WindowOptions
 from dino_x.data.loading.neighbours import neighbours, read_slices
+from dino_x.data.preparation import normalised, to_square, windowed
 from dino_x.data.readers.registry import ImageRef, Unreadable, read
 from dino_x.data.storage.member import any_remote
-from dino_x.data.windowing import apply_window, window_of
 from dino_x.machine.device import autocast
 
 WAITING_THREADS = 32
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode "L"
 Progress = Callable[[int, int], None]  # (images done, images in all)
 Form = tuple[int, int, int]  # channels, side of a square, and slices in it (3 in 2.5D)
 
 
 @dataclass(frozen=True)
 class ImagePreparation:
-    """What, beside the image, decides how it is prepared.
+    """What decides how images are prepared, apart from the images and the encoder.
 
     Attributes:
         windows: how values become [0, 1], by modality.
-        rows: the images among which those of 2.5D find their neighbours; those that are prepared
-            if None.
+        rows: the images among which slices in 2.5D find their neighbours; None: among the images
+            that are prepared.
     """
 
     windows: WindowOptions = field(default_factory=WindowOptions)
@@ -47,7 +45,7 @@ PLAINLY = ImagePreparation()
 
 @dataclass(frozen=True)
 class Encoder:
-    """What turns prepared images into features.
+    """A function from prepared images to features, and the images that it takes.
 
     Attributes:
         image_size: S, the side in pixels of the squares it takes.
@@ -63,7 +61,7 @@ class Encoder:
 
     @property
     def form(self) -> Form:
-        """What it takes."""
+        """The channels, side and slices of the images that it takes."""
         return self.channels, self.image_size, self.slices
 
 
@@ -122,17 +120,24 @@ def backbone_encoder(
     read_out: Callable[[Any], torch.Tensor] = pooled,
     **options: Any,
 ) -> Encoder:
-    """A backbone with its preparation of images, see ``embed``.
+    """A backbone as an encoder; see ``embed`` for the arguments that are not explained here.
 
-    ``read_out`` takes features from what the network returns; ``options`` go to the network.
+    Args:
+        backbone: a transformers vision model.
+        image_size: S.
+        mean: of each channel.
+        std: of each channel.
+        device: where the backbone is.
+        precision: of its forward.
+        slices: see ``Encoder``.
+        read_out: a function that takes the features from the output of the network.
+        options: further arguments of the network's forward.
     """
     device = torch.device(device)
     dtype = next(backbone.parameters()).dtype
-    mean_C11 = torch.tensor(mean, dtype=dtype, device=device)[:, None, None]
-    std_C11 = torch.tensor(std, dtype=dtype, device=device)[:, None, None]
 
     def features(images_BCSS: torch.Tensor) -> torch.Tensor:
-        images_BCSS = (images_BCSS.to(device, dtype) - mean_C11) / std_C11
+        images_BCSS = normalised(images_BCSS.to(device, dtype), mean, std)
         training = backbone.training
         backbone.eval()
         try:
@@ -170,8 +175,10 @@ def encode(
     forms = {encoder.form for encoder in encoders.values()}
     with torch.no_grad():
         for positions, batches in prepared(refs, forms, batch_size, progress, seeing):
+            if not positions:
+                continue
             readable[positions] = True
-            for name, encoder in encoders.items() if positions else ():
+            for name, encoder in encoders.items():
                 parts[name].append(encoder.features(batches[encoder.form]).float().cpu().numpy())
     empty = np.zeros((0, 0), dtype=np.float32)
     features = {name: np.concatenate(part) if part else empty for name, part in parts.items()}
@@ -201,13 +208,14 @@ def prepared(
             image = read_slices(beside[ref]) if ref in beside else read(ref)
         except Unreadable:
             return None
-        pixels_CHW = apply_window(image.pixels, window_of(image, seeing.windows))
-        # Of a slice with its neighbours, what takes no neighbours sees the slice.
+        pixels_CHW = windowed(image, seeing.windows)
+        # An encoder that takes no neighbours sees only the slice in the middle.
         own_CHW = pixels_CHW[1:2] if ref in beside else pixels_CHW
-        return {
-            (channels, size, slices): squash(pixels_CHW if slices == 3 else own_CHW, channels, size)
-            for channels, size, slices in forms
-        }
+        found = {}
+        for channels, size, slices in forms:
+            seen_CHW = pixels_CHW if slices == 3 else own_CHW
+            found[channels, size, slices] = to_square(seen_CHW, channels, size)
+        return found
 
     # Decoding and resizing release the interpreter lock, so threads are enough; more of them where
     # they wait for an object store.
@@ -219,30 +227,13 @@ def prepared(
             ahead = pool.map(prepare, refs[start + batch_size : start + 2 * batch_size])
             positions = [start + i for i, image in enumerate(found) if image is not None]
             images = [image for image in found if image is not None]
-            stacked = {
-                form: torch.from_numpy(np.stack([image[form] for image in images]))
-                for form in (forms if images else ())
-            }
-            yield positions, stacked
+            yield positions, _stacked(images)
             if progress is not None:
                 progress(min(start + batch_size, len(refs)), len(refs))
 
 
-def squash(image_CHW: np.ndarray, channels: int, size: int) -> np.ndarray:
-    """An image as ``channels`` squares of ``size`` px: antialiased, aspect ratio disregarded.
-
-    Args:
-        image_CHW: float32 in [0, 1], C = 1 or 3. Three become one by luma, one is repeated.
-        channels: 1 or 3.
-        size: the side in pixels.
-
-    Returns: float32 [channels, size, size] in [0, 1].
-    """
-    if channels == 1 and len(image_CHW) == 3:
-        image_CHW = np.tensordot(LUMA, image_CHW, axes=1)[None]
-    squares = [
-        np.asarray(Pillow.fromarray(plane).resize((size, size), Pillow.Resampling.BILINEAR))
-        for plane in image_CHW
-    ]
-    square_CSS = np.clip(np.stack(squares), 0, 1)
-    return square_CSS if len(square_CSS) == channels else np.repeat(square_CSS, channels, axis=0)
+def _stacked(images: Sequence[dict[Form, np.ndarray]]) -> dict[Form, torch.Tensor]:
+    """The images of a batch by form; empty if there are none."""
+    if not images:
+        return {}
+    return {form: torch.from_numpy(np.stack([i[form] for i in images])) for form in images[0]}

@@ -27,6 +27,10 @@ from dino_x.errors import UserError
 
 MOST_VALUES = 150  # in one mask; more are no classes
 FIT_SHARE = 0.8  # of the training patients, where a validation set is made of the others
+PURPOSES = {
+    "train": "fit",
+    "test": "choose",
+}  # of the two sides that the training patients split in
 
 
 @dataclass(frozen=True)
@@ -247,16 +251,13 @@ def _frame_by_frame(images: list[ImageRef], file: Path) -> list[tuple[ImageRef, 
 
 
 def _purposes(items: list[Item], sides: list[str], tested: str) -> tuple[list[str], str]:
-    """What each item is for, and how those to choose on were found."""
+    """The purpose of each item, and how the items to choose on were found."""
     if "val" in sides and tested != "val":
         names = {"train": "fit", "val": "choose", "test": "test"}
         return [names[side] for side in sides], "given"
     train = [item for item, side in zip(items, sides, strict=True) if side == "train"]
     made = iter(make_split(train, FIT_SHARE))
-    purpose = [
-        "test" if side == tested else ("fit" if next(made) == "train" else "choose")
-        for side in sides
-    ]
+    purpose = ["test" if side == tested else PURPOSES[next(made)] for side in sides]
     if "choose" not in purpose:
         return purpose, "none"
     return purpose, "patient" if all(item.patient is not None for item in train) else "image"
@@ -295,7 +296,10 @@ def _check_all(refs: list[ImageRef], masks: list[ImageRef]) -> list[np.ndarray]:
 
 def _values(found: list[np.ndarray], rows: np.ndarray) -> set[int]:
     """The foreground values of some of the masks."""
-    return {int(value) for row in np.flatnonzero(rows) for value in found[row] if value}
+    values: set[int] = set()
+    for row in np.flatnonzero(rows):
+        values.update(found[row].tolist())
+    return values - {0}
 
 
 def _classes(found: list[np.ndarray], side: np.ndarray, tested: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Features of the patches of an image, and what a mask says of them.
+"""Features of the patches of an image, and the classes that a mask gives to them.
 
 Every model sees images of 28 x 28 patches, whatever the size of its patches, so that all have the
 same resolution.
@@ -71,11 +71,11 @@ def patch_encoder(
 
 
 def pixel_patch_encoder() -> Encoder:
-    """What a patch's grey values and its place tell: [B, 1, 224, 224] to [B, P, 64 + 63].
+    """A baseline encoder from grey values and places: [B, 1, 224, 224] to [B, P, 64 + 63].
 
-    The place is there as products of cosines, from which a linear classifier can draw the mean
-    mask of the training images, smoothed to an eighth of the image: where organs lie in much the
-    same place, that alone goes far, and a model must do better.
+    The place of a patch is given as products of cosines, from which a linear classifier can draw
+    the mean mask of the training images, smoothed to an eighth of the image. Where organs lie in
+    much the same place, that alone scores high, and a model must do better.
     """
     middles = (torch.arange(GRID) + 0.5) / GRID
     waves = torch.cos(torch.pi * torch.arange(POSITION_WAVES)[:, None] * middles)  # [waves, 28]
@@ -95,10 +95,9 @@ def class_shares(mask_HW: np.ndarray, class_count: int) -> np.ndarray:
         mask_HW: classes 0 .. K - 1.
         class_count: K.
     """
-    planes = [
-        Pillow.fromarray((mask_HW == k).astype(np.float32)).resize(
-            (GRID, GRID), Pillow.Resampling.BOX
-        )
-        for k in range(class_count)
-    ]
-    return np.stack([np.asarray(plane).ravel() for plane in planes], axis=1)
+    shares = []
+    for k in range(class_count):
+        plane = Pillow.fromarray((mask_HW == k).astype(np.float32))
+        share = plane.resize((GRID, GRID), Pillow.Resampling.BOX)
+        shares.append(np.asarray(share).ravel())
+    return np.stack(shares, axis=1)

@@ -15,20 +15,19 @@ from dino_x.data.index.catalog import sources_of
 from dino_x.data.index.finding import Candidate
 from dino_x.data.index.headers import Record, scan
 from dino_x.data.index.index import build_index
+from dino_x.data.preparation import normalised, resized_squares, shows_grey, to_square, windowed
 from dino_x.data.readers import registry
 from dino_x.data.storage.member import as_path
-from dino_x.data.windowing import apply_window, window_of
 from dino_x.errors import UserError
 from dino_x.evaluation.backbone import load_backbone
-from dino_x.evaluation.embed import squash
 from dino_x.model.pretrained import Preparation
 from dino_x.randomness import generator
 from dino_x.report.maps import cls_attention
 
 SAMPLE = 400  # images among which neighbours are looked for
 BATCH = 25
-SHARDS = 4  # that are looked through for the sample, where no index has done it
-SECONDS = 15.0  # for reading and embedding the sample; what was done by then is the sample
+ARCHIVES = 4  # that are looked through for the sample, where no index has done it
+SECONDS = 15.0  # for reading and embedding; the sample is the images that are done by then
 
 
 GONE = (
@@ -62,13 +61,13 @@ def sample_refs(
     reading: Reading = DEFAULT,
     where: str | None = None,
 ) -> list[ImageRef]:
-    """At most ``count`` images of the run's data, from the seed alone, in the order of a draw.
+    """Draw at most ``count`` images of the run's data, from the seed alone.
 
-    Only the files that are drawn are opened, unless ``where`` asks for what is in all headers; of a
-    file with many images one is drawn.
+    Only the files that are drawn are opened, unless ``where`` asks for the headers of all. From a
+    file with many images one image is drawn.
 
-    Raises: UserError if a path is not there any more, or nothing in it can be read. What it says
-        may stand in the page: it names no path.
+    Raises: UserError if a path does not exist any more, or nothing in it can be read. The message
+        may be shown in the page: it names no path.
     """
     folders = [as_path(path) for path in paths]
     rng = generator(seed, 0, "report sample")
@@ -77,21 +76,21 @@ def sample_refs(
             rows = build_index(folders, verify="headers", reading=reading, where=where).rows
             return [rows[position] for position in rng.permutation(len(rows))[:count]]
         _, taken, others = sources_of(folders)
-    except UserError as error:  # it names the path, and what lies beside it
+    except UserError as error:  # its message names the path and files beside it
         raise UserError(GONE) from error
     files = [*(record for record in taken if record.refs), *others]
     if not files:
         raise UserError(GONE)
     refs: list[ImageRef] = []
-    shards = 0
+    archives = 0
     for position in rng.permutation(len(files)):
         if len(refs) == count:
             break
         file = files[position]
         if isinstance(file, Candidate) and file.is_archive:
-            shards += 1
-            if shards <= SHARDS:
-                refs += _some_of(file, reading, rng, max(1, count // SHARDS))
+            archives += 1
+            if archives <= ARCHIVES:
+                refs += _some_of(file, reading, rng, max(1, count // ARCHIVES))
             continue
         try:
             found = file.refs if isinstance(file, Record) else registry.refs(file.path, reading)
@@ -106,16 +105,16 @@ def sample_refs(
 def _some_of(
     file: Candidate, reading: Reading, rng: np.random.Generator, count: int
 ) -> list[ImageRef]:
-    """At most ``count`` images of a shard, whose headers are all read."""
+    """Draw at most ``count`` images of an archive; all its headers are read."""
     records = [record for record in next(iter(scan([file], reading, 1))) if record.refs]
     chosen = [records[position].refs for position in rng.permutation(len(records))[:count]]
     return [found[int(rng.integers(len(found)))] for found in chosen]
 
 
 def load_model(folder: Path, device: str) -> tuple[nn.Module, Preparation]:
-    """The run's model with attentions that can be looked at, and how it wants its images.
+    """The run's model, which returns its attentions, and the preparation of its images.
 
-    Raises: UserError if there is none that can be loaded; it names no path.
+    Raises: UserError if it cannot be loaded; the message names no path.
     """
     try:
         backbone = load_backbone(folder, device=device)
@@ -125,20 +124,15 @@ def load_model(folder: Path, device: str) -> tuple[nn.Module, Preparation]:
     return backbone.model, backbone.preparation
 
 
-def normalised(squares_BCSS: np.ndarray, preparation: Preparation, like: nn.Module) -> torch.Tensor:
-    """uint8 squares as the network's input, resized if they have another side."""
+def network_input(
+    squares_BCSS: np.ndarray, preparation: Preparation, like: nn.Module
+) -> torch.Tensor:
+    """Turn uint8 squares into the network's input, resized if they have another side."""
     weight = next(like.parameters())
     pixels = torch.from_numpy(squares_BCSS).to(weight.device, weight.dtype) / 255
-    size = preparation.image_size
-    if pixels.shape[-1] != size:
-        pixels = torch.nn.functional.interpolate(
-            pixels, (size, size), mode="bilinear", antialias=True
-        )
-    mean, std = (
-        torch.tensor(v, device=weight.device, dtype=weight.dtype)[:, None, None]
-        for v in (preparation.mean, preparation.std)
-    )
-    return (pixels - mean) / std  # grey squares become the channels of mean and std here
+    if pixels.shape[-1] != preparation.image_size:
+        pixels = resized_squares(pixels, preparation.image_size)
+    return normalised(pixels, preparation.mean, preparation.std)
 
 
 @torch.no_grad()
@@ -161,7 +155,7 @@ def look(
             looked["aspects"].append(ref.height / ref.width)
             looked["patients"].append(ref.patient)
         for group in same_shape(squares):
-            pooled = model(pixel_values=normalised(group, preparation, model)).pooler_output
+            pooled = model(pixel_values=network_input(group, preparation, model)).pooler_output
             looked["features"].append(pooled.float().cpu().numpy())
         looked["squares"] += squares
         if time.monotonic() - started > seconds:
@@ -186,11 +180,10 @@ def same_shape(squares: list[np.ndarray]) -> list[np.ndarray]:
 def square_of(ref: ImageRef, preparation: Preparation) -> np.ndarray:
     """An image in its window as uint8 [C, S, S], as evaluation prepares it. Raises Unreadable."""
     image = registry.read(ref)
-    unit_CHW = apply_window(image.pixels, window_of(image, preparation.windows))
-    grey = len(unit_CHW) == 1 or float(np.ptp(unit_CHW, axis=0).max()) <= 2 / 255
-    return np.rint(255 * squash(unit_CHW, 1 if grey else 3, preparation.image_size)).astype(
-        np.uint8
-    )
+    pixels_CHW = windowed(image, preparation.windows)
+    channels = 1 if shows_grey(pixels_CHW, width=1) else 3
+    square_CSS = to_square(pixels_CHW, channels, preparation.image_size)
+    return np.rint(255 * square_CSS).astype(np.uint8)
 
 
 def attentions(
@@ -198,5 +191,5 @@ def attentions(
 ) -> list[np.ndarray]:
     """The attention of the CLS token for each square, [Y, X] each."""
     return [
-        cls_attention(model, normalised(square[None], preparation, model)) for square in squares
+        cls_attention(model, network_input(square[None], preparation, model)) for square in squares
     ]

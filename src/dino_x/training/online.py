@@ -21,13 +21,14 @@ from dino_x.config.options import Options
 from dino_x.data.index.labels import Labelled
 from dino_x.data.index.splits import Item, make_split
 from dino_x.data.loading.loader import Canvases
+from dino_x.data.preparation import whole_canvases
 from dino_x.data.readers.registry import ImageRef
 from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities
 from dino_x.model.backbone import Backbone
 from dino_x.randomness import generator
 from dino_x.training.step.batch_plan import Cutter, ImageSource
-from dino_x.views.crops import ViewParameters, apply_views, draw_views
-from dino_x.views.ct_windows import draw_windows, fixed_window
+from dino_x.views.crops import draw_views
+from dino_x.views.ct_windows import draw_windows
 from dino_x.views.sizes import GLOBAL_VIEWS
 
 LEAST_IMAGES = 2  # among which to look for one
@@ -118,7 +119,7 @@ class Online:
 
     @property
     def options(self) -> Options:
-        """Of the run."""
+        """The options of the run."""
         return self.cutter.options
 
     def due(self, done: int) -> bool:
@@ -130,7 +131,7 @@ class Online:
 
     @torch.no_grad()
     def evaluate(self, backbone: Backbone) -> dict[str, float]:
-        """Figures as ``online/...``."""
+        """The metrics of a backbone, called ``online/...``."""
         return self._knn(backbone) if self.labelled is not None else self._retrieval(backbone)
 
     def _knn(self, backbone: Backbone) -> dict[str, float]:
@@ -182,15 +183,11 @@ class Online:
         return torch.cat(parts, dim=1)
 
     def _whole_image(self, canvases: Canvases, span: slice) -> Tensor:
-        """The image squashed to a global crop's size, as ``evaluation.embed`` does."""
-        cutter, size = self.cutter, self.options.views.global_size
-        pixels = canvases.pixels.to(cutter.device, cutter.dtype)
-        zero, one = (pixels.new_full((len(pixels), 1), value) for value in (0.0, 1.0))
-        no = zero.bool()
-        whole = ViewParameters(zero, zero, one, one, no, no, zero, zero, one, one)
-        return cutter.normalised(
-            fixed_window(apply_views(pixels, whole, size), canvases.hounsfield)
-        )
+        """Whole images at a global crop's size, prepared as ``evaluation.embed`` does."""
+        pixels_BCSS = canvases.pixels.to(self.cutter.device, self.cutter.dtype)
+        size = self.options.views.global_size
+        squares_BCSS = whole_canvases(pixels_BCSS, canvases.hounsfield, size)
+        return self.cutter.normalised(squares_BCSS)
 
 
 def retrieval_top1(gallery_IF: Tensor, queries_IF: Tensor) -> float:

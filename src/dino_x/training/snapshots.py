@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from dino_x.config.options import Options
+from dino_x.data.preparation import whole_canvases
 from dino_x.distributed.sharding import is_sharded
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.teacher import Network
 from dino_x.randomness import generator
 from dino_x.runs.checkpoint import write_atomically
 from dino_x.training.step.batch_plan import Cutter, ImageSource
-from dino_x.views.ct_windows import fixed_window
 
 IMAGES = 6
 TIMES = 6
@@ -61,7 +61,7 @@ class Snapshots:
         """
         steps = self.options.train.steps
         assert steps is not None
-        takes_part = ranks.rank == 0 or is_sharded(teacher)  # each has a part of it
+        takes_part = ranks.rank == 0 or is_sharded(teacher)  # then each has a part of the teacher
         wanted = self.options.report.snapshots and takes_part
         if not wanted or done not in snapshot_steps(steps):
             return
@@ -83,15 +83,12 @@ class Snapshots:
         """The arrays of one snapshot; images go through the network one by one."""
         chosen = fixed_images(self.options.train.seed, self.images)
         size = self.options.views.global_size
-        mean, std = (
-            torch.tensor(values, device=cutter.device, dtype=cutter.dtype)[:, None, None]
-            for values in (cutter.mean, cutter.std)
-        )
         features, squares, aspects = [], [], []
         for canvases in source.prefetch([np.array([index]) for index in chosen]):
-            square_1CSS = whole(canvases.pixels.to(cutter.device, cutter.dtype), size)
-            square_1CSS = fixed_window(square_1CSS, canvases.hounsfield)
-            shifted = shifted_squares((square_1CSS - mean) / std, teacher.backbone.patch_size)
+            pixels_1CSS = canvases.pixels.to(cutter.device, cutter.dtype)
+            square_1CSS = whole_canvases(pixels_1CSS, canvases.hounsfield, size)
+            normalised_1CSS = cutter.normalised(square_1CSS)
+            shifted = shifted_squares(normalised_1CSS, teacher.backbone.patch_size)
             _, patches_BND = teacher(shifted, None, None)
             features.append(as_stored(dense_grid(patches_BND)))
             squares.append((255 * square_1CSS[0]).round().to(torch.uint8).cpu().numpy())
@@ -119,14 +116,6 @@ def fixed_images(seed: int, images: int) -> np.ndarray:
     return np.sort(generator(seed, 0, "snapshots").choice(images, count, replace=False))
 
 
-def whole(pixels_1CSS: Tensor, size: int) -> Tensor:
-    """A whole canvas in [0, 1] as a square of ``size`` px, antialiased."""
-    resized = functional.interpolate(
-        pixels_1CSS, (size, size), mode="bilinear", antialias=True, align_corners=False
-    )
-    return resized.clamp(0, 1)
-
-
 def shifted_squares(square_1CSS: Tensor, patch: int) -> Tensor:
     """A square and, where its patches are few, k * k copies of it moved by parts of a patch.
 
@@ -139,7 +128,7 @@ def shifted_squares(square_1CSS: Tensor, patch: int) -> Tensor:
         patch: P.
 
     Returns: [k * k, C, S, S], row by row: the copy ``y * k + x`` shows what lies
-        ``(y - (k - 1) / 2) * P / k`` below, and likewise to the right.
+        ``(y - (k - 1) / 2) * P / k`` below, and the same for x to the right.
     """
     size = square_1CSS.shape[-1]
     k = min(MOST_SHIFTS, patch, -(-SHOWN_GRID * patch // size))

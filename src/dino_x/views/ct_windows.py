@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dino_x.data.windowing import CT_RANGE, CT_WINDOW
+from dino_x.data.windowing import CT_RANGE
 
 # Centre and width in HU, as radiology departments set them by default.
 CT_WINDOWS = {
@@ -71,17 +71,6 @@ def window_parameters(draws_BVU: Tensor, hounsfield_B: Tensor) -> WindowParamete
     return WindowParameters(
         black=torch.where(is_ct, (centre - width / 2 - low) / (high - low), 0.0),
         white=torch.where(is_ct, (centre + width / 2 - low) / (high - low), 1.0),
-    )
-
-
-def fixed_window(pixels_bCSS: Tensor, hounsfield_b: Tensor | None) -> Tensor:
-    """Canvases in the window of evaluation, in [0, 1]; those that are no CT as they are."""
-    if hounsfield_b is None:
-        return pixels_bCSS
-    (low, high), (black, white) = CT_RANGE, CT_WINDOW
-    windowed = ((pixels_bCSS * (high - low) + low - black) / (white - black)).clamp(0, 1)
-    return torch.where(
-        hounsfield_b.to(pixels_bCSS.device)[:, None, None, None], windowed, pixels_bCSS
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dino_x.data.canvas import cache_files as shards_module
+from dino_x.data.canvas import cache_files
 from dino_x.data.canvas.canvas import Canvas, CanvasForm
 from dino_x.data.canvas.store import CanvasStore, keys_of
 from dino_x.data.image import ImageRef
@@ -163,7 +163,7 @@ def test_no_path_is_in_the_cache(index, folder):
 
 @pytest.mark.parametrize("cut", [1, RECORD // 2, RECORD + 1])
 @pytest.mark.parametrize("suffix", [".pixels", ".entries"])
-def test_a_half_written_shard_gives_what_is_whole_and_no_more(index, folder, suffix, cut):
+def test_a_half_written_cache_file_gives_what_is_whole_and_no_more(index, folder, suffix, cut):
     with loader_of(index, folder) as loader:
         loader.batch(np.arange(12))
     (file,) = folder.glob(f"*{suffix}")
@@ -187,7 +187,7 @@ def test_a_damaged_byte_is_noticed_wherever_it_is(index, folder, suffix):
     assert_as_without_cache(index, folder)
 
 
-def test_files_that_are_no_shards_are_left_alone_and_ignored(index, folder):
+def test_files_that_are_no_cache_files_are_left_alone_and_ignored(index, folder):
     folder.mkdir()
     (folder / "canvases-1.entries").write_bytes(b"")
     (folder / "canvases-2.entries").write_bytes(os.urandom(300))
@@ -226,7 +226,7 @@ def test_a_killed_process_leaves_what_it_finished(index, folder, decoded):
 
 
 def test_several_that_build_one_cache_at_once(index, folder):
-    """Two stores as two processes have them: each writes its own shards, both are found."""
+    """Two stores as two processes have them: each writes its own cache files, both are found."""
     first, second = loader_of(index, folder), loader_of(index, folder)
     with first, second, ThreadPoolExecutor(2) as pool:
         both = [pool.submit(loader.batch, np.arange(12)) for loader in (first, second)]
@@ -247,7 +247,7 @@ def test_what_another_process_is_writing_can_be_used(index, folder, decoded):
 
 
 def test_full_cache_keeps_what_it_has_and_says_so_once(index, folder, monkeypatch):
-    monkeypatch.setattr(shards_module, "SHARD_BYTES", 4 * RECORD)
+    monkeypatch.setattr(cache_files, "CACHE_FILE_BYTES", 4 * RECORD)
     messages: list[str] = []
     limit = 24 + 52 * 6 + 6 * RECORD
     assert_as_without_cache(index, folder, limit_bytes=limit, say=messages.append)
@@ -258,7 +258,7 @@ def test_full_cache_keeps_what_it_has_and_says_so_once(index, folder, monkeypatc
 
 
 def test_room_is_made_by_removing_what_was_unused_for_longest(index, folder, monkeypatch):
-    monkeypatch.setattr(shards_module, "SHARD_BYTES", 4 * RECORD)
+    monkeypatch.setattr(cache_files, "CACHE_FILE_BYTES", 4 * RECORD)
     size = {}
     for age, side in ((3, 8), (2, 16), (1, 24)):
         with loader_of(index, folder, form=CanvasForm(side, 1)) as loader:
@@ -269,7 +269,7 @@ def test_room_is_made_by_removing_what_was_unused_for_longest(index, folder, mon
     total = sum(file.stat().st_size for file in folder.glob("canvases-*"))
     with loader_of(index, folder, form=CanvasForm(8, 3), limit_bytes=total + 100) as loader:
         left = [size[file] for file in folder.glob("*.entries")]
-        assert left.count(24) == 12, "a canvas of 24 fills a shard of its own"
+        assert left.count(24) == 12, "a canvas of 24 fills a cache file of its own"
         assert 0 < left.count(16) < 3
         assert 8 not in left
         loader.batch(np.arange(12))
@@ -317,7 +317,7 @@ def test_a_disk_that_is_really_full(index, folder, small_disk):
 
 
 @pytest.mark.parametrize("when", ["ftruncate", "open"])
-def test_disk_that_fails_when_a_shard_begins(index, folder, monkeypatch, when):
+def test_disk_that_fails_when_a_cache_file_begins(index, folder, monkeypatch, when):
     messages: list[str] = []
     real = getattr(os, when)
 

@@ -132,7 +132,7 @@ def test_a_file_of_the_same_size_that_was_changed_is_read(data, tmp_path, read_n
 
 
 @pytest.mark.parametrize("change", ["salt", "reading"])
-def test_an_index_made_otherwise_is_made_anew_and_it_is_said(data, tmp_path, monkeypatch, change):
+def test_an_index_made_otherwise_is_made_again_and_it_is_said(data, tmp_path, monkeypatch, change):
     out = tmp_path / "i.parquet"
     kept(data, out)
     reading = DEFAULT
@@ -142,7 +142,7 @@ def test_an_index_made_otherwise_is_made_anew_and_it_is_said(data, tmp_path, mon
         reading = Reading("coronal")
     again = update([data], reading=reading, kept_in=out)
     assert again.read == 8
-    assert "anew" in again.notes[0]
+    assert "all files are read again" in again.notes[0]
 
 
 def test_an_interrupted_index_goes_on_where_it_was(data, tmp_path, monkeypatch, read_now):
@@ -226,7 +226,7 @@ def test_a_full_disk_loses_nothing(data, tmp_path, monkeypatch, capsys, write_pn
     index = build_index([data], kept_in=out)  # a run does without, and says so
     assert len(index) == 9
     assert "No space left on device" in index.notes[0]
-    assert "going on without an index" in index.notes[0]
+    assert "continuing without an index" in index.notes[0]
 
 
 def test_an_index_is_a_path_to_train_on(data, tmp_path, read_now, write_png):

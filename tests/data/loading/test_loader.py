@@ -162,7 +162,7 @@ def test_nothing_readable_is_an_error_and_no_endless_search(write_png, tmp_path,
     monkeypatch.setattr(loader_module, "_LONGEST_REPLACEMENT", 30)
     index = many(write_png, tmp_path, 50)
     (tmp_path / "one.png").unlink()
-    with loader_of(index) as loader, pytest.raises(UserError, match="30 images in a row"):
+    with loader_of(index) as loader, pytest.raises(UserError, match="30 images one after another"):
         loader.batch(np.array([7]))
 
 

@@ -53,4 +53,4 @@ def test_a_crash_and_a_hang_are_seen(reader, tmp_path, monkeypatch):
     assert not reader.read(tmp_path / "a").is_good
     reader._running().send_signal(signal.SIGSTOP)  # it will not answer
     monkeypatch.setattr(watched, "_PATIENCE", 0.1)
-    assert reader.read(tmp_path / "a").outcomes == "hang"
+    assert reader.read(tmp_path / "a").kind == "hang"

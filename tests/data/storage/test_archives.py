@@ -1,4 +1,4 @@
-"""Bytes of shards: what is tried again, what is an image's own fault, what ends a run."""
+"""Bytes of archives: what is tried again, what is an image's own fault, what ends a run."""
 
 import errno
 import http.server
@@ -18,7 +18,7 @@ from dino_x.data.index.index import build_index
 from dino_x.data.loading.loader import Loader
 from dino_x.data.readers import registry
 from dino_x.data.storage import archives, row_groups
-from dino_x.data.storage.archives import Archive, Blocks, Span, read_range, state_of
+from dino_x.data.storage.archives import Archive, Span, read_range, reader_of, state_of
 from dino_x.errors import UserError
 from tests.data.packing import pack_parquet, pack_tar
 
@@ -43,7 +43,7 @@ def stored(folder, tmp_path):
     """A tar in the file system in memory."""
     data = pack_tar(folder, tmp_path / "x.tar").read_bytes()
     fsspec.filesystem("memory").pipe_file("/store/x.tar", data)
-    return state_of(build_index(["memory://store/x.tar"]).rows[0].path.shard.path)
+    return state_of(build_index(["memory://store/x.tar"]).rows[0].path.archive.path)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def failing(monkeypatch):
     return fail
 
 
-def content(shard):
+def content(archive):
     return fsspec.filesystem("memory").cat_file("/store/x.tar")
 
 
@@ -132,18 +132,20 @@ def test_a_file_that_has_changed_is_noticed(folder, tmp_path, change):
 
 
 @pytest.mark.parametrize("after", range(4))
-def test_what_a_decoder_makes_of_a_lost_shard_is_not_believed(folder, tmp_path, monkeypatch, after):
+def test_what_a_decoder_makes_of_a_lost_archive_is_not_believed(
+    folder, tmp_path, monkeypatch, after
+):
     """A large member is read while it is decoded, by libraries that take any error for damage."""
     rows = build_index([pack_tar(folder, tmp_path / "x.tar")]).rows
     monkeypatch.setattr("dino_x.data.storage.member.WHOLE_UP_TO", 1)
     monkeypatch.setattr("dino_x.data.storage.member.opened_span", small_spans)
     read, reads = archives._read_local, []
 
-    def lost(shard, start, length):
+    def lost(archive, start, length):
         reads.append(start)
         if len(reads) > after:
             raise FileNotFoundError
-        return read(shard, start, length)
+        return read(archive, start, length)
 
     monkeypatch.setattr(archives, "_read_local", lost)
     with pytest.raises(UserError, match="is gone"):
@@ -159,7 +161,7 @@ def test_an_error_of_before_is_not_taken_for_that_of_another_image(folder, tmp_p
     (tmp_path / "x.tar").unlink()
     archives.forget()
     with pytest.raises(UserError):
-        read_range(rows[0].path.shard, 0, 1)
+        read_range(rows[0].path.archive, 0, 1)
     broken = write_png("broken.png")
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(Unreadable):
@@ -356,8 +358,8 @@ def test_what_is_not_on_a_web_server(server):
 def test_a_span_is_a_file(tmp_path):
     data = bytes(range(256)) * 8
     (tmp_path / "x.tar").write_bytes(data)
-    shard = state_of(tmp_path / "x.tar")
-    span = io.BufferedReader(Span(lambda s, n: read_range(shard, s, n), 100, 500), 64)
+    archive = state_of(tmp_path / "x.tar")
+    span = io.BufferedReader(Span(lambda s, n: read_range(archive, s, n), 100, 500), 64)
     plain = io.BytesIO(data[100:600])
     for offset, whence, count in ((0, 0, 10), (-20, 2, 50), (5, 1, 3), (600, 0, 4), (90, 0, 200)):
         assert span.seek(offset, whence) == plain.seek(offset, whence)
@@ -366,15 +368,22 @@ def test_a_span_is_a_file(tmp_path):
         Span(read_range, 0, 9).seek(-1)
 
 
-def test_blocks_are_the_bytes_of_the_shard(stored, monkeypatch):
+def test_blocks_are_the_bytes_of_the_archive(stored, monkeypatch):
     monkeypatch.setattr(archives, "BLOCK_BYTES", 1000)
-    data, blocks = content(stored), Blocks(stored)
+    read_range, asked = archives.read_range, []
+    monkeypatch.setattr(
+        archives, "read_range", lambda of, start, n: asked.append(start) or read_range(of, start, n)
+    )
+    data, read = content(stored), reader_of(stored)
     for start, length in ((0, 10), (990, 20), (0, 5000), (len(data) - 5, 5), (len(data) - 5, 50)):
-        assert blocks(start, length) == data[start : start + length]
-    assert blocks(len(data) + 7, 3) == b""
-    assert len(blocks._blocks) <= 5
+        assert read(start, length) == data[start : start + length]
+    assert read(len(data) + 7, 3) == b""
+    last = len(data) // 1000 * 1000
+    assert asked == [0, 1000, 2000, 3000, 4000, last], "the last four are kept"
+    read(0, 10)
+    assert asked[-1] == 0, "no more than that is kept"
 
 
-def test_shards_are_told_apart_by_their_state(tmp_path):
+def test_archives_are_told_apart_by_their_state(tmp_path):
     (tmp_path / "x").write_bytes(b"1")
     assert state_of(tmp_path / "x") != Archive(tmp_path / "x", 1, 0)

@@ -77,7 +77,7 @@ KINDS = ["tar", "parquet", "memory tar", "memory parquet"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_shard_holds_the_images_of_its_folder_in_their_order(folder, kind):
+def test_a_archive_holds_the_images_of_its_folder_in_their_order(folder, kind):
     plain, packed = build_index([folder]), build_index([pack(kind, folder)])
     assert len(plain) == 35
     assert not packed.skipped
@@ -101,12 +101,12 @@ def test_keys_of_patients_are_those_of_the_files(folder, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_index_brings_back_what_the_shards_said_without_opening_them(
+def test_an_index_brings_back_what_the_archives_said_without_opening_them(
     folder, kind, tmp_path, monkeypatch
 ):
     packed, kept = pack(kind, folder), tmp_path / "index.parquet"
     first = build_index([packed], kept_in=kept, verify="headers")
-    monkeypatch.setattr("dino_x.data.index.headers.members", lambda shard: pytest.fail("opened"))
+    monkeypatch.setattr("dino_x.data.index.headers.members", lambda archive: pytest.fail("opened"))
     again = build_index([packed], kept_in=kept, verify="headers")
     alone = build_index([kept], verify="headers")
     for found in (again, alone):
@@ -119,13 +119,13 @@ def test_an_index_brings_back_what_the_shards_said_without_opening_them(
 
 def places(index):
     return [
-        (r.path.shard, r.path.offset, r.path.length, r.path.row_group, r.path.row)
+        (r.path.archive, r.path.offset, r.path.length, r.path.row_group, r.path.row)
         for r in index.rows
     ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_shard_that_has_changed_is_read_anew(folder, kind, tmp_path):
+def test_a_archive_that_has_changed_is_read_anew(folder, kind, tmp_path):
     packed, kept = pack(kind, folder), tmp_path / "index.parquet"
     build_index([packed], kept_in=kept)
     (folder / "a" / "0.png").unlink()
@@ -150,12 +150,12 @@ def test_the_table_says_where_an_image_lies(folder, tmp_path):
     assert (row["offset"], row["row_group"], row["row"]) == (None, number // 7, number % 7)
 
 
-def test_conditions_may_name_shards(folder, tmp_path):
+def test_conditions_may_name_archives(folder, tmp_path):
     pack("tar", folder), pack("parquet", folder)
     both = folder.parent / "packed"
     found = build_index([both], where='shard == "x.tar" and format == "PNG"')
     assert len(found) == 9
-    assert {ref.path.shard.path.name for ref in found.rows} == {"x.tar"}
+    assert {ref.path.archive.path.name for ref in found.rows} == {"x.tar"}
 
 
 def test_members_survive_pickling(folder):
@@ -163,7 +163,7 @@ def test_members_survive_pickling(folder):
     copy = pickle.loads(pickle.dumps(ref))
     assert copy == ref
     assert isinstance(copy.path, Member)
-    assert (copy.path.shard, copy.path.offset) == (ref.path.shard, ref.path.offset)
+    assert (copy.path.archive, copy.path.offset) == (ref.path.archive, ref.path.offset)
 
 
 def test_a_large_member_is_not_read_as_a_whole(tmp_path, monkeypatch):
@@ -177,12 +177,14 @@ def test_a_large_member_is_not_read_as_a_whole(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("pattern", ["ct-{000..001}.tar", "ct-*.tar", "{ct-000,ct-001}.tar", ""])
 @pytest.mark.parametrize("remote", [True, False])
-def test_several_shards_by_one_name(folder, tmp_path, pattern, remote):
+def test_several_archives_by_one_name(folder, tmp_path, pattern, remote):
     files = [f for f in files_below(folder) if f.suffix == ".png" and f.name[0] != "."]
-    out = tmp_path / "shards"
+    out = tmp_path / "archives"
     out.mkdir()
-    shards = [pack_tar(folder, out / f"ct-00{number}.tar", files[number::2]) for number in range(2)]
-    place = Path(in_memory(*shards)) if remote else out
+    archives = [
+        pack_tar(folder, out / f"ct-00{number}.tar", files[number::2]) for number in range(2)
+    ]
+    place = Path(in_memory(*archives)) if remote else out
     index = build_index([place / pattern])
     assert [ref.path.name for ref in index.rows] == [f.name for f in (*files[::2], *files[1::2])]
     assert {ref.source for ref in index.rows} == {0}
@@ -193,7 +195,7 @@ def test_an_address_of_a_file_is_its_path(folder):
     assert build_index([Path(f"file://{packed}")]).rows == build_index([packed]).rows
 
 
-def test_classes_are_the_folders_inside_shards(folder, tmp_path):
+def test_classes_are_the_folders_inside_archives(folder, tmp_path):
     packed, out = pack("tar", folder), tmp_path / "index.parquet"
     assert main(["index", str(packed), "--labels", "folder", "--out", str(out)]) == 0
     labels = {(r["path"].count("/"), r["label"]) for r in pq.read_table(out).to_pylist()}
@@ -233,7 +235,7 @@ def test_of_a_truncated_tar_the_whole_images_are_used_and_it_is_listed(folder, a
     last = build_index([packed]).rows[-1].path
     cut = {"in a header": -100, "in data": 100, "at a boundary": -512}[at]
     os.truncate(packed, last.offset + cut)
-    for file in range(3):  # so that one damaged shard is not more than 1 in 10
+    for file in range(3):  # so that one damaged archive is not more than 1 in 10
         shutil.copytree(folder, folder.parent / "more" / str(file))
     index = build_index([packed, folder.parent / "more"])
     names = [ref.path.name for ref in index.rows if isinstance(ref.path, Member)]
@@ -282,7 +284,7 @@ def test_rows_of_one_name_are_called_by_their_number(tmp_path, write_png):
     assert names == ["000000000", "000000001", "000000002"]
 
 
-def test_names_never_lead_out_of_a_shard(tmp_path, write_png):
+def test_names_never_lead_out_of_a_archive(tmp_path, write_png):
     content = write_png("1.png").read_bytes()
     packed = add_to_tar(tmp_path / "x.tar", **{"../../up__png": content, "/root__png": content})
     inside = [ref.path.name_inside for ref in build_index([packed]).rows]
@@ -311,7 +313,7 @@ def test_a_parquet_file_without_images_is_refused_by_name_and_passed_over_in_fol
     assert len(build_index([tmp_path])) == 1
 
 
-def test_an_index_in_a_folder_is_no_shard(tmp_path, write_png):
+def test_an_index_in_a_folder_is_no_archive(tmp_path, write_png):
     write_png("1.png")
     build_index([tmp_path], kept_in=tmp_path / "index.parquet")
     assert len(build_index([tmp_path], kept_in=tmp_path / "index.parquet")) == 1
@@ -335,8 +337,8 @@ def test_bytes_that_are_no_images_are_refused_where_the_file_was_named(tmp_path,
     ("path", "message"),
     [
         ("memory://nowhere/x.tar", "memory://nowhere/x.tar does not exist"),
-        ("memory://nowhere/*.tar", "no shards in memory://nowhere/*.tar"),
-        ("nosuch://b/x.tar", "nosuch:// is no storage that is known"),
+        ("memory://nowhere/*.tar", "no archives in memory://nowhere/*.tar"),
+        ("nosuch://b/x.tar", "nosuch:// is not a known kind of storage"),
         ("memory://b/{0..9999999}.tar", "stands for more than 1,000,000 names"),
     ],
 )
@@ -356,7 +358,7 @@ def test_storage_whose_package_is_missing_says_what_to_install(monkeypatch):
     _filesystem.cache_clear()
 
 
-def test_the_command_makes_an_index_of_shards(folder, tmp_path, capsys):
+def test_the_command_makes_an_index_of_archives(folder, tmp_path, capsys):
     packed = [str(pack(kind, folder)) for kind in KINDS]
     assert main(["index", *packed, "--out", str(tmp_path / "index.parquet")]) == 0
     assert "140 in 108 files" in capsys.readouterr().out
@@ -365,10 +367,10 @@ def test_the_command_makes_an_index_of_shards(folder, tmp_path, capsys):
 
 def test_what_was_looked_through_before_a_store_was_lost_is_kept(folder, tmp_path, monkeypatch):
     out = tmp_path / "index.parquet"
-    shards = []
+    archives = []
     for name in ("0.tar", "1.tar"):
-        shards.append(pack_tar(folder, tmp_path / name))
-    place = in_memory(*shards)
+        archives.append(pack_tar(folder, tmp_path / name))
+    place = in_memory(*archives)
     store = fsspec.filesystem("memory")
     read = store.cat_file
 
@@ -386,7 +388,7 @@ def test_what_was_looked_through_before_a_store_was_lost_is_kept(folder, tmp_pat
     assert (found.read, found.kept) == (27, 27)
 
 
-def test_volumes_in_shards_are_cut_as_they_are_asked_to_be(folder):
+def test_volumes_in_archives_are_cut_as_they_are_asked_to_be(folder):
     reading = Reading("sagittal", "CT")
     plain = build_index([folder], reading=reading).rows
     packed = build_index([pack("tar", folder)], reading=reading).rows
@@ -395,23 +397,23 @@ def test_volumes_in_shards_are_cut_as_they_are_asked_to_be(folder):
     np.testing.assert_array_equal(registry.read(packed).pixels, registry.read(plain).pixels)
 
 
-def test_processes_look_through_shards_as_threads_do(folder, tmp_path, monkeypatch):
-    shards = tmp_path / "shards"
-    shards.mkdir()
+def test_processes_look_through_archives_as_threads_do(folder, tmp_path, monkeypatch):
+    archives = tmp_path / "archives"
+    archives.mkdir()
     for number in range(2):
-        pack_tar(folder, shards / f"{number}.tar")
-    threads = update([shards, folder], reading=DEFAULT, workers=2)
+        pack_tar(folder, archives / f"{number}.tar")
+    threads = update([archives, folder], reading=DEFAULT, workers=2)
     monkeypatch.setattr("dino_x.data.index.headers.PROCESSES_FROM", 1)
-    processes = update([shards, folder], reading=DEFAULT, workers=2)
+    processes = update([archives, folder], reading=DEFAULT, workers=2)
     assert processes.table == threads.table
     assert len(processes.table.records) == 3 * 27
-    assert places(build_index([shards])) == [
-        (m.shard, m.offset, m.length, m.row_group, m.row)
+    assert places(build_index([archives])) == [
+        (m.archive, m.offset, m.length, m.row_group, m.row)
         for m in (ref.path for record in processes.table.records for ref in record.refs)
         if isinstance(m, Member)
     ]
 
 
-def test_suffixes_of_shards():
+def test_suffixes_of_archives():
     assert listing.is_archive("A.TAR")
     assert not listing.is_archive("a.tar.png")

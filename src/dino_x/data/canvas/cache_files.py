@@ -1,10 +1,10 @@
-"""The files of the cache on disk: shards of canvases, each written by one process.
+"""The files of the cache on disk, each written by one process. A cache file is a pair:
 
     canvases-ID.pixels     records of uint16 [C, S, S] one after another, mapped into memory
-    canvases-ID.entries    a header and one entry a record: key, checksum, what is kept beside
+    canvases-ID.entries    a header and one entry a record: key, checksum, and facts of the canvas
 
-A record is written before its entry, and both carry checksums. While a shard is written, the file
-of its pixels is sparse at its full length.
+A record is written before its entry, and both carry checksums. While a cache file is written, its
+pixels are a sparse file of full length.
 """
 
 from __future__ import annotations
@@ -21,46 +21,53 @@ import numpy as np
 
 from dino_x.data.canvas.canvas import Canvas
 
-SHARD_BYTES = 256 * 2**20  # small enough to be removed one by one, large enough to be few
+CACHE_FILE_BYTES = 256 * 2**20  # small enough to be removed one by one, large enough to be few
 
 _MAGIC = b"DINOXC01"
-_HEADER = struct.Struct("<8sIIII")  # magic, channels, side, 0, checksum of what is before
+_HEADER = struct.Struct("<8sIIII")  # magic, channels, side, 0, checksum up to here
 # key, checksum of the pixels, Hounsfield units, aspect, height and width in mm (NaN: unknown),
-# checksum of what is before
+# checksum of the entry up to here
 _ENTRY = struct.Struct("<16sIIdddI")
 ENTRY_BYTES = _ENTRY.size
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One record of a shard, without its pixels."""
+    """One record of a cache file.
+
+    Attributes:
+        key: of the image, see `store.keys_of`.
+        record: its number in the file.
+        checksum: of the pixels.
+        canvas: the canvas without its pixels.
+    """
 
     key: bytes
     record: int
     checksum: int
-    beside: Canvas
+    canvas: Canvas
 
 
 def checksum_of(pixels: np.ndarray) -> int:
-    """CRC-32 of a canvas's pixels."""
+    """The CRC-32 of a canvas's pixels."""
     return zlib.crc32(np.ascontiguousarray(pixels, dtype="<u2").data.cast("B"))
 
 
 def size_on_disk(file: Path) -> int:
-    """Bytes that a file takes; a sparse one less than its length."""
+    """The bytes that a file takes on the disk; a sparse file takes less than its length."""
     status = file.stat()
     return min(status.st_size, status.st_blocks * 512)
 
 
-def read_shard(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[CacheEntry]]:
-    """A shard for reading.
+def read_cache_file(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[CacheEntry]]:
+    """Open a cache file for reading.
 
     Args:
         path: of its entries.
         shape: [C, S, S] of the canvases that are looked for.
 
-    Returns: the records, mapped: uint16 [records, C, S, S]; and the entries that are whole. None
-        of either for a file that is no shard or holds canvases of another shape.
+    Returns: the records, mapped: uint16 [records, C, S, S]; and the entries that are whole. Both
+        are empty for a file that is not a cache file or holds canvases of another shape.
 
     Raises: OSError, also if the pixels are not there.
     """
@@ -79,19 +86,20 @@ def read_shard(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, lis
     for record in range(min(length, (len(data) - _HEADER.size) // _ENTRY.size)):
         start = _HEADER.size + record * _ENTRY.size
         key, crc, hounsfield, aspect, height, width, checksum = _ENTRY.unpack_from(data, start)
-        if checksum == zlib.crc32(data[start : start + _ENTRY.size - 4]):
-            size = None if np.isnan(height) else (height, width)
-            beside = Canvas(np.empty(0, np.uint16), aspect, size, bool(hounsfield))
-            entries.append(CacheEntry(key, record, crc, beside))
+        if checksum != zlib.crc32(data[start : start + _ENTRY.size - 4]):
+            continue
+        size = None if np.isnan(height) else (height, width)
+        canvas = Canvas(np.empty(0, np.uint16), aspect, size, bool(hounsfield))
+        entries.append(CacheEntry(key, record, crc, canvas))
     return _mapped(pixels, length, shape), entries
 
 
 class CacheFileWriter:
-    """A shard that this process writes: sparse at its full length, so that it is mapped once."""
+    """A cache file that this process writes: sparse at full length, so that it is mapped once."""
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
         self.record_bytes = 2 * int(np.prod(shape))
-        self.capacity = max(1, SHARD_BYTES // self.record_bytes)
+        self.capacity = max(1, CACHE_FILE_BYTES // self.record_bytes)
         self.count = 0
         pixels = folder / f"canvases-{uuid.uuid4().hex}.pixels"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
@@ -117,7 +125,7 @@ class CacheFileWriter:
         return self.count == self.capacity
 
     def append(self, key: bytes, checksum: int, canvas: Canvas) -> int:
-        """Write a record, then its entry; which record it is. Raises OSError."""
+        """Write a record, then its entry; return the record's number. Raises OSError."""
         assert self.pixels_file is not None
         pixels = np.ascontiguousarray(canvas.pixels, dtype="<u2")
         _write(self.pixels_file, pixels.data.cast("B"), self.count * self.record_bytes)
@@ -129,7 +137,7 @@ class CacheFileWriter:
         return self.count - 1
 
     def close(self) -> None:
-        """Give back what was not used of its length. What is mapped stays readable."""
+        """Cut off the length that was not used. What is mapped stays readable."""
         assert self.pixels_file is not None
         try:
             os.ftruncate(self.pixels_file, self.count * self.record_bytes)
@@ -147,7 +155,7 @@ def _mapped(path: Path, records: int, shape: tuple[int, int, int]) -> np.ndarray
 
 
 def _write(file: int, data: bytes | memoryview, offset: int) -> None:
-    """All of it, or OSError: a disk that is nearly full takes a part first."""
+    """Write all data or raise OSError: a disk that is nearly full takes a part first."""
     view = memoryview(data)
     while view:
         written = os.pwrite(file, view, offset)

@@ -1,8 +1,9 @@
 """Canvases: what is kept of an image, so that it is decoded once and every crop is quick.
 
 A canvas is the image in [0, 1], antialiased to a square of side S whatever its proportions, in
-uint16. Squares of one size stack into batches on the device; the true proportions are kept beside
-them, so that a crop can be drawn in the image's own geometry. store.py keeps them on disk.
+uint16. Squares of one size stack into batches on the device. The true proportions are kept beside
+the pixels, so that a crop can be drawn in the image's own geometry. store.py keeps canvases on
+disk.
 """
 
 from __future__ import annotations
@@ -13,29 +14,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image as Pillow
 
 from dino_x.config.options import WindowOptions
 from dino_x.data.image import Image, ImageRef
 from dino_x.data.index.index import Index
-from dino_x.data.windowing import CT_RANGE, CT_WINDOW, apply_window, window_of
+from dino_x.data.preparation import to_square
+from dino_x.data.windowing import apply_window, canvas_window
 
-# Grey of a colour: ITU-R BT.601, as Pillow and JPEG have it.
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _WHITE = 65535
 
 
 @dataclass(frozen=True)
 class CanvasForm:
-    """How canvases are made: what is alike for all images of a run.
+    """How the canvases of a run are made.
 
     Attributes:
         side: S, in pixels, see `canvas_side`.
         channels: 1 (colour becomes luma) or 3 (grey is repeated).
-        slices: 1, or 3 for a slice and its neighbours as channels, see volumes.py.
-        spacing_mm: finer pixels are resampled to it first, where the file says their size.
-        windows: which values become 0 and 1. With `ct` "random" a CT's canvas spans `CT_RANGE`, as
-            each view then has a window of its own.
+        slices: 1, or 3 for a slice and its neighbours as channels, see loading/neighbours.py.
+        spacing_mm: finer pixels are first resampled to it, where the file says their size.
+        windows: which values become 0 and 1, see `windowing.canvas_window`.
     """
 
     side: int
@@ -51,9 +49,9 @@ class Canvas:
 
     Attributes:
         pixels: uint16 [C, S, S]; 65535 is the upper end of the image's window.
-        aspect: height / width of the image itself; of what it shows, in mm, if that is known.
+        aspect: height / width of the image, in millimetres if the size of a pixel is known.
         size_mm: its height and width in millimetres, if the file says the size of a pixel.
-        hounsfield: whether 0 to 65535 is `CT_RANGE`, all Hounsfield units, with no window applied.
+        hounsfield: whether 0 to 65535 is `windowing.CT_RANGE`, with no window applied.
     """
 
     pixels: np.ndarray
@@ -66,23 +64,20 @@ def make_canvas(image: Image, form: CanvasForm) -> Canvas:
     """Window an image, give it its channels and resize it to a square.
 
     Args:
-        image: in physical units.
-        form: of the run's canvases.
+        image: the image, in physical units.
+        form: how the canvases of the run are made.
 
     Raises: ValueError for a number of channels other than 1 and 3.
     """
-    if form.channels not in (1, 3):
-        raise ValueError(f"channels is {form.channels}; known are 1 and 3")
-    hounsfield = form.windows.ct == "random" and is_hounsfield(image)
-    unit = apply_window(image.pixels, CT_RANGE if hounsfield else window_of(image, form.windows))
-    if form.channels == 1 and len(unit) == 3:
-        unit = np.tensordot(LUMA, unit, axes=1)[None]
-    height, width = shape_at(image.pixels.shape[1:], image.spacing_mm, form.spacing_mm)
-    squares = np.stack([_resized(_resized(p, height, width), form.side, form.side) for p in unit])
-    pixels = np.rint(np.clip(squares, 0, 1) * _WHITE).astype(np.uint16)
-    if len(pixels) < form.channels:
-        pixels = np.repeat(pixels, form.channels, axis=0)
+    window, hounsfield = canvas_window(image, form.windows)
     height, width = image.pixels.shape[1:]
+    square = to_square(
+        apply_window(image.pixels, window),
+        form.channels,
+        form.side,
+        resampled_to=shape_at((height, width), image.spacing_mm, form.spacing_mm),
+    )
+    pixels = np.rint(square * _WHITE).astype(np.uint16)
     if image.spacing_mm is None:
         return Canvas(pixels, height / width, None, hounsfield)
     size_mm = height * image.spacing_mm[0], width * image.spacing_mm[1]
@@ -92,15 +87,10 @@ def make_canvas(image: Image, form: CanvasForm) -> Canvas:
     return Canvas(pixels, aspect, size_mm, hounsfield)
 
 
-def is_hounsfield(image: Image) -> bool:
-    """Whether an image is a CT in Hounsfield units: readers give only these the CT window."""
-    return image.modality == "CT" and image.window == CT_WINDOW
-
-
 def shape_at(
     shape: tuple[int, ...], spacing_mm: tuple[float, float] | None, least_mm: float | None
 ) -> tuple[int, int]:
-    """Height and width in pixels once those finer than `least_mm` are resampled to it.
+    """The height and width of an image once pixels finer than `least_mm` are resampled to it.
 
     Coarser pixels stay as they are: enlarging an image adds nothing to it.
     """
@@ -111,27 +101,20 @@ def shape_at(
     return max(1, round(height * finer[0])), max(1, round(width * finer[1]))
 
 
-def _resized(plane: np.ndarray, height: int, width: int) -> np.ndarray:
-    """One channel, float32, to [height, width].
-
-    Pillow's bilinear filter widens with the reduction, which is what keeps fine structure from
-    turning into patterns; it never overshoots, as Lanczos does at the edges of bones and labels.
-    """
-    if plane.shape == (height, width):
-        return plane
-    picture = Pillow.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
-    return np.asarray(picture.resize((width, height), Pillow.Resampling.BILINEAR))
+def to_unit(pixels: np.ndarray, out: np.ndarray) -> None:
+    """Write the pixels of canvases into `out`, as float32 in [0, 1]."""
+    np.divide(pixels, np.float32(_WHITE), out=out)
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One kind of crop, for the size of canvas that it needs.
+    """One kind of crop: `canvas_side` finds the canvas that is large enough for it.
 
     Attributes:
         size: its side in pixels.
         share: the smallest share of an image's area that it shows.
-        side_mm: the shortest side in mm that it shows of images whose size in mm is known, if
-            that is how crops are drawn.
+        side_mm: the shortest side in mm that it shows of an image whose size in mm is known; None
+            if crops are not drawn in mm.
     """
 
     size: int
@@ -145,7 +128,7 @@ def canvas_side(index: Index, crops: Sequence[Crop], spacing_mm: float | None = 
     Args:
         index: the images.
         crops: every kind of crop.
-        spacing_mm: see `CanvasForm`.
+        spacing_mm: the spacing that finer pixels are resampled to, see `CanvasForm`.
 
     Returns: S, a multiple of 16, at least the largest crop size.
     """
@@ -159,7 +142,7 @@ def canvas_side(index: Index, crops: Sequence[Crop], spacing_mm: float | None = 
 
 
 def _needed(row: ImageRef, crops: Sequence[Crop], spacing_mm: float | None) -> int:
-    """The side of the canvas that one image needs: its own, or what its smallest crop asks for."""
+    """The side of the canvas that one image needs: its own, or less if its crops need less."""
     height, width = shape_at((row.height, row.width), row.spacing_mm, spacing_mm)
     needed = 0
     for crop in crops:
@@ -172,11 +155,11 @@ def _needed(row: ImageRef, crops: Sequence[Crop], spacing_mm: float | None) -> i
 
 
 class CanvasCache:
-    """Canvases by row number, up to a limit in bytes; safe to use from several threads.
+    """Canvases in memory by row number, up to a limit in bytes; safe to use from several threads.
 
-    It fills up and stays. Every epoch visits every image once in a new order, so the one used
-    longest ago is the one most likely to come next: dropping it (LRU) would hit less often than
-    keeping whatever came first, which hits in proportion to its size.
+    The cache fills up and then stays as it is. Every epoch visits every image once in a new order,
+    so the image used longest ago is the one most likely to come next: dropping it (LRU) would hit
+    less often than keeping what came first, which hits in proportion to its size.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -193,7 +176,7 @@ class CanvasCache:
         return self._canvases.get(row)
 
     def put(self, row: int, canvas: Canvas) -> None:
-        """Keep a canvas if there is room; do nothing if there is not, or if it is kept already."""
+        """Keep a canvas, if there is room and it is not kept already."""
         size = canvas.pixels.nbytes
         with self._lock:
             if row not in self._canvases and self.bytes + size <= self.limit_bytes:

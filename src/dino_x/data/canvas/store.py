@@ -1,18 +1,18 @@
 """Canvases on disk: an image is decoded once, for all runs that prepare it in the same way.
 
     DIR/lock             held, shared, by every run that uses the cache
-    DIR/canvases-ID.*    shards, see shards.py
+    DIR/canvases-ID.*    cache files, see cache_files.py
 
-- A process adds to shards of its own only, so that any number may build one cache at once. At
+- A process writes cache files of its own only, so that any number may build one cache at once. At
   the worst an image is in it twice.
-- What a killed process or a full disk leaves half-written is no entry, or one that is noticed by
-  its checksum when it is first used: the image is then decoded again.
+- What a killed process or a full disk leaves half-written has no entry, or has one whose checksum
+  is wrong when it is first used: the image is then decoded again.
 - Keys are hashes of the file's path, size and time and of how the canvas was made. A changed file
   has another key. No name of a file is in the cache.
 - The folder is bounded. When it is full nothing more is added: as every epoch visits every image
-  once, what is there hits in proportion to its size. At the start of a run that needs room, whole
-  shards that it has no use for are removed, those unused for longest first, unless another run is
-  using the cache at that moment.
+  once, the cache hits in proportion to its size. A run that starts and needs room removes whole
+  cache files that it has no use for, those unused for longest first, unless another run is using
+  the cache at that moment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -32,10 +31,10 @@ from dino_x.data.canvas.cache_files import (
     ENTRY_BYTES,
     CacheFileWriter,
     checksum_of,
-    read_shard,
+    read_cache_file,
     size_on_disk,
 )
-from dino_x.data.canvas.canvas import Canvas, CanvasForm
+from dino_x.data.canvas.canvas import Canvas, CanvasForm, to_unit
 from dino_x.data.image import ImageRef
 from dino_x.data.storage.member import version_of
 from dino_x.errors import UserError
@@ -48,11 +47,11 @@ PREPARATION = 1
 def keys_of(
     rows: Sequence[ImageRef], form: CanvasForm, neighbours: np.ndarray | None = None
 ) -> list[bytes | None]:
-    """What each image's canvas is filed under: 16 bytes; None for a file that is not there.
+    """The key of each image's canvas, 16 bytes; None for a file that is not there.
 
     Args:
         rows: the images.
-        form: of the canvases.
+        form: the form of the canvases.
         neighbours: for 2.5D the three rows that make up each image, int [n, 3].
     """
     made = (
@@ -71,24 +70,30 @@ def keys_of(
         ).encode()
         sources.append(None if file is None else file + what)
     if neighbours is not None:
-        triples = ([sources[i] for i in triple] for triple in neighbours)
-        sources = [None if None in t else b"".join(t) for t in triples]  # type: ignore[arg-type]
-    return [
-        None if source is None else hashlib.blake2b(source + made, digest_size=16).digest()
-        for source in sources
-    ]
+        sources = [_joined([sources[i] for i in triple]) for triple in neighbours]
+    return [None if source is None else _key(source + made) for source in sources]
+
+
+def _joined(parts: Sequence[bytes | None]) -> bytes | None:
+    """All parts one after another, or None if one of them is None."""
+    known = [part for part in parts if part is not None]
+    return b"".join(known) if len(known) == len(parts) else None
+
+
+def _key(text: bytes) -> bytes:
+    return hashlib.blake2b(text, digest_size=16).digest()
 
 
 class CanvasStore:
     """The canvases of a run's images, in a folder that other runs may share.
 
     Args:
-        folder: made if it is missing.
-        keys: of the run's images, see `keys_of`.
-        form: of their canvases.
+        folder: the folder; it is made if it is missing.
+        keys: the keys of the run's images, see `keys_of`.
+        form: the form of their canvases.
         limit_bytes: what the folder may hold. Several runs that add at once see each other only
-            when they begin a shard, and may pass it by a shard each.
-        say: told, once each, why canvases are no longer kept.
+            when they begin a cache file, and may pass the limit by one file each.
+        say: called with the reason, once, when canvases are no longer kept.
 
     Raises: UserError if the folder cannot be made or read.
     """
@@ -106,10 +111,12 @@ class CanvasStore:
         self._shape = (form.channels, form.side, form.side)
         self._record_bytes = 2 * form.channels * form.side * form.side + ENTRY_BYTES
         self._keys = keys
-        self._shards: list[np.ndarray] = []  # mapped, uint16 [records, C, S, S]
+        self._records: list[
+            np.ndarray
+        ] = []  # of each cache file, mapped, uint16 [records, C, S, S]
         n = len(keys)
-        self._shard = np.full(n, -1, dtype=np.int32)  # of each image; -1: not in the cache
-        self._record = np.zeros(n, dtype=np.int64)
+        self._file = np.full(n, -1, dtype=np.int32)  # of each image, in `_records`; -1: in none
+        self._place = np.zeros(n, dtype=np.int64)
         self._checksum = np.zeros(n, dtype=np.uint32)
         self._checked = np.zeros(n, dtype=bool)
         self.aspect = np.zeros(n, dtype=np.float64)
@@ -124,32 +131,33 @@ class CanvasStore:
 
     def __len__(self) -> int:
         """How many of the run's images are in the cache."""
-        return int((self._shard >= 0).sum())
+        return int((self._file >= 0).sum())
 
     def ready(self, rows: np.ndarray) -> np.ndarray:
-        """Which images can be copied at once: in the cache and found to be whole, bool [n]."""
+        """Whether images can be copied at once, being in the cache and checked, bool [n]."""
         return self._checked[rows]
 
     def copy_to(self, row: int, out: np.ndarray) -> None:
-        """Pixels of an image that is `ready` as float32 in [0, 1]. Takes no lock.
+        """Write the pixels of an image that is `ready` as float32 in [0, 1]. Takes no lock.
 
         Args:
-            out: float32 [C, S, S], written.
+            row: the number of the image.
+            out: float32 [C, S, S].
         """
-        np.divide(self._pixels(row), np.float32(65535), out=out)
+        to_unit(self._pixels(row), out)
 
     def holds(self, row: int) -> bool:
         """Whether an image is in the cache, whole or not."""
-        return bool(self._shard[row] >= 0)
+        return bool(self._file[row] >= 0)
 
     def get(self, row: int) -> Canvas | None:
-        """The canvas of an image, or None if it is not in the cache or damaged there."""
-        if self._shard[row] < 0:
+        """The canvas of an image, or None if it is not in the cache or is damaged there."""
+        if self._file[row] < 0:
             return None
         pixels = self._pixels(row)
         if not self._checked[row]:
             if checksum_of(pixels) != self._checksum[row]:
-                self._shard[row] = -1
+                self._file[row] = -1
                 return None
             self._checked[row] = True
         known = not np.isnan(self.size_mm[row]).any()
@@ -157,15 +165,15 @@ class CanvasStore:
         return Canvas(pixels, float(self.aspect[row]), size, bool(self.hounsfield[row]))
 
     def put(self, row: int, canvas: Canvas) -> bool:
-        """Keep a canvas, unless it is kept, full or the disk does not take it; whether it is kept.
+        """Keep a canvas, if there is room and the disk takes it; return whether it is kept.
 
-        Never raises: a cache that fails costs time, not the run.
+        It never raises: a cache that fails costs time, not the run.
         """
         key = self._keys[row]
         if key is None or not self.adding:
             return False
         with self._writing:
-            if self._shard[row] >= 0:
+            if self._file[row] >= 0:
                 return True
             if not self.adding:
                 return False
@@ -174,13 +182,13 @@ class CanvasStore:
             except OSError as error:
                 self.adding = False
                 self.say(
-                    f"cache: {self.folder} takes no more ({error.strerror}): going on without"
-                    " adding to it; images that are not in it are decoded each time"
+                    f"cache: {self.folder} takes no more ({error.strerror}): the run continues"
+                    " without adding to it; images that are not in it are decoded each time"
                 )
                 return False
 
     def close(self) -> None:
-        """Finish the shard that is being written and let go of the lock."""
+        """Finish the cache file that is being written and release the lock."""
         with self._writing:
             self.adding = False
             if self._own is not None:
@@ -194,19 +202,17 @@ class CanvasStore:
     def __enter__(self) -> CanvasStore:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _pixels(self, row: int) -> np.ndarray:
-        return self._shards[self._shard[row]][self._record[row]]
+        return self._records[self._file[row]][self._place[row]]
 
     def _add(self, row: int, key: bytes, canvas: Canvas) -> bool:
-        """Append a record and its entry. Under the lock. Raises OSError."""
+        """Append a record and its entry; return whether there was room. Raises OSError.
+
+        The caller holds the lock `_writing`.
+        """
         if self._own is not None and self._own.full:
             self._own.close()
             self._own = None
@@ -222,23 +228,24 @@ class CanvasStore:
             return False
         if self._own is None:
             self._own = CacheFileWriter(self.folder, self._shape)
-            self._shards.append(self._own.records)
+            self._records.append(self._own.records)
         checksum = checksum_of(canvas.pixels)
         record = self._own.append(key, checksum, canvas)
         self._bytes += self._record_bytes
-        self._note(row, len(self._shards) - 1, record, checksum, canvas)
+        self._note(row, len(self._records) - 1, record, checksum, canvas)
         self._checked[row] = True
         return True
 
-    def _note(self, row: int, shard: int, record: int, checksum: int, canvas: Canvas) -> None:
-        self._record[row], self._checksum[row] = record, checksum
+    def _note(self, row: int, file: int, record: int, checksum: int, canvas: Canvas) -> None:
+        """Remember where a canvas is, and what is kept beside its pixels."""
+        self._place[row], self._checksum[row] = record, checksum
         self.aspect[row], self.hounsfield[row] = canvas.aspect, canvas.hounsfield
         if canvas.size_mm is not None:
             self.size_mm[row] = canvas.size_mm
-        self._shard[row] = shard  # last, as other threads look at it first
+        self._file[row] = file  # last, as other threads look at it first
 
     def _open(self) -> None:
-        """Find what is there, make room if there is none, and hold the lock from then on."""
+        """Find the canvases that are there, make room if it is needed, and keep the lock."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             os.listdir(self.folder)
@@ -248,8 +255,8 @@ class CanvasStore:
         wanted = {key: row for row, key in enumerate(self._keys) if key is not None}
         useless: list[Path] = []
         for entries in self._files(".entries"):
-            with contextlib.suppress(OSError):  # removed by another run meanwhile
-                if not self._open_shard(entries, wanted):
+            with contextlib.suppress(OSError):  # another run may have removed it meanwhile
+                if not self._take_entries(entries, wanted):
                     useless.append(entries)
         if alone and self._lock_file is not None:
             with contextlib.suppress(OSError):
@@ -257,7 +264,10 @@ class CanvasStore:
                 fcntl.flock(self._lock_file, fcntl.LOCK_SH)
 
     def _lock(self) -> bool:
-        """Hold the lock; whether no other run does. A folder that cannot be written is read."""
+        """Take the lock; return whether no other run has it.
+
+        A folder that cannot be written to is only read.
+        """
         try:
             self._lock_file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
@@ -272,25 +282,28 @@ class CanvasStore:
             return False
         return True
 
-    def _open_shard(self, path: Path, wanted: dict[bytes, int]) -> bool:
-        """Take the wanted entries of a shard that are not there yet; whether there were any."""
-        records, entries = read_shard(path, self._shape)
-        found = [
-            (wanted[entry.key], entry)
-            for entry in entries
-            if entry.key in wanted and self._shard[wanted[entry.key]] < 0
-        ]
+    def _take_entries(self, path: Path, wanted: dict[bytes, int]) -> bool:
+        """Take the wanted entries of a cache file that are new; return whether there were any."""
+        records, entries = read_cache_file(path, self._shape)
+        found = []
+        for entry in entries:
+            row = wanted.get(entry.key)
+            if row is not None and self._file[row] < 0:
+                found.append((row, entry))
         if not found:
             return False
-        self._shards.append(records)
+        self._records.append(records)
         for row, entry in found:
-            self._note(row, len(self._shards) - 1, entry.record, entry.checksum, entry.beside)
+            self._note(row, len(self._records) - 1, entry.record, entry.checksum, entry.canvas)
         with contextlib.suppress(OSError):
             os.utime(path)
         return True
 
     def _make_room(self, useless: list[Path], needed_bytes: int) -> None:
-        """Remove leftovers, and useless shards until what is needed fits; the lock is ours."""
+        """Remove leftovers, then useless cache files until what is needed fits.
+
+        No other run has the lock.
+        """
         for file in self._files():
             other = ".entries" if file.suffix == ".pixels" else ".pixels"
             if not file.with_suffix(other).exists():

@@ -1,4 +1,4 @@
-"""Keeping an index up to date: only what is new or changed is read, and little is ever lost."""
+"""Keeping an index up to date: only new and changed files are read, and little is ever lost."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from dino_x.errors import UserError
 
 SUFFIX = ".parquet"
 
-# Seconds between two writings of what is known so far: what a kill costs at most.
+# Seconds between two writings of what is known so far: a kill costs no more than that.
 SAVE_EVERY = 30.0
 
 Progress = Callable[[int, int], None]
-Records = Mapping[Path, list[Record]]  # by file, or by shard
+Records = Mapping[Path, list[Record]]  # by the path of the file or archive
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a look at the files has found.
+    """The result of `update`.
 
     Attributes:
         table: all files that count, sorted by path.
         read: how many files were read now.
         kept: how many files are as the index had them.
-        gone: how many files of the index are there no more.
+        gone: how many files of the index no longer exist.
         notes: sentences for the user.
     """
 
@@ -61,14 +61,14 @@ def update(
     """Find all images below some paths, with what an index already knows of them.
 
     Args:
-        paths: folders, files and indexes (`.parquet`), which are taken as they are.
-        reading: what files leave open.
-        kept_in: an index to continue: read if it is there, written every half minute and at the
-            end, also if this is interrupted. None keeps nothing.
-        must_keep: whether it is an error that it cannot be written, or a note.
-        workers: headers read at a time; the number of cores if None.
+        paths: folders, files and indexes (`.parquet`); the files of an index are not opened.
+        reading: what the user says of files that do not say it themselves.
+        kept_in: an index to continue: it is read if it is there, and written every half minute, at
+            the end, and if this is interrupted. None keeps nothing.
+        must_keep: whether it is an error if the index cannot be written; else it is a note.
+        workers: number of headers read at a time; the number of cores if None.
         on_progress: called with (done, total) files.
-        label_of: from all files to the classes of those that have one.
+        label_of: a function from all files to the classes of those that have one.
 
     Raises: UserError for a path that does not exist, an index that cannot be read or written.
     """
@@ -83,8 +83,7 @@ def update(
     todo = []
     for file in files:
         old = before.pop(location(file.path), [])
-        now = (file.size, file.mtime_ns, file.etag)
-        if old and all((r.file.size, r.file.mtime_ns, r.file.etag) == now for r in old):
+        if old and all(_is_unchanged(record, file) for record in old):
             records[file.path] = [moved(record, file.path, file.source) for record in old]
         else:
             todo.append(file)
@@ -102,7 +101,7 @@ def update(
         raise
     found = sorted(chain.from_iterable(records.values()), key=lambda record: record.path)
     if label_of is not None:
-        keeper.save(records, complete=False)  # labels may be wrong: what was read is not lost
+        keeper.save(records, complete=False)  # labels may be wrong, and headers must not be lost
         labels = label_of([record.path for record in found if record.refs])
         found = [replace(record, label=labels.get(record.path)) for record in found]
     keeper.save({Path(): found}, complete=True)
@@ -112,15 +111,22 @@ def update(
     return Update(table, read, kept, gone, (*notes, *keeper.notes))
 
 
+def _is_unchanged(record: Record, file: Candidate) -> bool:
+    """Whether a file, or the archive that it lies in, is as it was when it was recorded."""
+    then = record.file
+    return (then.size, then.mtime_ns, then.etag) == (file.size, file.mtime_ns, file.etag)
+
+
 def _before(kept_in: Path | None, reading: Reading) -> tuple[dict[str, list[Record]], list[str]]:
-    """The files of an index by where they or their shards are, if it was made in the same way."""
+    """The files of an index by their location, if it was made in the same way; notes if not."""
     if kept_in is None or not kept_in.exists():
         return {}, []
     table = read_table(kept_in)
+    again = "all files are read again"
     if table.salt != fingerprint():
-        return {}, [f"{kept_in} was made with another salt: all files are read anew"]
+        return {}, [f"{kept_in} was made with another salt: {again}"]
     if table.reading != reading:
-        return {}, [f"{kept_in} was made with another slice axis or modality: all is read anew"]
+        return {}, [f"{kept_in} was made with another slice axis or modality: {again}"]
     records: dict[str, list[Record]] = {}
     for record in table.records:
         records.setdefault(location(file_of(record.path)), []).append(record)
@@ -138,26 +144,36 @@ def sources_of(paths: Sequence[Path]) -> tuple[list[Path], list[Record], list[Ca
     numbers: list[int] = []
     for path in paths:
         path = as_path(path)
-        if path.suffix == SUFFIX and path.is_file() and not holds_images(path):
-            table = read_table(path)
-            if not table.complete:
-                raise UserError(
-                    f"{path} is unfinished: finish it with `dino-x index ... --out {path}`"
-                )
-            first = len(sources)
-            taken += [
-                moved(r, file_of(r.path), first + r.source) if first else r for r in table.records
-            ]
-            sources += table.sources
-        else:
+        if not is_index(path):
             numbers.append(len(sources))
             others.append(path)
             sources.append(folder_of(path))
+            continue
+        table = read_table(path)
+        if not table.complete:
+            raise UserError(f"{path} is unfinished: finish it with `dino-x index ... --out {path}`")
+        taken += _numbered_from(len(sources), table.records)
+        sources += table.sources
     return sources, taken, find_files(others, numbers)
 
 
+def is_index(path: Path) -> bool:
+    """Whether a path is an index, or a Parquet file that is not one of images.
+
+    Raises: UserError for a Parquet file that is neither.
+    """
+    return path.suffix == SUFFIX and path.is_file() and not holds_images(path)
+
+
+def _numbered_from(first: int, records: list[Record]) -> list[Record]:
+    """The records of an index whose sources come after `first` others."""
+    if first == 0:
+        return records
+    return [moved(record, file_of(record.path), first + record.source) for record in records]
+
+
 def folder_of(path: Path) -> Path:
-    """The folder that the files of a path lie in, whole."""
+    """The folder that the files of a path lie in, as an absolute path or an address."""
     if is_remote(path):
         return urls.folder_of(path)
     if not path.exists():
@@ -166,7 +182,7 @@ def folder_of(path: Path) -> Path:
 
 
 def holds_images(path: Path) -> bool:
-    """Whether a Parquet file on a disk is a shard of images, and no index.
+    """Whether a Parquet file on a disk is an archive of images, and no index.
 
     Raises: UserError for one that is neither.
     """
@@ -178,11 +194,11 @@ def holds_images(path: Path) -> bool:
                 f"{path} is neither an index made by `dino-x index` nor a Parquet file with a"
                 " column of images (bytes, or a struct with bytes and path)"
             ) from None
-        return False  # reading it as an index says what is wrong
+        return False  # reading it as an index will say what is wrong
 
 
 class _Keeper:
-    """Writes an index now and then, and says once if it cannot."""
+    """Writes an index now and then, and notes once if it cannot."""
 
     def __init__(
         self, path: Path | None, sources: tuple[Path, ...], reading: Reading, must: bool
@@ -211,13 +227,13 @@ class _Keeper:
             if self.must:
                 raise
             self.path = None
-            self.notes.append(f"{error}: going on without an index")
+            self.notes.append(f"{error}: continuing without an index")
 
 
 def _whole(path: Path) -> Path:
-    """A path whatever the folder that one is in, still a member if it is one."""
+    """The absolute path of a file, or a member whose archive has an absolute path."""
     if isinstance(path, Member):
-        return path.moved(as_path(location(path.shard.path)))
+        return path.moved(as_path(location(path.archive.path)))
     return as_path(location(path))
 
 

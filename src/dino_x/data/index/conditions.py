@@ -1,7 +1,8 @@
 """Conditions on the columns of an index, such as ``modality == "CT" and thickness_mm <= 3``.
 
-They are written as in Python and parsed by Python's own parser, but never run: only comparisons,
-``and``, ``or``, ``not``, ``in`` and parentheses are understood, and become an Arrow expression.
+Conditions are written as in Python and parsed by Python's own parser, but never run: only
+comparisons, ``and``, ``or``, ``not``, ``in`` and parentheses are understood. They become an Arrow
+expression.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dino_x.data.index.table import SCHEMA, as_arrow
 from dino_x.errors import UserError, nearest
 
 _NUMBER = " number"  # no column is called so
-_LONGEST = 2000  # characters; Python's parser is not made for hostile depths
+_LONGEST = 2000  # characters; Python's parser is not made for hostile depths of nesting
 
 _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -40,7 +41,7 @@ def select(records: Sequence[Record], sources: Sequence[Path], where: str) -> li
 
     Args:
         records: files, each with one image or more.
-        sources: the folders that `Record.source` counts.
+        sources: the folders that `Record.source` is a number of.
         where: the condition; names are columns of `table.SCHEMA`. An image whose value is not
             known meets no comparison but ``== None``.
 
@@ -63,9 +64,9 @@ def select(records: Sequence[Record], sources: Sequence[Path], where: str) -> li
 
 
 def parse(where: str) -> pc.Expression:
-    """A condition as an Arrow expression.
+    """Turn a condition into an Arrow expression.
 
-    Raises: UserError that names what is not understood.
+    Raises: UserError that names the part that is not understood.
     """
     if len(where) > _LONGEST:
         raise UserError(f"data.where has {len(where):,} characters, more than {_LONGEST:,}")
@@ -123,13 +124,17 @@ def _column(node: ast.expr) -> pc.Expression:
 
 
 def _value(node: ast.expr) -> str | float | int:
-    negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
-    inner = node.operand if isinstance(node, ast.UnaryOp) and negative else node
-    value = inner.value if isinstance(inner, ast.Constant) else None
-    if isinstance(value, str) and not negative:
-        return value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_number(node.operand)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    return _number(node)
+
+
+def _number(node: ast.expr) -> float | int:
+    value = node.value if isinstance(node, ast.Constant) else None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return -value if negative else value
+        return value
     raise _not_understood(node)
 
 

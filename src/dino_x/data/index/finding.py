@@ -1,10 +1,10 @@
 """Which files there are below the paths that the user named.
 
-Shards (tar and Parquet files) count too, and what is behind addresses, see `urls`.
+Archives (tar and Parquet files) count too, and so do archives behind addresses, see `storage/urls`.
 
-Which files count: those whose suffix claims an image, and those whose first bytes are an image's,
-whatever they are called. All others (tables, texts, licences), hidden files and folders, and
-DICOMDIR files are passed over in silence. A file that is named directly always counts.
+A file counts if its suffix claims an image, or if its first bytes are an image's, whatever its
+name. All others (tables, texts, licences), hidden files and folders, and DICOMDIR files are passed
+over in silence. A file that is named directly always counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import glob
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +22,14 @@ from dino_x.data.storage.listing import is_archive
 from dino_x.data.storage.urls import expand, find_archives, is_pattern
 from dino_x.errors import UserError, nearest
 
-# Image formats that are read, and some that are not: these are reported, not passed over.
+# Suffixes of image formats that are read, and of some that are not: the latter are reported.
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".ima", ".npy"}
     | {".nii", ".gif", ".webp", ".jp2", ".j2k", ".mha", ".mhd", ".nrrd", ".npz"}
 )
 
-# Threads that list folders. They wait for the disk, not for a processor: on a network file system
-# more than there are cores.
+# Threads that list folders. They wait for a disk or a network file system, not for a processor, so
+# there may be more of them than cores.
 _LISTERS = 8
 
 
@@ -38,12 +38,13 @@ class Candidate:
     """A file that may be an image.
 
     Attributes:
-        path: as it was named or found.
-        source: which of the named paths it was found under, from 0.
-        claims: whether it is reported if it is no image: it was named, or its suffix says so.
-        size: in bytes; 0 where it cannot be told.
+        path: the file, as it was named or found.
+        source: the number of the named path that it was found under, from 0.
+        claims: whether it claims to be an image, by its suffix or because it was named; if it is
+            none, that is reported.
+        size: its size in bytes; 0 if it is not known.
         mtime_ns: when it was last changed.
-        etag: what an object store says of its state.
+        etag: how an object store identifies its state.
     """
 
     path: Path
@@ -61,14 +62,14 @@ class Candidate:
 
 @dataclass
 class _Folder:
-    """One listed folder: its files and what lies deeper, sorted by name."""
+    """The content of one folder: its files and its subfolders, sorted by name."""
 
     files: list[tuple[str, Candidate]]
     folders: list[Path]
 
 
 def find_files(paths: Sequence[Path], sources: Sequence[int] | None = None) -> list[Candidate]:
-    """The files that may count, by the rule at the top; sorted by path, each real file once.
+    """Find the files that may count, by the rule at the top; sorted by path, each real file once.
 
     Args:
         paths: folders, walked with all their subfolders, and files.
@@ -77,29 +78,25 @@ def find_files(paths: Sequence[Path], sources: Sequence[int] | None = None) -> l
     Raises: UserError for a path that does not exist.
     """
     found: dict[str, Candidate] = {}
-    files: Iterable[tuple[str, Candidate]]
     with ThreadPoolExecutor(_LISTERS) as pool:
         for number, path in zip(sources or range(len(paths)), paths, strict=True):
-            if is_remote(path):
-                files = [
-                    (address(shard.path), _of_shard(shard, number)) for shard in find_archives(path)
-                ]
-            elif not path.exists():
-                files = [
-                    (os.path.realpath(one), _candidate(one, number, one.stat()))
-                    for one in _by_pattern(path)
-                ]
-            elif path.is_dir():
-                files = _walk(path, number, lambda work, items: list(pool.map(work, items)))
-            else:
-                files = [(os.path.realpath(path), _candidate(path, number, path.stat()))]
-            for real, file in files:
+            for real, file in _below(path, number, pool):
                 found[real] = min(file, found.get(real, file))
     return sorted(found.values())
 
 
-def _of_shard(shard: Archive, source: int) -> Candidate:
-    return Candidate(shard.path, source, True, shard.size, shard.mtime_ns, shard.etag)
+def _below(path: Path, source: int, pool: Executor) -> Iterable[tuple[str, Candidate]]:
+    """(real path, file) of the files that one named path stands for."""
+    if is_remote(path):
+        return [(address(file.path), _of_archive(file, source)) for file in find_archives(path)]
+    if path.is_dir():
+        return _walk(path, source, lambda work, items: list(pool.map(work, items)))
+    files = [path] if path.exists() else _by_pattern(path)
+    return [(os.path.realpath(file), _candidate(file, source, file.stat())) for file in files]
+
+
+def _of_archive(archive: Archive, source: int) -> Candidate:
+    return Candidate(archive.path, source, True, archive.size, archive.mtime_ns, archive.etag)
 
 
 def _by_pattern(path: Path) -> list[Path]:
@@ -120,8 +117,8 @@ def _walk(
 ) -> Iterable[tuple[str, Candidate]]:
     """(real path, file) of all files below a folder, level by level.
 
-    A folder that is reached twice through links is walked once, by its shortest way. One that
-    cannot be opened is given in place of its files, so that it is reported.
+    A folder that is reached twice through links is walked once, by its shortest way. A folder that
+    cannot be opened stands in place of its files, so that it is reported.
     """
     seen: set[tuple[int, int]] = set()
     level = [top]
@@ -143,6 +140,7 @@ def _walk(
 
 
 def _list(folder: Path, source: int) -> _Folder:
+    """The content of a folder without hidden files, DICOMDIR, pipes and sockets."""
     listed = _Folder([], [])
     real = os.path.realpath(folder)
     try:
@@ -184,7 +182,7 @@ def claims_image(name: str) -> bool:
 
 
 def _near(path: Path) -> str:
-    """A hint at what lies beside a path that is missing."""
+    """A hint at a file with a similar name beside a path that is missing."""
     try:
         return nearest(path.name, (sibling.name for sibling in path.parent.iterdir()))
     except OSError:

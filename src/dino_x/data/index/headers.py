@@ -1,4 +1,4 @@
-"""The headers of many files, in parallel."""
+"""The headers of many files, read in parallel."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from dino_x.data.image import ImageRef, Reading, Unreadable
 from dino_x.data.index.finding import Candidate, claims_image
 from dino_x.data.readers import registry
 from dino_x.data.storage.archives import Archive, is_remote
-from dino_x.data.storage.listing import length_of, members
-from dino_x.data.storage.member import Member
+from dino_x.data.storage.listing import members
+from dino_x.data.storage.member import Member, size_of
 
-# Reading headers is Python's work, of which threads do no more than one at a time. Processes do,
-# and each takes about a second to start.
+# Reading headers is work of the interpreter, which threads do only one at a time. From this many
+# files on processes are used, each of which takes about a second to start.
 PROCESSES_FROM = 3000
 _PORTION = 64
 
-# Shards of object stores that are looked through at a time: these wait, and do not compute.
-_REMOTE_SHARDS = 16
-_USUAL_BYTES = 100_000  # of an image in a shard, to tell how much work it is
+# Archives of object stores that are looked through at a time: they are waited for.
+_REMOTE_ARCHIVES = 16
+_USUAL_BYTES = 100_000  # of an image in an archive: tells about how many there are
 
 _SAMPLE = 4096
 
@@ -39,14 +39,15 @@ class Record:
     """What is known of one file: its images, or why it cannot be used.
 
     Attributes:
-        path: as it was named or found; of a file in a shard a `Member`.
-        source: which of the sources it was found under.
-        size: in bytes.
-        mtime_ns: when it was last changed, or its shard.
+        path: the file, as it was named or found; a `Member` if it lies in an archive.
+        source: the number of the source that it was found under.
+        size: its size in bytes.
+        mtime_ns: when it, or its archive, was last changed.
         refs: its images; none if it is unusable.
-        unusable: the reason, a fixed phrase; None if it can be used.
+        unusable: the reason why it cannot be used, a fixed phrase; None if it can be used.
         content: a salted hash of its size and of samples of its bytes: equal for equal files.
         label: the name of its class, if there are labels.
+        etag: how an object store identifies its state.
     """
 
     path: Path
@@ -61,9 +62,9 @@ class Record:
 
     @property
     def file(self) -> Archive:
-        """The file on a disk or in a store, in the state that it was read in."""
+        """The file on a disk or in a store that holds it, in the state in which it was read."""
         if isinstance(self.path, Member):
-            return self.path.shard
+            return self.path.archive
         return Archive(self.path, self.size, self.mtime_ns, self.etag)
 
 
@@ -74,20 +75,20 @@ def scan(
 
     Args:
         files: the files.
-        reading: what files leave open.
+        reading: what the user says of files that do not say it themselves.
         workers: how many are read at a time; the number of cores if None.
 
-    Yields: for each file, in order, its record; of a shard a record for each image file in it;
-        none for a file that is no image and does not claim to be one.
+    Yields: for each file, in order, its record; for an archive a record of each image file in it;
+        an empty list for a file that is no image and does not claim to be one.
 
-    What other processes do not read, because they cannot be started (a script without
-    ``if __name__ == "__main__"``) or were killed, is read in this one.
+    Files that other processes do not read, because they cannot be started (a script without
+    ``if __name__ == "__main__"``) or were killed, are read in this one.
     """
     remote = any(is_remote(file.path) for file in files)
     portions = [(portion, reading) for portion in _portions(files)]
     workers = workers or os.cpu_count() or 1
     if remote:
-        workers = max(workers, _REMOTE_SHARDS)
+        workers = max(workers, _REMOTE_ARCHIVES)
     workers = min(workers, max(1, len(portions)))
     done = 0
     if workers > 1:
@@ -105,7 +106,7 @@ def scan(
 
 
 def _portions(files: Sequence[Candidate]) -> list[Sequence[Candidate]]:
-    """Files that are read one after another: a shard by itself, other files 64 at a time."""
+    """Split files into portions of one task each: an archive alone, other files 64 at a time."""
     portions: list[Sequence[Candidate]] = []
     start = 0
     for stop in range(1, len(files) + 1):
@@ -117,7 +118,7 @@ def _portions(files: Sequence[Candidate]) -> list[Sequence[Candidate]]:
 
 
 def _images(files: Sequence[Candidate]) -> int:
-    """About how many image files there are, those in shards too."""
+    """About how many image files there are, including those in archives."""
     return sum(file.size // _USUAL_BYTES if file.is_archive else 1 for file in files)
 
 
@@ -129,35 +130,35 @@ def _executor(files: int, workers: int) -> Executor:
 
 
 def _start_process(salt: bytes) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has started this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     identity.use_salt(salt)
 
 
 def _scan_portion(portion: tuple[Sequence[Candidate], Reading]) -> list[list[Record]]:
     files, reading = portion
     return [
-        _scan_shard(file, reading) if file.is_archive else _scan_file(file, file.path, reading)
+        _scan_archive(file, reading) if file.is_archive else _scan_file(file, file.path, reading)
         for file in files
     ]
 
 
-def _scan_shard(file: Candidate, reading: Reading) -> list[Record]:
-    """The image files in a shard; and the shard itself, if it is damaged or has none.
+def _scan_archive(file: Candidate, reading: Reading) -> list[Record]:
+    """Read the headers in an archive.
 
-    One that was not named, and has no images, is passed over as other tables and archives are. Of
-    several members of one name the last counts, as it does when a tar is unpacked.
+    The archive itself is recorded if it is damaged, or if it was named and has no images; one that
+    was not named and has none is passed over. Of several members of one name the last counts, as
+    it does when a tar is unpacked.
     """
-    shard = Archive(file.path, file.size, file.mtime_ns, file.etag)
+    archive = Archive(file.path, file.size, file.mtime_ns, file.etag)
     found: dict[str, list[Record]] = {}
     unusable: str | None = None
     try:
-        for member in members(shard):
+        for member in members(archive):
             name = member.name_inside
-            parts = name.split("/")
-            if any(part.startswith(".") for part in parts) or parts[-1].upper() == "DICOMDIR":
+            if _is_passed_over(name):
                 continue
             claims = claims_image(name) or (member.row_group >= 0 and file.claims)
-            inside = replace(file, claims=claims, size=length_of(member))
+            inside = replace(file, claims=claims, size=size_of(member))
             found[name] = _scan_file(inside, member, reading)
     except Unreadable as reason:
         unusable = str(reason)
@@ -170,7 +171,14 @@ def _scan_shard(file: Candidate, reading: Reading) -> list[Record]:
     return records
 
 
+def _is_passed_over(name: str) -> bool:
+    """Whether a member is hidden, lies in a hidden folder, or is a DICOMDIR."""
+    parts = name.split("/")
+    return parts[-1].upper() == "DICOMDIR" or any(part.startswith(".") for part in parts)
+
+
 def _scan_file(file: Candidate, path: Path, reading: Reading) -> list[Record]:
+    """Read the header of a file; no record if it is no image and does not claim to be one."""
     refs: tuple[ImageRef, ...] = ()
     unusable: str | None = None
     try:
@@ -182,7 +190,7 @@ def _scan_file(file: Candidate, path: Path, reading: Reading) -> list[Record]:
     content = None if is_remote(path) else content_key(path, file.size, _sampled)
     if isinstance(path, Member):
         path = path.holding(None)
-    for ref in refs:  # they are ours: no one has seen them yet
+    for ref in refs:  # no one else has seen these yet, so they may be changed
         object.__setattr__(ref, "source", file.source)
         object.__setattr__(ref, "path", path)
     state = (file.size, file.mtime_ns)
@@ -194,8 +202,8 @@ def content_key(path: Path, size: int, parts: Callable[[int], list[tuple[int, in
 
     Args:
         path: the file.
-        size: its size.
-        parts: from the size to (begin, end) of the bytes that are read.
+        size: its size in bytes.
+        parts: a function from the size to the (begin, end) of the bytes that are read.
     """
     digest = hashlib.blake2b(key=identity.salt(), person=b"content", digest_size=10)
     digest.update(f"{size}:".encode())
@@ -212,7 +220,7 @@ def content_key(path: Path, size: int, parts: Callable[[int], list[tuple[int, in
 
 
 def _sampled(size: int) -> list[tuple[int, int]]:
-    """The first, the middle and the last 4 KB: copies agree in them, and others hardly ever."""
+    """The first, the middle and the last 4 KB: different files hardly ever agree in them."""
     if size <= 3 * _SAMPLE:
         return [(0, size)]
     middle = (size - _SAMPLE) // 2

@@ -1,51 +1,48 @@
-"""Which images there are to train on, and what is left out: from files, folders and indexes."""
+"""The images to train on, and the files that are left out: from files, folders and indexes."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
-from dino_x.data.index.catalog import SUFFIX, Update, folder_of, holds_images, update
+from dino_x.data.index.catalog import Update, folder_of, is_index, update
 from dino_x.data.index.conditions import select
 from dino_x.data.index.table import read_table
+from dino_x.data.preparation import shows_grey
 from dino_x.data.readers import registry
 from dino_x.data.readers.decoding import Decoding
 from dino_x.data.storage.archives import address, is_remote
 from dino_x.data.storage.listing import is_archive
-from dino_x.data.storage.member import any_remote, as_path, fetched
+from dino_x.data.storage.member import any_remote, as_path, at_hand
 from dino_x.errors import UserError
 
 # With verify="auto": up to this many images are decoded once before training starts.
 VERIFY_UP_TO = 10_000
 
-# More unreadable files than this share is not a broken file or two: the data are not what the
-# user believes they are.
+# If more than this share of files is unreadable, these are not a few broken files: the data are
+# not what the user believes they are.
 UNREADABLE_SHARE = 0.1
 
 LOOKED_FOR = (
     "looked for PNG, JPEG, TIFF, DICOM, NIfTI and NumPy in all subfolders, and in .tar and .parquet"
-    " shards (compressed tars have to be unpacked)"
+    " archives (compressed tars have to be unpacked)"
 )
 
-T = TypeVar("T")
-
 _WAITING_THREADS = 32
-_GREY_SAMPLE = 64
-_GREY_TOLERANCE = 2 / 255  # of the window: what the colour conversion of JPEG leaves of a grey
+_GREY_SAMPLE = 64  # images that are looked at
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is left out, and why."""
+    """A file that is left out, and the reason why."""
 
     path: Path
     reason: str
@@ -95,12 +92,12 @@ def build_index(
         workers: threads that decode; the number of cores if None.
         on_progress: called with (done, total): once through all files, then once through all
             images if they are verified.
-        reading: what files leave open.
-        kept_in: an index that is continued: of what it knows no header is read again.
-        where: which images are wanted, see `where.select`; None takes all.
+        reading: what the user says of files that do not say it themselves.
+        kept_in: an index that is continued: files that it has are not opened again.
+        where: a condition on the images, see `conditions.select`; None takes all.
         decoding: where images are decoded; in threads if None.
 
-    Returns: images sorted by path and frame, each file once; and what was left out.
+    Returns: the images sorted by path and frame, each file once; and the files left out.
 
     Raises:
         UserError: a path that does not exist, nothing to read, more than 1 in 10 unreadable, or
@@ -128,22 +125,35 @@ def build_index(
     ]
     rows = _wanted(found, where)
     if verify == "all" or (verify == "auto" and len(rows) <= VERIFY_UP_TO):
-        broken: dict[Path, Skipped] = {}
-        verified = partial(_verified, decoding or Decoding())
-        threads = workers or os.cpu_count() or 1
-        if any_remote(rows):  # most of them wait for the store
-            threads = max(threads, _WAITING_THREADS)
-        with ThreadPoolExecutor(threads) as pool:
-            for result in _counted(pool.map(verified, rows), len(rows), on_progress):
-                if result is not None:
-                    broken.setdefault(result.path, result)
+        broken = _broken(rows, decoding or Decoding(), workers, on_progress)
         rows = [row for row in rows if row.path not in broken]
         skipped = sorted([*skipped, *broken.values()], key=lambda skip: skip.path)
     _check_share(paths, files, rows, skipped)
     return Index(rows, skipped, list(found.notes))
 
 
+def _broken(
+    rows: Sequence[ImageRef],
+    decoding: Decoding,
+    workers: int | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> dict[Path, Skipped]:
+    """Decode all images; return the files of which an image cannot be decoded."""
+    broken: dict[Path, Skipped] = {}
+    threads = workers or os.cpu_count() or 1
+    if any_remote(rows):  # most of them wait for the store
+        threads = max(threads, _WAITING_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
+        for done, result in enumerate(pool.map(partial(_verified, decoding), rows), start=1):
+            if on_progress is not None:
+                on_progress(done, len(rows))
+            if result is not None:
+                broken.setdefault(result.path, result)
+    return broken
+
+
 def _wanted(found: Update, where: str | None) -> list[ImageRef]:
+    """The images that meet the condition, if there is one."""
     records = found.table.records
     rows = [ref for record in records for ref in record.refs]
     if where is None or not rows:
@@ -152,20 +162,25 @@ def _wanted(found: Update, where: str | None) -> list[ImageRef]:
 
 
 def folders_of(paths: Sequence[str | Path]) -> list[Path]:
-    """The paths, an index replaced by the folders that its files are in, a shard by its own."""
+    """The folders that images lie in: an index stands for those of its files.
+
+    A path that is neither an index nor an archive stays as it is.
+    """
     folders: list[Path] = []
     for path in map(as_path, paths):
-        if path.suffix == SUFFIX and path.is_file() and not holds_images(path):
+        if is_index(path):
             folders += read_table(path).sources
         elif is_remote(path) or not path.exists():
             folders.append(folder_of(path))
+        elif is_archive(path.name) and path.is_file():
+            folders.append(path.parent)
         else:
-            folders.append(path.parent if is_archive(path.name) and path.is_file() else path)
+            folders.append(path)
     return folders
 
 
 def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
-    """Write what was left out as a table of `path,reason`."""
+    """Write the files that were left out as a table of `path,reason`."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "reason"])
@@ -175,7 +190,7 @@ def write_skipped(skipped: Sequence[Skipped], path: Path) -> None:
 def is_grey(rows: Sequence[ImageRef], decoding: Decoding | None = None) -> bool:
     """Whether the images are grey: one channel, or three that are equal.
 
-    Looks at up to 64 images evenly spread over `rows`; unreadable ones have no say.
+    It looks at up to 64 images evenly spread over `rows`; unreadable ones do not count.
     """
     chosen = np.unique(np.linspace(0, len(rows) - 1, _GREY_SAMPLE).round().astype(int))
     decoding = decoding or Decoding()
@@ -184,27 +199,20 @@ def is_grey(rows: Sequence[ImageRef], decoding: Decoding | None = None) -> bool:
 
 def _row_is_grey(decoding: Decoding, row: ImageRef) -> bool:
     try:
-        return decoding.run(_shows_grey, _at_hand(row))
+        return decoding.run(_shows_grey, at_hand(row))
     except Unreadable:
         return True
 
 
-def _at_hand(row: ImageRef) -> ImageRef:
-    """With its bytes, if it lies in a shard: what decodes it may not reach its store."""
-    return replace(row, path=fetched(row.path))
-
-
 def _shows_grey(row: ImageRef) -> bool:
     image = registry.read(row)
-    if len(image.pixels) == 1:
-        return True
     low, high = image.window
-    return bool(np.ptp(image.pixels, axis=0).max() <= _GREY_TOLERANCE * (high - low))
+    return shows_grey(image.pixels, high - low)
 
 
 def _verified(decoding: Decoding, row: ImageRef) -> Skipped | None:
     try:
-        decoding.run(_decode, _at_hand(row))
+        decoding.run(_decode, at_hand(row))
     except Unreadable as unreadable:
         return Skipped(row.path, str(unreadable))
     return None
@@ -212,15 +220,6 @@ def _verified(decoding: Decoding, row: ImageRef) -> Skipped | None:
 
 def _decode(row: ImageRef) -> None:
     registry.read(row)
-
-
-def _counted(
-    results: Iterable[T], total: int, on_progress: Callable[[int, int], None] | None
-) -> Iterator[T]:
-    for done, result in enumerate(results, start=1):
-        if on_progress is not None:
-            on_progress(done, total)
-        yield result
 
 
 def _check_share(

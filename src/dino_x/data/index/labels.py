@@ -1,8 +1,9 @@
-"""Labelled images: from the names of folders, or from a CSV file."""
+"""Labels of images, from the names of folders or from a CSV file."""
 
 import csv
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,15 +23,15 @@ class Labelled:
 
     Attributes:
         refs: the N images, of train and of the tested split, and of val if it was asked for.
-        labels: the class of each, [N] strings.
-        is_test: [N] bool; the others are the reference set, but for ``is_val``.
-        is_val: [N] bool: to choose settings on. All False where val was not asked for, is not
-            given, or is what is tested.
+        labels: the class of each image, [N] strings.
+        is_test: [N] bool, which images are tested.
+        is_val: [N] bool, which images settings are chosen on. All False if val was not asked for,
+            is not given, or is the tested split.
         patients: the patient of each image, or its file where the patient is not known, [N];
             never to be written out.
         patients_known: whether ``patients`` are patients for every image (else some are files).
-        tested: ``test`` or ``val``.
-        split_by: ``given``, ``patient`` or ``image``: how the sides were decided.
+        tested: the tested split, ``test`` or ``val``.
+        split_by: how the sides were decided: ``given``, ``patient`` or ``image``.
         left_out: how many files were not used, by reason.
         warnings: sentences for the user.
     """
@@ -53,11 +54,11 @@ class Labelled:
 
     @property
     def is_train(self) -> np.ndarray:
-        """[N] bool: the reference set."""
+        """Which images are the reference set, [N] bool."""
         return ~(self.is_test | self.is_val)
 
     def keep(self, rows: np.ndarray, reason: str) -> "Labelled":
-        """Only the images ``rows`` ([N] bool), the others counted as left out for ``reason``.
+        """Keep only the images ``rows`` ([N] bool); the others are left out for ``reason``.
 
         Raises:
             UserError: if a class is no longer on both sides.
@@ -84,7 +85,7 @@ def load_labels(
     label_column: str = "label",
     with_val: bool = False,
 ) -> Labelled:
-    """Gives each image its class and its side.
+    """Give each image its class and its side.
 
     Args:
         labels: ``folder`` (the class is the first folder below the data path), or a CSV file with
@@ -93,11 +94,11 @@ def load_labels(
         refs: the images found below the data paths. All frames of a file share its label.
         data_paths: the folders the images are in.
         label_column: the column that holds the class.
-        with_val: also return the images of val beside a test split, see ``Labelled.is_val``.
+        with_val: whether to return the images of val, too, see ``Labelled.is_val``.
 
     Returns:
         The labelled images. Train is the reference set; test is tested, or val where there is no
-        test. Without a split one is made, by patient if patients are known.
+        test. Where no split is given, one is made, by patient if patients are known.
 
     Raises:
         UserError: for labels that cannot be read, that match no image, that hold one class only,
@@ -133,7 +134,7 @@ def load_labels(
         refs=[ref for ref, _, _ in rows],
         labels=np.array([item.label for _, item, _ in rows]),
         is_test=np.array([side == tested for _, _, side in rows]),
-        is_val=np.array([side == "val" != tested for _, _, side in rows]),
+        is_val=np.array([side not in ("train", tested) for _, _, side in rows]),
         patients=np.array([item.patient or f"file {item.key}" for _, item, _ in rows]),
         patients_known=all(item.patient is not None for item, _ in used),
         tested=tested,
@@ -150,7 +151,7 @@ def label_of(
     data_paths: Sequence[str | Path],
     label_column: str = "label",
 ) -> dict[Path, str]:
-    """The class of each file that has one; arguments and errors as of ``load_labels``."""
+    """The class of each file that has one; see ``load_labels`` for arguments and errors."""
     roots = folders_of(data_paths)
     if not files:
         return {}
@@ -162,10 +163,10 @@ def label_of(
 
 
 def _with_patients_of(items: list[Item], frames: dict[Path, list[ImageRef]]) -> list[Item]:
-    """The items with the patients that the images' headers know, where the CSV names none.
+    """Give items the patients that the images' headers know, if the CSV file names none.
 
-    A patient is called after the first item that is theirs, not by their key: a split must not
-    depend on the salt that keys are made with.
+    A patient is named after their first item, not by their key: a split must not depend on the
+    salt that keys are made with.
     """
     if any(item.patient is not None for item in items):
         return items
@@ -208,23 +209,23 @@ def _items_from_folders(files: list[Path], roots: list[Path]) -> tuple[list[Item
     if not items:
         raise UserError(
             f"no image is in a folder below {_shown(roots)}: with '--labels folder' the class is"
-            " the name of the first folder below the data path, or in a shard"
+            " the name of the first folder below the data path, or inside an archive"
         )
     return items, {}
 
 
 def _folders(file: Path, below: tuple[str, ...]) -> tuple[str, ...]:
-    """The folders that a file lies in below a data path; a shard is none."""
+    """The folders that a file lies in below a data path; an archive does not count as a folder."""
     if isinstance(file, Member) and below:
-        shard = len(below) - 1 - file.name_inside.count("/") - 1
-        return (*below[:shard], *below[shard + 1 : -1])
+        archive = len(below) - 1 - file.name_inside.count("/") - 1
+        return (*below[:archive], *below[archive + 1 : -1])
     return below[:-1]
 
 
 def items_from_csv(
     file: Path, images: list[Path], roots: list[Path], label_column: str
 ) -> tuple[list[Item], dict[str, int]]:
-    """The rows that name an image and have a value in ``label_column``; what was left out.
+    """The rows that name an image and have a value in ``label_column``, and how many were left out.
 
     Raises:
         UserError: for a file that is no such table, and where no row names an image.
@@ -260,25 +261,28 @@ def items_from_csv(
 
 
 def _by_place(images: list[Path]) -> dict[str, Path]:
-    """The images by where they are, and those in shards also by what they are called inside.
+    """The images by their real path, and those in archives also by their name inside.
 
-    So a table made for a folder holds for the shards that the folder was packed in. A name that
-    two shards have is none.
+    So a table made for a folder holds for the archives that the folder was packed in. A name that
+    is in two archives does not count.
     """
-    inside: dict[str, Path | None] = {}
-    for image in images:
-        if isinstance(image, Member):
-            name = image.name_inside
-            inside[name] = image if name not in inside else None
-    named = {f"{_INSIDE}{name}": image for name, image in inside.items() if image is not None}
-    return {os.path.realpath(image): image for image in images} | named
+    found = {os.path.realpath(image): image for image in images}
+    members = [image for image in images if isinstance(image, Member)]
+    count = Counter(member.name_inside for member in members)
+    for member in members:
+        if count[member.name_inside] == 1:
+            found[f"{_INSIDE}{member.name_inside}"] = member
+    return found
 
 
-_INSIDE = "in a shard: "
+_INSIDE = "in an archive: "
 
 
 def read_csv(file: Path, label_column: str) -> list[tuple[int, dict[str, str]]]:
-    """The rows with their number (1 is the header), every value stripped."""
+    """The rows of a table with their numbers (1 is the header), every value stripped.
+
+    Raises: UserError for a file that is no such table.
+    """
     if not file.is_file():
         raise UserError(
             f"no such file of labels: {file} (give a CSV file, or 'folder')"

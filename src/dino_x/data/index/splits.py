@@ -1,4 +1,4 @@
-"""Who is reference and who is tested: always whole patients, where patients are known."""
+"""Splits into reference and tested images: of whole patients, where patients are known."""
 
 import hashlib
 from collections import Counter
@@ -14,13 +14,13 @@ TRAIN_SHARE = 0.7
 
 @dataclass(frozen=True)
 class Item:
-    """A labelled file.
+    """A file with its label, patient and split.
 
     Attributes:
-        file: where it is.
-        key: its path relative to the data path, the same wherever the data are moved to.
+        file: its path.
+        key: its path relative to the data path, which stays the same when the data are moved.
         label: the name of its class.
-        patient: None where it is not known.
+        patient: its patient; None where that is not known.
         split: train, val, test, or None where it was not given.
         row: its row in the CSV file, counted from 1 with the header; 0 where there is none.
     """
@@ -34,10 +34,10 @@ class Item:
 
 
 def check_given(items: Sequence[Item]) -> None:
-    """Refuses unknown split names and a patient in two splits.
+    """Refuse unknown split names and a patient in two splits.
 
     Raises:
-        UserError: which counts the patients, and names a row rather than a patient.
+        UserError: the message counts the patients, and names rows instead of patients.
     """
     split_of: dict[str, Item] = {}
     leaking: dict[str, tuple[Item, Item]] = {}
@@ -62,7 +62,7 @@ def check_given(items: Sequence[Item]) -> None:
 
 
 def make_split(items: Sequence[Item], train_share: float = TRAIN_SHARE) -> list[str]:
-    """``train`` or ``test`` for each item: 70% of the patients of every class to train.
+    """Choose ``train`` or ``test`` for each item: 70% of the patients of every class to train.
 
     A patient, or a file where the patient is not known, goes to one side as a whole. Patients
     are taken class by class (a patient's class is the most frequent of its labels) in the order
@@ -84,20 +84,20 @@ def make_split(items: Sequence[Item], train_share: float = TRAIN_SHARE) -> list[
 
 
 def unit(item: Item) -> str:
-    """What must not be torn apart: the patient, or the file where the patient is not known."""
+    """The unit that stays on one side: the patient, or the file where the patient is not known."""
     return f"patient {item.patient}" if item.patient is not None else f"file {item.key}"
 
 
 def check_classes(train: Sequence[str], test: Sequence[str], tested: str = "test") -> None:
-    """Refuses a single class, and a class that is missing on one side.
+    """Refuse a single class, and a class that is missing on one side.
 
     Args:
         train: the label of each reference image.
         test: the label of each tested image.
-        tested: what that side is called, test or val.
+        tested: the name of the tested side, test or val.
 
     Raises:
-        UserError: which names the classes.
+        UserError: the message names the classes.
     """
     classes = sorted({*train, *test})
     if len(classes) < 2:

@@ -1,4 +1,4 @@
-"""What a person wants to know of their images, in a few lines."""
+"""A summary of images for a person, in a few lines."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _MOST_SHOWN = 4
 
 
 def duplicates(records: Sequence[Record]) -> list[list[Path]]:
-    """Files of the same content, in groups of two or more.
+    """Find files of the same content, in groups of two or more.
 
-    Samples of the bytes were hashed with the header; only files that agree in these are read.
+    Samples of their bytes were hashed when the headers were read; only files whose samples agree
+    are read as a whole.
     """
     alike: defaultdict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -34,10 +35,10 @@ def duplicates(records: Sequence[Record]) -> list[list[Path]]:
 
 
 def summary(records: Sequence[Record]) -> dict[str, str]:
-    """Lines about the images of some files, by their titles.
+    """The lines of a summary of some files, by their titles.
 
     Args:
-        records: all files, unusable ones too.
+        records: all files, including unusable ones.
     """
     refs = [ref for record in records for ref in record.refs]
     usable = sum(bool(record.refs) for record in records)
@@ -67,15 +68,17 @@ def summary(records: Sequence[Record]) -> dict[str, str]:
 
 
 def unusable(records: Iterable[Record]) -> list[tuple[int, str, Path]]:
-    """Why files cannot be used, the most frequent first: (files, reason, one of them)."""
+    """Reasons why files cannot be used, the most frequent first: (files, reason, one of them)."""
     groups: defaultdict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.unusable is not None:
             groups[re.sub(r"\d[\d,]*", "N", record.unusable)].append(record)
-    found = [
-        (len(group), group[0].unusable or "" if len(group) == 1 else reason, group[0].path)
-        for reason, group in groups.items()
-    ]
+    found = []
+    for reason, group in groups.items():
+        first = group[0]
+        if len(group) == 1:
+            reason = first.unusable or ""
+        found.append((len(group), reason, first.path))
     return sorted(found, key=lambda line: -line[0])
 
 
@@ -105,9 +108,10 @@ def _range(values: Iterable[float | None]) -> str:
     if not known:
         return "not known"
     low, high = min(known), max(known)
-    text = f"{low:.3g} mm" if f"{low:.3g}" == f"{high:.3g}" else (
-        f"{low:.3g} to {high:.3g} mm, {median(known):.3g} in the median"
-    )  # fmt: skip
+    if f"{low:.3g}" == f"{high:.3g}":
+        text = f"{low:.3g} mm"
+    else:
+        text = f"{low:.3g} to {high:.3g} mm, {median(known):.3g} in the median"
     return text + _unknown(len(every) - len(known))
 
 

@@ -1,8 +1,10 @@
 """The index as a Parquet file: one row an image, and one for a file that cannot be used.
 
-Any tool reads it (`pandas.read_parquet`, DuckDB, Polars). What is needed to continue it stands in
-the schema's metadata. It holds no identifier of a patient but salted keys, see `identity`; names
-of files and folders are in it as they are.
+Any tool reads it (`pandas.read_parquet`, DuckDB, Polars). What is needed to continue it is in the
+schema's metadata. Instead of identifiers of patients it holds salted keys, see `identity`; names of
+files and folders are in it as they are.
+
+Two columns of the file have an older name for an archive: `shard` and `shard_size`.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ _METADATA = b"dino_x.index"
 _TEXT, _NUMBER, _COUNT = pa.string(), pa.float64(), pa.int32()
 SCHEMA = pa.schema(
     [
-        ("path", _TEXT),  # below the source
+        ("path", _TEXT),  # relative to the source
         ("source", pa.dictionary(pa.int32(), _TEXT)),  # the folder
-        ("shard", pa.dictionary(pa.int32(), _TEXT)),  # the tar or Parquet file that it lies in
+        ("shard", pa.dictionary(pa.int32(), _TEXT)),  # the archive that it lies in
         ("offset", pa.int64()),  # in a tar, bytes from its beginning
         ("row_group", _COUNT),  # in a Parquet file
         ("row", _COUNT),  # of the row group
@@ -62,7 +64,7 @@ SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("mtime_ns", pa.int64()),
         ("shard_size", pa.int64()),
-        ("etag", _TEXT),  # what an object store says of the file's state
+        ("etag", _TEXT),  # how an object store identifies the file's state
         ("content", _TEXT),
         ("unusable", _TEXT),
     ]
@@ -71,12 +73,12 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Table:
-    """An index as it is kept.
+    """The content of an index.
 
     Attributes:
-        sources: the folders, absolute.
+        sources: the folders, as absolute paths.
         records: the files, sorted by path within each source.
-        reading: how files were read that leave it open.
+        reading: what the user said of files that do not say it themselves.
         complete: whether all files of the sources are in it.
         salt: `identity.fingerprint` of the salt that its keys were made with.
     """
@@ -93,7 +95,7 @@ def as_arrow(records: Iterable[Record], sources: Sequence[Path]) -> pa.Table:
 
     Args:
         records: the files; their paths lie below their sources.
-        sources: the folders that `Record.source` counts.
+        sources: the folders that `Record.source` is a number of.
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     appends = [column.append for column in columns.values()]
@@ -114,23 +116,23 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _place(record: Record, folder: Path) -> tuple[Any, ...]:
-    """Where a file is: the first columns of `SCHEMA`."""
+    """The place of a file: the values of the first columns of `SCHEMA`."""
     path = os.path.relpath(record.path, folder)
     if not isinstance(record.path, Member):
         return path, address(folder), None, None, None, None
     member = record.path
-    shard = path[: -len(member.name_inside) - 1]
+    archive = path[: -len(member.name_inside) - 1]
     if member.row_group < 0:
-        return path, address(folder), shard, member.offset, None, None
-    return path, address(folder), shard, None, member.row_group, member.row
+        return path, address(folder), archive, member.offset, None, None
+    return path, address(folder), archive, None, member.row_group, member.row
 
 
 def _row(record: Record, ref: ImageRef | None, place: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values of one row, in the order of `SCHEMA`."""
     file = record.file
-    shard_size = file.size if isinstance(record.path, Member) else None
+    archive_size = file.size if isinstance(record.path, Member) else None
     after = (
-        record.label, record.size, record.mtime_ns, shard_size, file.etag, record.content,
+        record.label, record.size, record.mtime_ns, archive_size, file.etag, record.content,
         record.unusable,
     )  # fmt: skip
     if ref is None:
@@ -175,7 +177,7 @@ def write_table(table: Table, path: Path) -> None:
 
 
 def read_table(path: Path) -> Table:
-    """Read an index.
+    """Read an index from its Parquet file.
 
     Raises: UserError if it cannot be opened, is damaged or is some other Parquet file.
     """
@@ -183,16 +185,18 @@ def read_table(path: Path) -> Table:
         with path.open("rb") as file:
             rows = pq.read_table(file)
     except pa.ArrowException:
-        raise UserError(f"{path} is no index or is damaged; remove it to make it anew") from None
+        raise UserError(
+            f"{path} is no index or is damaged; remove it, and it is made again"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or 'damaged'}") from None
     facts = _facts(rows, path)
     sources = tuple(as_path(source) for source in facts["sources"])
     number_of = {source: number for number, source in enumerate(facts["sources"])}
     columns = [_values(rows.column(name), name not in _UNIQUE) for name in SCHEMA.names]
-    shards: dict[tuple[Any, ...], Archive] = {}
+    archives: dict[tuple[Any, ...], Archive] = {}
     records = [
-        _record(list(of_file), sources, number_of, shards)
+        _record(list(of_file), sources, number_of, archives)
         for _, of_file in groupby(zip(*columns, strict=True), key=lambda row: (row[1], row[0]))
     ]
     reading = Reading(facts["slice_axis"], facts["modality"])
@@ -203,7 +207,7 @@ _UNIQUE = ("path", "content", "offset")
 
 
 def _values(column: pa.ChunkedArray, repeats: bool) -> list[Any]:
-    """The values of a column; of one that repeats them, each is one object in memory."""
+    """The values of a column; if it repeats them, equal values are one object in memory."""
     if not repeats:
         values: list[Any] = column.to_pylist()
         return values
@@ -217,7 +221,7 @@ def _values(column: pa.ChunkedArray, repeats: bool) -> list[Any]:
 
 @lru_cache(maxsize=4096)
 def _pair(low: float, high: float) -> tuple[float, float]:
-    """Both, as one object for all images that have them."""
+    """Both numbers, as one object for all images that have them."""
     return low, high
 
 
@@ -227,7 +231,7 @@ def _facts(rows: pa.Table, path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is a Parquet file, but no index made by `dino-x index`")
     facts: dict[str, Any] = json.loads(metadata[_METADATA])
     if facts["version"] != VERSION or rows.schema.names != SCHEMA.names:
-        raise UserError(f"{path} is an index of another version; remove it to make it anew")
+        raise UserError(f"{path} is an index of another version; remove it, and it is made again")
     return facts
 
 
@@ -235,20 +239,20 @@ def _record(
     rows: list[tuple[Any, ...]],
     sources: Sequence[Path],
     number_of: dict[str, int],
-    shards: dict[tuple[Any, ...], Archive],
+    archives: dict[tuple[Any, ...], Archive],
 ) -> Record:
-    """A file from its rows: the opposite of `_row`. Members of a shard have one object for it."""
+    """A file from its rows: the opposite of `_row`. Members of an archive share its object."""
     name, folder, inside, offset, row_group, row = rows[0][:6]
-    label, size, mtime_ns, shard_size, etag, content, unusable = rows[0][-7:]
+    label, size, mtime_ns, archive_size, etag, content, unusable = rows[0][-7:]
     source = number_of[folder]
     if inside is None:
         path = sources[source] / name
     else:
-        which = (source, inside, shard_size, mtime_ns, etag)
-        if which not in shards:
-            shards[which] = Archive(sources[source] / inside, shard_size, mtime_ns, etag)
+        which = (source, inside, archive_size, mtime_ns, etag)
+        if which not in archives:
+            archives[which] = Archive(sources[source] / inside, archive_size, mtime_ns, etag)
         place = (offset, size) if row_group is None else (-1, -1, row_group, row)
-        path, etag = Member(f"{folder}/{name}", shards[which], *place), None
+        path, etag = Member(f"{folder}/{name}", archives[which], *place), None
     refs = () if unusable is not None else tuple(_ref(row, path, source) for row in rows)
     return Record(path, source, size, mtime_ns, refs, unusable, content, label, etag)
 
@@ -280,11 +284,11 @@ def _ref(row: tuple[Any, ...], path: Path, source: int) -> ImageRef:
 
 
 def moved(record: Record, path: Path, source: int) -> Record:
-    """The record of a file, or of one in a shard, that is now called `path`, under `source`.
+    """The record of a file, or of a file in an archive, that has another path and source.
 
     Args:
         record: the file.
-        path: what it, or the shard that it lies in, is called.
+        path: the path of the file, or of the archive that it lies in.
         source: the number of the folder that it is found in.
     """
     if isinstance(record.path, Member):

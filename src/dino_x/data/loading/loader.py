@@ -1,7 +1,8 @@
 """Batches of canvases, decoded in threads or processes, in order, with unreadable images replaced.
 
-Images that the cache on disk holds are copied from it straight into the batch, a share of it a
-thread. All others are a task each: decoded, kept in the cache if it takes them, in memory if not.
+Images that the disk cache holds are copied from it straight into the batch; each thread copies a
+share of them. Every other image is a task: it is decoded, and kept in the disk cache, or in memory
+if the disk cache does not take it.
 """
 
 from __future__ import annotations
@@ -10,25 +11,24 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import TracebackType
 
 import numpy as np
 import torch
 
-from dino_x.data.canvas.canvas import Canvas, CanvasCache, CanvasForm, make_canvas
+from dino_x.data.canvas.canvas import Canvas, CanvasCache, CanvasForm, make_canvas, to_unit
 from dino_x.data.canvas.store import CanvasStore
 from dino_x.data.image import ImageRef, Unreadable
 from dino_x.data.index.index import UNREADABLE_SHARE, Index, Skipped
 from dino_x.data.loading.neighbours import neighbours, read_slices
 from dino_x.data.readers import registry
 from dino_x.data.readers.decoding import Decoding
-from dino_x.data.storage.member import any_remote, fetched, rows_in_row_groups
+from dino_x.data.storage.member import any_remote, at_hand, rows_in_row_groups
 from dino_x.errors import UserError
 
-# A share says little about few images: fewer unreadable ones than this are never an error.
+# A share says little about few images: fewer unreadable images than this are never an error.
 _ERROR_FROM = 10
 
-# So many unreadable rows one after another are a lost disk, not a few broken files.
+# This many unreadable rows one after another are a lost disk, not a few broken files.
 _LONGEST_REPLACEMENT = 1000
 
 _FILLED_AT_A_TIME = 64
@@ -41,9 +41,9 @@ class Canvases:
     Attributes:
         pixels: float32 [n, C, S, S] in [0, 1].
         aspect: float32 [n], height / width of each image before it became a square.
-        size_mm: float32 [n, 2], its height and width in mm, not-a-number if unknown; None if all
-            are.
-        hounsfield: bool [n], whether 0 to 1 is `CT_RANGE` (data/windowing.py); None if none is.
+        size_mm: float32 [n, 2], height and width of each image in mm, NaN if they are unknown;
+            None if they are unknown for all.
+        hounsfield: bool [n], whether 0 to 1 is `windowing.CT_RANGE`; None if that is so for none.
     """
 
     pixels: torch.Tensor
@@ -54,7 +54,7 @@ class Canvases:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A canvas, and the rows that were tried before it and could not be read."""
+    """A canvas, and the rows that were tried before it and are unreadable, with the reasons."""
 
     canvas: Canvas
     unreadable: tuple[tuple[int, str], ...] = ()
@@ -62,13 +62,21 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Started:
-    """A batch on its way: what it will be, and the tasks that make it."""
+    """A batch that is being made.
+
+    Attributes:
+        rows: int [n], the rows of its images.
+        pixels: float32 [n, C, S, S], filled by the tasks.
+        copied: bool [n], which images are copied from the disk cache.
+        copies: the tasks that copy.
+        loads: the tasks that load the other images, by row.
+    """
 
     rows: np.ndarray
     pixels: np.ndarray
-    copied: np.ndarray  # bool, which places are copied from the cache on disk
+    copied: np.ndarray
     copies: list[Future[None]]
-    loads: dict[int, Future[_Loaded]]  # by row
+    loads: dict[int, Future[_Loaded]]
 
 
 class Loader:
@@ -79,12 +87,12 @@ class Loader:
 
     Args:
         index: the images.
-        form: of their canvases.
+        form: how their canvases are made.
         cache_bytes: canvases up to this many bytes are kept in memory.
-        workers: threads that decode, or have a process that does, at least 1.
-        fetches: images that are fetched from an object store at a time: while a fetch waits for
-            the store, others do, too. Twice as many are on their way ahead of what is asked for.
-        store: the cache on disk, of the same images and form; closed with the loader.
+        workers: number of threads that decode, or have a process that decodes; at least 1.
+        fetches: number of images that are fetched from an object store at a time. Twice as many
+            are fetched ahead of the batch that is asked for.
+        store: the disk cache of the same images and form; closed with the loader.
         decoding: where images are decoded; closed with the loader.
     """
 
@@ -120,13 +128,13 @@ class Loader:
         Args:
             indices: row numbers, int [n], n >= 1.
 
-        Raises: UserError if more than 1 in 10 of the images seen so far (and at least 10) were
+        Raises: UserError if more than 1 in 10 of the images seen so far, and at least 10, were
             unreadable.
         """
         return self._finish(self._start(indices))
 
     def prefetch(self, batches: Iterable[np.ndarray]) -> Iterator[Canvases]:
-        """`batch` for each of `batches`, in order, with the next one read meanwhile."""
+        """Give `batch` of each of `batches` in order, and read the next one meanwhile."""
         started: deque[_Started] = deque()
         try:
             for indices in self._fetching_ahead(batches):
@@ -146,7 +154,7 @@ class Loader:
             self._fetched.clear()
 
     def _fetching_ahead(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The batches, with the encoded images of later ones on their way from their store."""
+        """The batches; the encoded images of later ones are being fetched from their store."""
         ahead: deque[np.ndarray] = deque()
         for indices in batches:
             self._fetch(indices)
@@ -156,30 +164,40 @@ class Loader:
         yield from ahead
 
     def _fetch(self, indices: np.ndarray) -> None:
-        """Begin to fetch images of an object store that are not kept anywhere here."""
+        """Begin to fetch images from an object store, except those that are in a cache."""
         if not self._fetches:
             return
         for row in map(int, indices):
-            here = self.cache.get(row) is not None or (self.store and self.store.holds(row))
-            if row not in self._fetched and not here:
+            if row not in self._fetched and not self._is_kept(row):
                 self._fetched[row] = self._fetch_pool.submit(self._encoded, row)
 
+    def _is_kept(self, row: int) -> bool:
+        """Whether the canvas of a row is in memory or in the disk cache."""
+        if self.cache.get(row) is not None:
+            return True
+        return self.store is not None and self.store.holds(row)
+
     def _encoded(self, row: int) -> list[ImageRef]:
-        """What is read for a row, in 2.5D three images, with their bytes at hand."""
-        rows = [row] if self._slices is None else self._slices[row]
-        refs = {int(i): self.index.rows[i] for i in rows}
-        held = {i: replace(ref, path=fetched(ref.path)) for i, ref in refs.items()}
-        return [held[int(i)] for i in rows]
+        """The images that are read for a row, with their bytes at hand."""
+        refs = self._refs(row)
+        held = {ref: at_hand(ref) for ref in dict.fromkeys(refs)}
+        return [held[ref] for ref in refs]
+
+    def _refs(self, row: int) -> list[ImageRef]:
+        """The images that are read for a row: one, and in 2.5D three."""
+        if self._slices is None:
+            return [self.index.rows[row]]
+        return [self.index.rows[i] for i in self._slices[row]]
 
     def fill(self, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Keep images of Parquet files in the cache on disk, in the order in which they lie there.
+        """Keep images of Parquet files in the disk cache, in the order in which they lie there.
 
         In a random order a whole row group would be read for each of them.
 
         Args:
             on_progress: called with (done, total).
 
-        Raises: UserError as of `batch`.
+        Raises: UserError as `batch` does.
         """
         if self.store is None:
             return
@@ -194,7 +212,7 @@ class Loader:
                 on_progress(start + len(rows), len(left))
 
     def close(self) -> None:
-        """Stop the threads; what was started and not finished is dropped."""
+        """Stop the threads; tasks that have not begun are dropped."""
         self._fetch_pool.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self.decoding.close()
@@ -204,39 +222,36 @@ class Loader:
     def __enter__(self) -> Loader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _start(self, indices: np.ndarray) -> _Started:
+        """Start the tasks that make a batch."""
         rows = np.asarray(indices)
         form = self.form
         pixels = np.empty((len(rows), form.channels, form.side, form.side), dtype=np.float32)
         copied = np.zeros(len(rows), dtype=bool) if self.store is None else self.store.ready(rows)
         places = np.flatnonzero(copied)
-        copies = [
-            self._pool.submit(self._copy, rows, share, pixels)
-            for share in np.array_split(places, min(self.workers, len(places)) or 1)
-            if len(share)
-        ]
-        left = dict.fromkeys(int(row) for row in rows[~copied])  # in order; repeated rows once
+        copies = []
+        for share in np.array_split(places, min(self.workers, len(places)) or 1):
+            if len(share):
+                copies.append(self._pool.submit(self._copy, rows, share, pixels))
+        left = dict.fromkeys(rows[~copied].tolist())  # in order; repeated rows once
         self._fetch(rows[~copied])
-        loads = {
-            row: self._pool.submit(self._load, row, self._fetched.pop(row, None)) for row in left
-        }
+        loads = {}
+        for row in left:
+            fetch = self._fetched.pop(row, None)
+            loads[row] = self._pool.submit(self._load, row, fetch)
         return _Started(rows, pixels, copied, copies, loads)
 
     def _copy(self, rows: np.ndarray, places: np.ndarray, pixels: np.ndarray) -> None:
-        """Some places of a batch from the cache on disk. Runs in a thread."""
+        """Copy images from the disk cache into their places in a batch. Runs in a thread."""
         assert self.store is not None
         for place in places:
             self.store.copy_to(rows[place], pixels[place])
 
     def _finish(self, batch: _Started) -> Canvases:
+        """Wait for the tasks of a batch and put it together."""
         for copy in batch.copies:
             copy.result()
         loaded = {row: future.result() for row, future in batch.loads.items()}
@@ -252,7 +267,7 @@ class Loader:
             hounsfield[batch.copied] = self.store.hounsfield[rows]
         for place in np.flatnonzero(~batch.copied):
             canvas = loaded[int(batch.rows[place])].canvas
-            np.divide(canvas.pixels, np.float32(65535), out=batch.pixels[place])
+            to_unit(canvas.pixels, batch.pixels[place])
             aspect[place], hounsfield[place] = canvas.aspect, canvas.hounsfield
             if canvas.size_mm is not None:
                 size_mm[place] = canvas.size_mm
@@ -264,7 +279,7 @@ class Loader:
         )
 
     def _load(self, row: int, fetch: Future[list[ImageRef]] | None = None) -> _Loaded:
-        """The canvas of a row or of the next one that can be read. Runs in a thread."""
+        """The canvas of a row, or of the next row that can be read. Runs in a thread."""
         if (kept := self.cache.get(row)) is not None:
             return _Loaded(kept)
         unreadable: list[tuple[int, str]] = []
@@ -281,24 +296,21 @@ class Loader:
                     return _Loaded(canvas, tuple(unreadable))
             unreadable.append((candidate, reason))
         raise UserError(
-            f"{tries} images in a row cannot be read any more, from "
+            f"{tries} images one after another cannot be read any more, from "
             f"{self.index.rows[row].path}: {unreadable[0][1]}; is their disk still there?"
         )
 
     def _canvas(self, row: int, asked_for: int, refs: list[ImageRef] | None) -> Canvas:
-        """From the cache on disk, or decoded, and then kept. Raises Unreadable."""
+        """The canvas of a row: from the disk cache, or decoded and then kept. Raises Unreadable."""
         if self.store is not None and (kept := self.store.get(row)) is not None:
             return kept
-        if refs is None:  # not fetched ahead
-            rows = [row] if self._slices is None else self._slices[row]
-            refs = [self.index.rows[i] for i in rows]
-        canvas = self.decoding.run(decoded, refs, self.form)
+        canvas = self.decoding.run(decoded, refs or self._refs(row), self.form)
         if self.store is None or not self.store.put(row, canvas):
             self.cache.put(asked_for, canvas)
         return canvas
 
     def _account(self, loaded: dict[int, _Loaded]) -> None:
-        """List what was unreadable in this batch, once each; stop if it is too much."""
+        """List the images of a batch that were unreadable; raise UserError if they are too many."""
         for row, result in loaded.items():
             self._seen.add(row)
             for bad, reason in result.unreadable:
@@ -316,7 +328,7 @@ class Loader:
 
 
 def decoded(refs: Sequence[ImageRef], form: CanvasForm) -> Canvas:
-    """The canvas of one image; in 2.5D of a slice and its neighbours. Raises Unreadable."""
+    """Decode one image, in 2.5D a slice and its neighbours, to a canvas. Raises Unreadable."""
     if form.slices == 3:
         return make_canvas(read_slices(refs), form)
     image = registry.read(refs[0])

@@ -1,11 +1,11 @@
 """2.5D: a slice with the one before and the one after it, as the three channels of an image.
 
 Neighbours are found within a series by position along its normal, never by file name or order. At
-the ends of a volume the last slice repeats. An image that is not one of a stack of slices (a film,
-or a series that says no positions) repeats itself.
+the ends of a volume the last slice repeats. An image that is not in a stack of slices (a film, or a
+series without positions) repeats itself.
 
-A volume whose slices are not evenly spaced is refused: its neighbours would be now 1 mm and now
-10 mm away, and a gap often means that a slice is missing. It can be used in 2D.
+A volume whose slices are not evenly spaced is refused: some neighbours would be 1 mm away and
+others 10 mm, and a gap often means that a slice is missing. It can be used in 2D.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dino_x.data.canvas.canvas import LUMA
 from dino_x.data.image import Image, ImageRef, Unreadable
 from dino_x.data.index.index import Index, Skipped
+from dino_x.data.preparation import to_grey
 from dino_x.data.readers import registry
 from dino_x.errors import UserError
 
@@ -31,11 +31,11 @@ UNLIKE = "2.5D needs slices of one size; data.slices=1 uses this volume in 2D"
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For n images.
+    """The neighbours of n images.
 
     Attributes:
         triples: int64 [n, 3], the rows before, of, and after each image.
-        refused: why, by row, for images of volumes that cannot be used in 2.5D.
+        refused: the reason, by row, for images of volumes that cannot be used in 2.5D.
     """
 
     triples: np.ndarray
@@ -43,11 +43,11 @@ class Neighbours:
 
 
 def neighbours(rows: Sequence[ImageRef]) -> Neighbours:
-    """The slices next to each image, by `series` and `position_mm`.
+    """Find the slices next to each image, by `series` and `position_mm`.
 
-    A volume is refused if one of its slices has no position while others have, if two are at one
-    place, if a gap differs from the median gap by more than `SPACING_TOLERANCE` of it, or if the
-    slices are not all of one size.
+    A volume is refused if only some of its slices have a position, if two are at one place, if a
+    gap differs from the median gap by more than `SPACING_TOLERANCE` of it, or if its slices differ
+    in size.
     """
     triples = np.repeat(np.arange(len(rows))[:, None], 3, axis=1)
     refused: dict[int, str] = {}
@@ -70,6 +70,7 @@ def neighbours(rows: Sequence[ImageRef]) -> Neighbours:
 
 
 def _unusable(slices: Sequence[ImageRef]) -> str | None:
+    """The reason why a volume cannot be used in 2.5D, or None if it can."""
     if any(ref.position_mm is None for ref in slices):
         return UNPLACED
     gaps = np.diff(np.sort(np.array([ref.position_mm for ref in slices], dtype=np.float64)))
@@ -82,7 +83,9 @@ def _unusable(slices: Sequence[ImageRef]) -> str | None:
 
 
 def refuse_uneven(index: Index) -> int:
-    """Take volumes that cannot be used in 2.5D out of an index and list them; how many images.
+    """Take volumes that cannot be used in 2.5D out of an index, and list them as skipped.
+
+    Returns: the number of images taken out.
 
     Raises: UserError if nothing is left.
     """
@@ -90,11 +93,8 @@ def refuse_uneven(index: Index) -> int:
     if refused and len(refused) == len(index):
         row, reason = next(iter(refused.items()))
         raise UserError(f"no image is left to train on; {index.rows[row].path}: {reason}")
-    listed = dict.fromkeys((index.rows[row].path, reason) for row, reason in refused.items())
-    index.skipped = sorted(
-        [*index.skipped, *(Skipped(path, reason) for path, reason in listed)],
-        key=lambda skip: skip.path,
-    )
+    listed = dict.fromkeys(Skipped(index.rows[row].path, why) for row, why in refused.items())
+    index.skipped = sorted([*index.skipped, *listed], key=lambda skip: skip.path)
     index.rows = [ref for row, ref in enumerate(index.rows) if row not in refused]
     return len(refused)
 
@@ -103,23 +103,18 @@ def read_slices(refs: Sequence[ImageRef]) -> Image:
     """A slice and its neighbours as one image of three channels, each slice grey.
 
     Args:
-        refs: the slice before, the slice, the one after; the same one repeated is read once.
+        refs: the slice before, the slice, and the slice after; a repeated one is read once.
 
-    Returns: pixels [3, H, W] in the slice's own window and modality, so that equal values are
-        equal in all three.
+    Returns: pixels [3, H, W] with the window and modality of the middle slice, so that a value
+        means the same in all three.
 
     Raises:
         Unreadable: if any of them cannot be decoded or is not as large as the header said.
     """
     read = {ref: registry.read(ref) for ref in dict.fromkeys((refs[1], *refs))}
     middle = read[refs[1]]
-    planes = [_grey(read[ref].pixels) for ref in refs]
+    planes = [to_grey(read[ref].pixels)[0] for ref in refs]
     if any(plane.shape != planes[1].shape for plane in planes):
         raise Unreadable("a neighbouring slice has another size than its header says")
     spacing = middle.spacing_mm or refs[1].spacing_mm
     return replace(middle, pixels=np.stack(planes), spacing_mm=spacing)
-
-
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    """Pixels [C, H, W] as [H, W]."""
-    return pixels[0] if len(pixels) == 1 else np.tensordot(LUMA, pixels, axes=1)

@@ -1,8 +1,9 @@
 """Which images make up a batch: a pure function of the seed and the step.
 
-Slices next to each other are near duplicates, and so, less, are images of one patient. In one batch
-they are what KoLeo pushes apart and what Sinkhorn-Knopp spreads over different prototypes. Where
-patients or series are known, a step therefore holds as few images of each as there can be.
+Slices next to each other are near duplicates; images of one patient are alike, too, if less so. In
+one batch KoLeo would push them apart, and Sinkhorn-Knopp would spread them over different
+prototypes. Where patients or series are known, a step therefore holds as few images of each as
+possible.
 
 n images, B in an effective batch, T steps in an epoch.
 """
@@ -22,15 +23,15 @@ from dino_x.randomness import generator
 
 @dataclass(frozen=True, eq=False)
 class Strata:
-    """What is known of n images that decides which of them come together.
+    """What is known of n images and decides which of them come together in a step.
 
     Attributes:
         rows: int64 [n], all images, those of a series beside each other in the order of their
             positions, and the series of a patient beside each other.
         start: int64 [G], where each series begins in `rows`.
-        size: int64 [G], how many images it has.
-        patient: int64 [G], the number of its patient.
-        draws: int64 [sources], images drawn of each source in n; None: all, once.
+        size: int64 [G], the number of images of each series.
+        patient: int64 [G], the number of each series' patient.
+        draws: int64 [sources], images drawn from each source in n; None: every image once.
         members: the images of each source, if there are `draws`.
     """
 
@@ -44,8 +45,8 @@ class Strata:
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """All images with those of a patient, and of a series, beside each other; int64 [n].
 
-        Patients and their series come in random order. A series keeps its own, so that what is
-        far apart here is far apart in the patient.
+        Patients and their series come in random order. Within a series the order is kept, so that
+        images far apart in the result are far apart in the patient.
         """
         patients = rng.permutation(int(self.patient.max()) + 1)
         series = rng.random(len(self.start))
@@ -56,12 +57,12 @@ class Strata:
 
 
 def strata_of(rows: Sequence[ImageRef], weights: str | Sequence[float] = "size") -> Strata | None:
-    """Patients, series and sources of the images, or None if nothing is known that matters.
+    """The patients, series and sources of images, or None if nothing is known that matters.
 
     Args:
         rows: n images.
         weights: of the sources: "size" (as many as they have), "equal", or a number for each.
-            A source without images has no say.
+            The weight of a source without images does not count.
 
     Raises: ValueError if no source with images has a weight above 0.
     """
@@ -89,7 +90,7 @@ def strata_of(rows: Sequence[ImageRef], weights: str | Sequence[float] = "size")
 def _draws(
     source: np.ndarray, weights: str | Sequence[float]
 ) -> tuple[np.ndarray | None, tuple[np.ndarray, ...]]:
-    """Images drawn of each source in n, and which it has; None where that is all of them once."""
+    """Images drawn from each source in n, and the images of each; None for every image once."""
     present, counts = np.unique(source, return_counts=True)
     if weights == "size" or len(present) == 1:
         return None, ()
@@ -100,19 +101,21 @@ def _draws(
     draws = np.maximum(np.floor(exact).astype(np.int64), share > 0)
     for place in np.argsort(draws - exact, kind="stable"):  # largest remainders first
         draws[place] += (draws.sum() < len(source)) & (share[place] > 0)
-    draws[np.argmax(draws)] -= draws.sum() - len(source)  # what sources of next to no weight took
+    draws[np.argmax(draws)] -= draws.sum() - len(source)  # sources of tiny weight took too many
     members = tuple(np.flatnonzero(source == number) for number in present)
-    return (None, ()) if (draws == counts).all() else (draws, members)
+    if (draws == counts).all():
+        return None, ()
+    return draws, members
 
 
 def sample_indices(
     seed: int, step: int, effective_batch: int, images: int, strata: Strata | None = None
 ) -> np.ndarray:
-    """The images of one optimizer step, by counted randomness.
+    """The images of one optimizer step, as a pure function of the seed and the step.
 
     Without `strata`, a run's images are one endless sequence: a permutation of all images for
-    epoch 0, another for epoch 1, and so on. Batch `step` is positions [step * B, (step + 1) * B)
-    of it, so every image comes once an epoch whatever B is; B may be larger than n.
+    epoch 0, another for epoch 1, and so on. Batch `step` is [step * B, (step + 1) * B) of that
+    sequence, so every image comes once an epoch whatever B is; B may be larger than n.
 
     With `strata`, an epoch is the T steps that begin in it, and each of them holds at most
     ceil(m / T) of the m images that a patient, or a series, has in the epoch. Every image still
@@ -124,7 +127,7 @@ def sample_indices(
         step: the optimizer step, from 0.
         effective_batch: B, images a step.
         images: n, images in the data set.
-        strata: what is known of them.
+        strata: what is known of the images, see `strata_of`.
 
     Returns: row numbers, int64 [B]. The same arguments always give the same numbers.
 
@@ -169,11 +172,11 @@ def _steps(strata: Strata, seed: int, epoch: int, effective_batch: int) -> np.nd
     """The images of all steps that begin in an epoch, int64 [T, B].
 
     The epoch's images are laid in a row with those of a patient, and of a series, beside each
-    other, and dealt out to the T steps in turn, as cards are: m neighbours in the row go to steps
-    that differ as long as m <= T, and otherwise to each step floor(m / T) or ceil(m / T) of them.
+    other, and dealt out to the T steps in turn, as cards are. Of m neighbours in the row each step
+    gets floor(m / T) or ceil(m / T), that is, none or one if m <= T.
 
-    T * B images are needed. Those that the step before the epoch took ahead are left out, and the
-    last step's share of the next epoch is added: both spread evenly over the patients.
+    T * B images are needed. Images that the step before the epoch took ahead are left out, and the
+    last step's share of the next epoch is added; both are spread evenly over the patients.
     """
     images = len(strata.rows)
     length = images * math.ceil(effective_batch / images)
@@ -191,7 +194,7 @@ def _steps(strata: Strata, seed: int, epoch: int, effective_batch: int) -> np.nd
 
 
 def _counts(strata: Strata, seed: int, epoch: int, length: int) -> np.ndarray:
-    """How often each image comes in an epoch of `length`, n or a multiple of it: int64 [n]."""
+    """How often each image comes in an epoch of `length`, a multiple of n: int64 [n]."""
     images = len(strata.rows)
     if strata.draws is None:
         return np.full(images, length // images)

@@ -1,8 +1,8 @@
-"""What a compressed image says of its own size, before a decoder believes it.
+"""Checks of a compressed image's own header, before a decoder believes it.
 
-The decoders are C code that allocates what a codestream asks for. A damaged one asks for the memory
-of 60,000 x 60,000 pixels, or makes GDCM end the process. So its size must be that of the header,
-and its few other numbers possible.
+The decoders are C code that allocates what a codestream asks for. A damaged codestream asks for the
+memory of 60,000 x 60,000 pixels, or makes GDCM end the process. So its size must be the size in the
+file's header, and its few other numbers must be possible.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def check_codestream(file: BinaryIO, offset: int, length: int, rows: int, column
     """Raise Unreadable for a codestream of another size than the header says.
 
     Args:
-        file: where it is in; its position changes.
-        offset: where it begins.
-        length: bytes of it that are there.
-        rows: of the frame, by the header.
-        columns: of the frame, by the header.
+        file: the file that holds the codestream; its position changes.
+        offset: where the codestream begins.
+        length: the number of its bytes that are there.
+        rows: rows of the frame, by the file's header.
+        columns: columns of the frame, by the file's header.
 
     Source: ISO/IEC 15444-1 A.5.1 (SIZ); ISO/IEC 10918-1 B.2.2 and 14495-1 C.2.2 (SOF).
     """
@@ -48,25 +48,26 @@ def check_codestream(file: BinaryIO, offset: int, length: int, rows: int, column
 
 
 def _j2k_size(segment: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of a SIZ segment, which begins behind its marker."""
+    """The (rows, columns) in a SIZ segment without its marker; None if it is not valid."""
     if len(segment) < 38:
         return None
     right, bottom, left, top, wide, high, across, down = (
         int.from_bytes(segment[4 + 4 * i : 8 + 4 * i], "big") for i in range(8)
     )
     components = int.from_bytes(segment[36:38], "big")
-    known = int.from_bytes(segment[:2], "big") == 38 + 3 * components
-    if not known or not 1 <= components <= 4 or not (wide and high):
+    of_known_length = int.from_bytes(segment[:2], "big") == 38 + 3 * components
+    if not of_known_length or not 1 <= components <= 4 or not (wide and high):
         return None
     if not (left < right and top < bottom and across <= left and down <= top):
         return None
-    if -(-(right - across) // wide) * -(-(bottom - down) // high) > _MOST_TILES:
+    tiles_across, tiles_down = -(-(right - across) // wide), -(-(bottom - down) // high)
+    if tiles_across * tiles_down > _MOST_TILES:
         return None
     return bottom - top, right - left
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of the first frame of a JPEG or JPEG-LS stream."""
+    """The (rows, columns) of the first frame of a JPEG or JPEG-LS stream; None if there is none."""
     at = 2
     while at + 9 <= len(data):
         if data[at] != 0xFF:
@@ -81,7 +82,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
             components = data[at + 9] if at + 9 < len(data) else 0
             if not 1 <= components <= 4:
                 return None
-            rows, columns = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
+            rows = int.from_bytes(data[at + 5 : at + 7], "big")
+            columns = int.from_bytes(data[at + 7 : at + 9], "big")
             return rows, columns
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         if length < 2:

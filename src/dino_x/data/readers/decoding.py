@@ -1,8 +1,8 @@
 """Where images are decoded: in this process, or in others that a crash of a decoder may end.
 
-Decoders are native code. What crashes there, or is killed for its memory, takes its process along:
-this one and with it the run, or one that can be started anew. Each thread that asks has a process
-of its own, so that it is known which image one died of.
+Decoders are native code. A crash in one, or a kill for its memory, ends its process: this one and
+with it the run, or another one, which is then started again. Each thread has a decoding process of
+its own, so that it is known which image the process died of.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
-from types import TracebackType
 from typing import Any, TypeVar
 
 from dino_x.data.image import Unreadable
@@ -28,42 +27,37 @@ DIED = "decoding it ends the process that does, each time"
 
 
 class Decoding:
-    """In the thread that asks."""
+    """Decodes images in the thread that asks for them."""
 
     def run(self, work: Callable[..., T], *arguments: Any) -> T:
-        """What a function returns that decodes an image.
+        """Call a function that decodes an image and return its result.
 
-        Raises: what it raises; Unreadable if no process survives it.
+        Raises: what the function raises; Unreadable if no process survives it.
         """
         return work(*arguments)
 
     def close(self) -> None:
-        """End what was started."""
+        """End the processes that were started, if there are any."""
 
     def __enter__(self) -> Decoding:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 class InProcesses(Decoding):
-    """In a process for each thread that asks; function, arguments and result are sent."""
+    """Decodes images in a process for each thread; function, arguments and result are pickled."""
 
     def __init__(self) -> None:
-        # Forked from a server that has imported what they need: a new one takes no second.
+        # Processes are forked from a server that has imported what they need, so they start fast.
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload(["dino_x.data.loading.loader"])
         self._own = threading.local()
         self._started: list[ProcessPoolExecutor] = []
 
     def run(self, work: Callable[..., T], *arguments: Any) -> T:
-        """See `Decoding.run`.
+        """Call a function in this thread's process, see `Decoding.run`.
 
         Raises: UserError if no process can be started.
         """
@@ -75,38 +69,39 @@ class InProcesses(Decoding):
         raise Unreadable(DIED)
 
     def close(self) -> None:
-        """End the processes; what they are decoding is finished first."""
+        """End the processes once they have finished the images that they are decoding."""
         for process in self._started:
             process.shutdown(wait=True, cancel_futures=True)
 
     def _process(self) -> ProcessPoolExecutor:
-        """The process of this thread."""
-        process: ProcessPoolExecutor | None = getattr(self._own, "process", None)
-        for _ in range(0 if process else STARTS):
+        """The process of this thread, started if there is none."""
+        if getattr(self._own, "process", None) is None:
+            self._own.process = self._new_process()
+        process: ProcessPoolExecutor = self._own.process
+        return process
+
+    def _new_process(self) -> ProcessPoolExecutor:
+        for _ in range(STARTS):
             process = ProcessPoolExecutor(1, self._context, _start)
             self._started.append(process)
             try:
-                process.submit(os.getpid).result()  # so that no image is blamed for this
+                process.submit(os.getpid).result()  # so that no image is blamed for a failed start
             except BrokenProcessPool:
-                process = None
                 continue
-            break
-        if process is None:
-            raise UserError(
-                "processes that decode images cannot be started; is there memory left?"
-                " data.decode_in=threads needs none"
-            )
-        self._own.process = process
-        return process
+            return process
+        raise UserError(
+            "processes that decode images cannot be started; is there memory left?"
+            " data.decode_in=threads needs none"
+        )
 
 
 def decoding_in(where: str) -> Decoding:
-    """For ``data.decode_in``: threads or processes."""
+    """The decoding that ``data.decode_in`` names: "threads" or "processes"."""
     return InProcesses() if where == "processes" else Decoding()
 
 
 def _start() -> None:
-    """Leave signals to the process that has started this one, and end with it."""
+    """Ignore signals, which are for the process that started this one, and end with it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -5,7 +5,7 @@
   larger is brighter in every image.
 - YBR becomes RGB; palettes become RGB, of 16 bits where their entries are.
 - Files without preamble, without meta header, implicit, big-endian or deflated are read.
-- Which elements are looked at is in `dicom_header`; only keys of patient and series leave it.
+- `dicom_header` says which elements are read; only keys of patient and series leave it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _PLUGINS: dict[str, str] = {
 
 
 def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
-    """The frames of a file, from its header and the length of its pixels. Raises Unreadable."""
+    """Find the frames of a file, from its header and its length. Raises Unreadable."""
     try:
         header = read_header(path)
         check_count(header.frames)
@@ -139,7 +139,7 @@ def _to_image(stored: np.ndarray, header: Header, frame: int) -> Image:
 
 
 def _rescale(header: Header, frame: int) -> Dataset:
-    """The elements that `apply_modality_lut` needs, as they hold for one frame, if any."""
+    """The elements that `apply_modality_lut` needs for one frame; empty if there are none."""
     rescale = Dataset()
     rescale.file_meta = header.elements.file_meta
     if lut := header.elements.get("ModalityLUTSequence"):
@@ -152,17 +152,19 @@ def _rescale(header: Header, frame: int) -> Dataset:
 
 
 def _slope_intercept(header: Header, frame: int) -> tuple[float | None, float | None]:
-    """Both, as they hold for one frame; neither where there is a table instead."""
+    """The slope and intercept of one frame; (None, None) if it has none, or a table instead."""
     if header.elements.get("ModalityLUTSequence"):
         return None, None
     group = "PixelValueTransformationSequence"
     slope = _number(header.of_frame(frame, group, "RescaleSlope"))
     intercept = _number(header.of_frame(frame, group, "RescaleIntercept"))
-    return (slope, intercept) if slope is not None and intercept is not None else (None, None)
+    if slope is None or intercept is None:
+        return None, None
+    return slope, intercept
 
 
 def _file_window(header: Header, frame: int) -> tuple[float, float] | None:
-    """(low, high) of the file's first window, or None where it has no valid one."""
+    """The (low, high) of the file's first window, or None if it has no valid one."""
     group = "FrameVOILUTSequence"
     center = _number(header.of_frame(frame, group, "WindowCenter"))
     width = _number(header.of_frame(frame, group, "WindowWidth"))
@@ -173,7 +175,7 @@ def _file_window(header: Header, frame: int) -> tuple[float, float] | None:
 
 
 def _spacing(header: Header, frame: int) -> tuple[float, float] | None:
-    """(row, column) spacing in mm: in the patient, else at the detector."""
+    """The (row, column) spacing in mm: in the patient, else at the detector; None if unknown."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         sizes = header.of_frame(frame, "PixelMeasuresSequence", keyword)
         try:

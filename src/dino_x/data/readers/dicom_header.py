@@ -1,6 +1,6 @@
-"""The header of a DICOM file: what is looked at, and what is refused before anything is decoded.
+"""The header of a DICOM file: what is read of it, and what is refused before it is decoded.
 
-Only the elements of `_ELEMENTS` are looked at, and none of them identifies a patient. Those of
+Only the elements of `_ELEMENTS` are read, and none of them identifies a patient. The elements of
 `_IDENTIFIERS` become salted keys here and go no further.
 """
 
@@ -89,21 +89,21 @@ _IDENTIFIERS: list[BaseTag | int] = [
 _PIXEL_DATA = frozenset(
     int(Tag(keyword)) for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 )
-# What a deflated file may inflate to, in bytes; it is inflated as a whole for each frame.
+# A deflated file may inflate to this many bytes; it is inflated as a whole for each frame.
 _MOST_INFLATED = 200_000_000
 _VRS = {b"AE", b"AS", b"CS", b"DA", b"DT", b"IS", b"LO", b"OB", b"PN", b"SH", b"TM", b"UI", b"UL"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file's header says.
+    """The header of a file.
 
     Attributes:
-        elements: those of `_ELEMENTS` that the file has.
-        syntax: what the pixels are encoded in.
-        rows: of each frame.
-        columns: of each frame.
-        frames: at least 1.
+        elements: the elements of `_ELEMENTS` that the file has.
+        syntax: the transfer syntax of the pixels.
+        rows: rows of each frame.
+        columns: columns of each frame.
+        frames: number of frames, at least 1.
         patient: the patient's key, or None.
         series: the series' key, or None.
         explicit: whether the pixel element names its value representation.
@@ -127,7 +127,7 @@ class Header:
         return self.elements.get("SharedFunctionalGroupsSequence")
 
     def of_frame(self, frame: int, group: str, keyword: str) -> Any:
-        """A value as it holds for one frame: the frame's own, else all frames', else the file's."""
+        """The value for one frame: the frame's own, else that of all frames, else the file's."""
         for groups, item in ((self._groups_by_frame, frame), (self._shared_groups, 0)):
             if groups and item < len(groups) and groups[item].get(group):
                 own = groups[item].get(group)[0].get(keyword)
@@ -156,7 +156,10 @@ def is_dicom(head: bytes) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """Read a file up to its pixel data, and check that all of the pixel data is there."""
+    """Read a file up to its pixel data, and check that all of the pixel data is there.
+
+    Raises: Unreadable.
+    """
     try:
         with path.open("rb") as file:
             elements, offset, length = _elements(file)
@@ -180,9 +183,9 @@ def read_header(path: Path) -> Header:
 
 
 def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
-    """The wanted elements, and where the pixel data's element begins and how long it says it is.
+    """The wanted elements, where the element of the pixel data begins, and the length it states.
 
-    The last two mean nothing for a deflated file.
+    The last two have no meaning in a deflated file.
     """
     met: list[int] = []
 
@@ -200,7 +203,7 @@ def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
 
 
 def _syntax(elements: Any) -> UID:
-    """The transfer syntax, told from the encoding where the file does not name it."""
+    """The transfer syntax; where the file does not name it, it follows from the encoding."""
     if named := elements.file_meta.get("TransferSyntaxUID"):
         syntax = UID(named)
         if not syntax.is_transfer_syntax:
@@ -220,6 +223,7 @@ def _syntax(elements: Any) -> UID:
 
 
 def _dimensions(elements: Dataset, syntax: UID, explicit: bool) -> Header:
+    """The header that some elements make up."""
     rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
     frames = max(1, int(elements.get("NumberOfFrames") or 1))
     patient, series = _keys(elements)
@@ -227,7 +231,7 @@ def _dimensions(elements: Dataset, syntax: UID, explicit: bool) -> Header:
 
 
 def _check_bits(elements: Dataset) -> None:
-    """Raise Unreadable for stored values that cannot be: GDCM ends the process at some of them.
+    """Raise Unreadable for impossible numbers of bits: GDCM ends the process at some of them.
 
     Source: DICOM PS3.3 C.7.6.3.1.
     """
@@ -241,7 +245,7 @@ def _check_bits(elements: Dataset) -> None:
 
 
 def _keys(elements: Dataset) -> tuple[str | None, str | None]:
-    """The keys of patient and series; what they are made of is taken out of `elements`."""
+    """The keys of patient and series; their identifiers are removed from `elements`."""
     number, issuer, series = (_text(elements, tag) for tag in _IDENTIFIERS)
     for tag in _IDENTIFIERS:
         elements.pop(tag, None)
@@ -261,7 +265,7 @@ def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> N
         file: the file.
         header: its header.
         offset: where the pixel data begin.
-        length: of the pixel data, as their element says it.
+        length: the length of the pixel data, as their element states it.
     """
     size = file.seek(0, io.SEEK_END)
     if header.syntax.is_compressed:
@@ -280,9 +284,9 @@ def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> N
 
 
 def _count_fragments(file: BinaryIO, offset: int, size: int, header: Header) -> int:
-    """Walk over encapsulated pixel data; raise Unreadable where it runs over the file's end.
+    """Count the fragments of encapsulated pixel data; raise Unreadable if they exceed the file.
 
-    The first fragment of each codestream is held against the header.
+    The first fragment of each codestream is checked against the header.
 
     Source: DICOM PS3.5 A.4.
     """

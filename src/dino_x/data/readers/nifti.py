@@ -45,7 +45,7 @@ from dino_x.data.windowing import choose_window
 # Reports of odd header fields would be printed, and can quote them.
 logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
 
-# What a compressed file may unpack to. It is held in memory as a whole; an uncompressed one is not.
+# A compressed file may unpack to this many bytes: unlike others it is in memory as a whole.
 MAX_UNPACKED = 800 * 2**20
 _BEST_RATIO = 1032  # of deflate: no file can unpack to more than this many times its size
 
@@ -57,14 +57,15 @@ _unpacked: VolumeCache[np.ndarray] = VolumeCache(limit_bytes=256 * 2**20)
 
 @dataclass(frozen=True)
 class _Header:
-    """What is needed of a header.
+    """The part of a header that is needed.
 
     Attributes:
         shape: stored x, y, z and time, each at least 1.
-        dtype: of a stored value, in the file's byte order.
-        offset: where the values begin, in the unpacked file.
-        slope: and `intercept`, from stored to physical values; None where there is none.
-        orientation: what brings the stored axes to canonical ones, as nibabel has it, [3, 2].
+        dtype: type of a stored value, in the file's byte order.
+        offset: where the values begin in the unpacked file.
+        slope: factor from stored to physical values; None where there is none.
+        intercept: added after the slope; None where there is none.
+        orientation: turns the stored axes into canonical ones, as nibabel defines it, [3, 2].
         affine: from canonical voxels to millimetres, [4, 4].
         packed: whether the file is compressed.
     """
@@ -80,12 +81,12 @@ class _Header:
 
     @property
     def size(self) -> int:
-        """Bytes of all values."""
+        """The number of bytes of all values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def canonical(self) -> tuple[int, ...]:
-        """Voxels to the right, to anterior and to superior."""
+        """The numbers of voxels to the right, to anterior and to superior."""
         order = self.orientation[:, 0].argsort()
         return tuple(self.shape[int(axis)] for axis in order)
 
@@ -97,7 +98,7 @@ def is_nifti(head: bytes) -> bool:
 
 
 def unpacked_head(head: bytes) -> bytes:
-    """The beginning of what the beginning of a gzip file unpacks to; other bytes as they are."""
+    """Unpack the first bytes of a gzip file; return other bytes as they are."""
     if not head.startswith(b"\x1f\x8b"):
         return head
     try:
@@ -107,7 +108,7 @@ def unpacked_head(head: bytes) -> bytes:
 
 
 def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
-    """The slices of a file along `reading.slice_axis`, volume by volume. Raises Unreadable."""
+    """Find the slices of a file along `reading.slice_axis`, by volume. Raises Unreadable."""
     header = _read_header(path)
     axis = SLICE_AXES.index(reading.slice_axis)
     across, down = (other for other in range(3) if other != axis)
@@ -115,7 +116,7 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     height, width, slices, volumes = size[down], size[across], size[axis], header.shape[3]
     check_size(height, width)
     check_count(slices * volumes)
-    columns = header.affine[:3, :3].T  # of the affine: one step along each axis, in mm
+    columns = header.affine[:3, :3].T  # each is one step along an axis, in mm
     steps = np.linalg.norm(columns, axis=1)
     normal = np.cross(columns[(axis + 1) % 3], columns[(axis + 2) % 3])
     normal /= np.linalg.norm(normal)
@@ -154,8 +155,8 @@ def read(ref: ImageRef) -> Image:
     stored = _values(ref.path, header)[..., volume]
     where = (slice(None),) * axis + (number,)  # a view: np.take would copy the volume first
     plane = apply_orientation(stored, header.orientation)[where]
-    # Both axes of a canonical plane go to the right, to anterior or to superior: the opposite of
-    # how images are looked at.
+    # The axes of a canonical plane go to the right, to anterior or to superior: images are shown
+    # the other way round.
     plane = plane[::-1, ::-1].T
     if header.slope is not None and header.intercept is not None:
         plane = plane.astype(np.float64) * header.slope + header.intercept
@@ -180,7 +181,7 @@ def _values(path: Path, header: _Header) -> np.ndarray:
 
 
 def _unpack(path: Path, header: _Header) -> np.ndarray:
-    """All values of a compressed file as bytes; what follows them is not unpacked."""
+    """Unpack all values of a compressed file as bytes, and nothing that follows them."""
     values = np.empty(header.size, dtype=np.uint8)
     with _reading(path) as (file, _):
         file.seek(header.offset)
@@ -190,13 +191,13 @@ def _unpack(path: Path, header: _Header) -> np.ndarray:
             if not got:
                 raise Unreadable("truncated NIfTI")
             done += got
-        file.read(1)  # the checksum, which is looked at where the file ends
+        file.read(1)  # at the end of the file its checksum is verified
     return values
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[tuple[IO[bytes], bool]]:
-    """The unpacked file, and whether it is packed. Raises Unreadable for what goes wrong inside."""
+    """Open a file, unpacked if it is packed, and say whether it is. Errors become Unreadable."""
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
@@ -219,7 +220,7 @@ def _reading(path: Path) -> Iterator[tuple[IO[bytes], bool]]:
 
 
 def _read_header(path: Path) -> _Header:
-    """The header, and what it promises held against the size of the file."""
+    """Read the header, and check what it promises against the size of the file."""
     with _reading(path) as (file, packed):
         raw = file.read(Nifti2Header.sizeof_hdr)
         with np.errstate(all="ignore"):

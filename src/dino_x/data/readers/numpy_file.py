@@ -28,8 +28,6 @@ from dino_x.data.image import (
 from dino_x.data.storage.member import mapped, whereabouts
 from dino_x.data.windowing import choose_window
 
-MAGIC = b"\x93NUMPY"
-
 
 @dataclass(frozen=True)
 class _Header:
@@ -46,7 +44,7 @@ class _Header:
 
 
 def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
-    """The images of a file. Raises Unreadable."""
+    """Find the images of a file, from its header. Raises Unreadable."""
     header = _read_header(path)
     check_count(header.images)
     check_size(header.height, header.width)
@@ -95,8 +93,8 @@ def _read_header(path: Path) -> _Header:
     try:
         with path.open("rb") as file:
             version = npy.read_magic(file)
-            read_array = npy.read_array_header_1_0 if version == (1, 0) else _read_2_0
-            shape, fortran, dtype = read_array(file)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, fortran, dtype = read(file)
             offset = file.tell()
             there = file.seek(0, os.SEEK_END) - offset
     except OSError as error:
@@ -112,12 +110,8 @@ def _read_header(path: Path) -> _Header:
     return _Header(images, height, width, channels, dtype, shape, fortran, offset)
 
 
-def _read_2_0(file: object) -> tuple[tuple[int, ...], bool, np.dtype]:
-    return npy.read_array_header_2_0(file)  # type: ignore[no-any-return, arg-type]
-
-
 def _dimensions(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """(images, height, width, channels) of an array.
+    """The (images, height, width, channels) of an array.
 
     >>> _dimensions((5, 4)), _dimensions((5, 4, 3)), _dimensions((9, 5, 4))
     ((1, 5, 4, 1), (1, 5, 4, 3), (9, 5, 4, 1))

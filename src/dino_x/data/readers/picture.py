@@ -27,15 +27,15 @@ from dino_x.data.image import (
 )
 from dino_x.data.windowing import choose_window
 
-# `check_size` refuses bombs with its own limit and a reason; Pillow's refusal (at twice the
-# number) stays behind it, and its warning, which would be printed from a thread, is silenced.
+# `check_size` refuses bombs with its own limit and a reason. Pillow's refusal, at twice that limit,
+# is still active; its warning, which would be printed from a thread, is silenced.
 warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning)
 
 _FORMATS = ("PNG", "JPEG", "BMP")
 
 
 def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
-    """The one image of the file. Raises Unreadable."""
+    """Find the one image of the file. Raises Unreadable."""
     with _open(path) as picture:
         bits = 16 if picture.mode.startswith("I") else 8
         height, width, name = picture.height, picture.width, picture.format
@@ -87,7 +87,7 @@ def _open(path: Path) -> Iterator[Pillow.Image]:
 
 
 def _reason(error: Exception) -> str:
-    """A fixed phrase: Pillow's messages can quote the file's own text."""
+    """A fixed phrase for an error: Pillow's messages can quote the file's own text."""
     if isinstance(error, Pillow.DecompressionBombError):
         return "more pixels than allowed in one image"
     if "truncated" in str(error).lower():

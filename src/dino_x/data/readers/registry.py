@@ -1,20 +1,19 @@
-"""One way to read any image: the format is told by a file's first bytes, not by its name.
+"""One way to read any image: the format is recognised by a file's first bytes, not by its name.
 
-A new format is one more module with `refs` and `read` (see `image.Reader`), a line in
-`_format_of` that knows its first bytes, and a line in `READERS`.
+To add a format, write a module with `refs` and `read` (see `image.Reader`), enter it in `READERS`,
+and enter how its first bytes are recognised in `_FORMATS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dino_x.data.image import DEFAULT, Image, ImageRef, Reader, Reading, Unreadable
 from dino_x.data.readers import dicom, nifti, numpy_file, picture, tiff
 from dino_x.data.storage.archives import none_lost, raise_lost
-from dino_x.data.storage.member import Member
+from dino_x.data.storage.member import at_hand
 
 __all__ = ["READERS", "Image", "ImageRef", "Reader", "Unreadable", "looks_like_image"]
 __all__ += ["read", "refs"]
@@ -27,7 +26,7 @@ READERS: dict[str, Reader] = {
     "numpy": numpy_file,
 }
 
-# Images by their first bytes that are not read, and what to do with them.
+# Formats that are recognised and not read, and what to do with such files.
 UNSUPPORTED = {
     "gif": "GIF is not supported: save its frames as PNG",
     "webp": "WebP is not supported: save it as PNG",
@@ -41,13 +40,13 @@ _SNIFFED_BYTES = 1024  # enough to unpack a NIfTI header from, whatever it holds
 
 
 def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
-    """The images in a file, from its header only.
+    """Find the images in a file, from its header only.
 
     Args:
         path: a file of any supported format, whatever its suffix.
-        reading: what the file leaves open.
+        reading: what the user says of files that do not say it themselves.
 
-    Returns: one ImageRef a frame, page or slice, in the file's order; at least one.
+    Returns: an ImageRef for each frame, page or slice, in the file's order; at least one.
 
     Raises:
         Unreadable: not an image, an unsupported one, or a damaged header.
@@ -60,7 +59,7 @@ def read(image: ImageRef | Path) -> Image:
     """Decode one image to physical units.
 
     Args:
-        image: what `refs` found, or a path, which means the first image of the file.
+        image: an image that `refs` found, or a path, which stands for the file's first image.
 
     Raises:
         Unreadable: not an image, unsupported, truncated or damaged.
@@ -68,14 +67,13 @@ def read(image: ImageRef | Path) -> Image:
     if isinstance(image, Path):
         image = refs(image)[0]
     with _not_lost():
-        if isinstance(image.path, Member):  # once, though readers open it several times
-            image = replace(image, path=image.path.fetched())
+        image = at_hand(image)  # fetched once, though readers open it several times
         return _reader(image.path).read(image)
 
 
 @contextmanager
 def _not_lost() -> Iterator[None]:
-    """Raises UserError for an image whose shard or store is lost, where it seems to be damaged."""
+    """Raise UserError for an image that seems damaged because its archive or store is lost."""
     none_lost()
     try:
         yield
@@ -103,7 +101,7 @@ def _reader(path: Path) -> Reader:
 
 
 def _format_of(path: Path) -> str | None:
-    """The format's name by content, or None for something that is not an image."""
+    """The format's name by content, or None for a file that is not an image."""
     try:
         with path.open("rb") as file:
             head = file.read(_SNIFFED_BYTES)
@@ -111,31 +109,36 @@ def _format_of(path: Path) -> str | None:
         raise Unreadable(f"cannot be opened: {error.strerror}") from None
     if not head:
         raise Unreadable("empty file")
-    if dicom.is_dicom(head):  # first, as its preamble may be the beginning of a TIFF
-        return "dicom"
-    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or _is_bmp(head):
-        return "picture"
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "tiff"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp"
-    if head[4:12] == b"jP  \r\n\x87\n":
-        return "jp2"
-    if head.startswith(b"\x93NUMPY"):
-        return "numpy"
-    if head.startswith(b"NRRD0"):
-        return "nrrd"
-    if head.startswith((b"ObjectType = Image", b"ObjectType=Image", b"NDims =")):
-        return "metaimage"
-    if head.startswith(b"PK\x03\x04") and path.suffix.lower() == ".npz":
-        return "npz"
-    if path.name.lower().endswith(".nii.gz") or nifti.is_nifti(head):
-        return "nifti"
+    name = path.name.lower()
+    for kind, is_of_kind in _FORMATS:
+        if is_of_kind(head, name):
+            return kind
     return None
 
 
-def _is_bmp(head: bytes) -> bool:
-    """A bitmap: 'BM', and a known size of its second header, as 'BM' alone begins many texts."""
+def _starts_with(*magic: bytes) -> Callable[[bytes, str], bool]:
+    """What recognises a format by the first bytes of its files."""
+    return lambda head, name: head.startswith(magic)
+
+
+def _is_bmp(head: bytes, name: str) -> bool:
+    """Whether it is "BM" and a known size of the second header: "BM" alone begins many texts."""
     return head[:2] == b"BM" and head[14:18] in (b"\x0c\0\0\0", b"(\0\0\0", b"l\0\0\0", b"|\0\0\0")
+
+
+# How formats are recognised, by a file's first bytes and its name in small letters; the first that
+# fits counts. DICOM comes first, as its preamble may be the beginning of a TIFF.
+_FORMATS: tuple[tuple[str, Callable[[bytes, str], bool]], ...] = (
+    ("dicom", lambda head, name: dicom.is_dicom(head)),
+    ("picture", _starts_with(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")),
+    ("picture", _is_bmp),
+    ("tiff", _starts_with(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    ("gif", _starts_with(b"GIF87a", b"GIF89a")),
+    ("webp", lambda head, name: head[:4] == b"RIFF" and head[8:12] == b"WEBP"),
+    ("jp2", lambda head, name: head[4:12] == b"jP  \r\n\x87\n"),
+    ("numpy", _starts_with(b"\x93NUMPY")),
+    ("nrrd", _starts_with(b"NRRD0")),
+    ("metaimage", _starts_with(b"ObjectType = Image", b"ObjectType=Image", b"NDims =")),
+    ("npz", lambda head, name: head.startswith(b"PK\x03\x04") and PurePath(name).suffix == ".npz"),
+    ("nifti", lambda head, name: name.endswith(".nii.gz") or nifti.is_nifti(head)),
+)

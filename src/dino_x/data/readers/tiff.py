@@ -35,10 +35,10 @@ from dino_x.data.readers.picture import to_array
 from dino_x.data.storage.member import whereabouts
 from dino_x.data.windowing import choose_window
 
-# Damage is reported by Unreadable; the library's log lines would repeat it on the screen.
+# Unreadable reports the damage; the library's log lines would repeat it on the screen.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
-# What tifffile decodes without the imagecodecs package.
+# Compressions that tifffile decodes without the imagecodecs package.
 _OWN = {
     COMPRESSION.NONE,
     COMPRESSION.ADOBE_DEFLATE,
@@ -47,13 +47,13 @@ _OWN = {
     COMPRESSION.LZMA,
 }
 
-# How much a byte can unpack to, and how many bytes more than the page holds are no harm.
+# A byte can unpack to this many bytes; and this many bytes beyond the page's own do no harm.
 _DEFLATE_RATIO, _LZMA_RATIO = 1032, 8000
 _HARMLESS = 64 * 2**20
 
 
 def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
-    """The pages of a file, thumbnails left out. Raises Unreadable."""
+    """Find the pages of a file, without thumbnails. Raises Unreadable."""
     found = []
     try:
         with path.open("rb") as file, tifffile.TiffFile(file) as tiff:
@@ -106,29 +106,36 @@ def read(ref: ImageRef) -> Image:
 def _refuse_bomb(page: Any) -> None:
     """Raise Unreadable for a page whose strips or tiles unpack to more than the page holds.
 
-    The library's decoders unpack whatever there is. Where a segment is so small that this is no
-    harm it is not looked at; else it is unpacked once more, up to the limit.
+    The library's decoders unpack whatever there is. A page that is too small to do harm is not
+    examined; others are unpacked once more, up to the limit.
     """
-    if page.compression in (COMPRESSION.LZMA, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE):
-        ratio = _LZMA_RATIO if page.compression == COMPRESSION.LZMA else _DEFLATE_RATIO
-        limit = 2 * page.nbytes + _HARMLESS
-        if sum(page.databytecounts) * ratio <= limit:
-            return
-        file = page.parent.filehandle
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-            file.seek(offset)
-            data = file.read(count)
-            while data and limit > 0:  # LZMA may have streams one behind another
-                packed = page.compression == COMPRESSION.LZMA
-                unpacker: Any = LZMADecompressor() if packed else zlib.decompressobj()
-                limit -= len(unpacker.decompress(data, max_length=limit))
-                data = unpacker.unused_data if packed and unpacker.eof else b""
-            if limit <= 0:
-                raise Unreadable("unpacks to more than its header says")
+    if page.compression not in (COMPRESSION.LZMA, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE):
+        return
+    lzma = page.compression == COMPRESSION.LZMA
+    ratio = _LZMA_RATIO if lzma else _DEFLATE_RATIO
+    limit = 2 * page.nbytes + _HARMLESS
+    if sum(page.databytecounts) * ratio <= limit:
+        return
+    file = page.parent.filehandle
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.seek(offset)
+        limit -= _unpacked_bytes(file.read(count), lzma, limit)
+        if limit <= 0:
+            raise Unreadable("unpacks to more than its header says")
+
+
+def _unpacked_bytes(data: bytes, lzma: bool, limit: int) -> int:
+    """How many bytes some data unpack to, counted up to a limit."""
+    count = 0
+    while data and count < limit:  # LZMA may have streams one behind another
+        unpacker: Any = LZMADecompressor() if lzma else zlib.decompressobj()
+        count += len(unpacker.decompress(data, max_length=limit - count))
+        data = unpacker.unused_data if lzma and unpacker.eof else b""
+    return count
 
 
 def _decode(page: Any, ref: ImageRef) -> np.ndarray:
-    """One page as [H, W, C], C = 1 or 3, larger is brighter."""
+    """Decode one page to [H, W, C], C = 1 or 3, with larger values brighter."""
     if page.compression not in _OWN or page.photometric == PHOTOMETRIC.SEPARATED:
         return _decode_by_pillow(page, ref)
     if page.bitspersample not in (1, 8, 16, 32, 64):
@@ -159,7 +166,7 @@ def _inverted(values: np.ndarray) -> np.ndarray:
 
 
 def _decode_by_pillow(page: Any, ref: ImageRef) -> np.ndarray:
-    """LZW, JPEG, fax codes, CMYK, by the libtiff in Pillow, which cuts 16-bit colour to 8 bits."""
+    """Decode LZW, JPEG, fax codes and CMYK by Pillow, which would cut 16-bit colour to 8 bits."""
     if page.bitspersample > 8 and page.samplesperpixel > 1:
         name = COMPRESSION(page.compression).name
         raise Unreadable(f"16-bit colour TIFF with {name} compression is not supported")
@@ -172,7 +179,7 @@ def _decode_by_pillow(page: Any, ref: ImageRef) -> np.ndarray:
 
 
 def _spacing(page: Any) -> tuple[float, float] | None:
-    """(row, column) in mm from the resolution tags, if they are in centimetres.
+    """The (row, column) spacing in mm from the resolution tags, if they are in centimetres.
 
     Inches are the unit of printers and of defaults (72 dpi), and say nothing about anatomy.
     """

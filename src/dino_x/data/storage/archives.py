@@ -1,11 +1,12 @@
-"""Bytes of shards (tar and Parquet files), on a disk or in an object store.
+"""Bytes of archives (tar and Parquet files), on a disk or in an object store.
 
 An address such as ``s3://bucket/ct.tar`` is kept as a `Path`, whose double slash becomes one;
-`address` gives it back as it was. What is behind an address is read through fsspec.
+`address` restores it. What is behind an address is read through fsspec.
 
-Errors that pass are tried again with growing pauses. One that stays is the image's own if the store
-still answers; if it does not, the run ends with a line: a store that is lost must not look like
-thousands of unreadable images.
+After an error that may pass, a read is tried again with growing pauses (fsspec's own file systems
+differ in this: that of HTTP never tries again). If the error stays and the store still answers, the
+error is the image's own. If the store does not answer, the run ends with one line: a lost store
+must not look like thousands of unreadable images.
 """
 
 from __future__ import annotations
@@ -16,27 +17,26 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from dino_x.data.image import Unreadable
 from dino_x.errors import UserError
 
-# Seconds before the second try and each later one: 7.5 s in all.
+# Seconds to wait before the second try and before each later one: 7.5 s in all.
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 
-# What is read at once from an object store while a shard is looked through, or of a large member:
-# 4 MB take about as long as a request has to wait anyway.
+# An archive in an object store is looked through, and a large member of it is read, in blocks of
+# this size: 4 MB take about as long to transfer as a request has to wait anyway.
 BLOCK_BYTES = 4 * 2**20
 _BLOCKS_KEPT = 4
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+(?=[^/]|$)")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
-# What tells the state of an object, by the names that file systems have for it: the first is taken.
+# The keys under which file systems report the state of an object; the first that is there counts.
 _STATES = (
     *("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "mtime"),
     "created",
@@ -48,13 +48,13 @@ _CONNECTIONS = 128
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A file that holds many images, in the state that it was looked through.
+    """A file that holds many images, in the state in which it was looked through.
 
     Attributes:
-        path: of the file, or its address.
-        size: in bytes.
+        path: the path or the address of the file.
+        size: its size in bytes.
         mtime_ns: when it was last changed; 0 in an object store.
-        etag: what an object store says of its state; None on a disk.
+        etag: how an object store identifies its state; None on a disk.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class Archive:
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether it is an address and no path on a disk.
+    """Whether a path is an address, and not a path on a disk.
 
     >>> is_remote(Path("s3://bucket/ct.tar")), is_remote("/data/ct.tar")
     (True, False)
@@ -73,7 +73,7 @@ def is_remote(path: str | Path) -> bool:
 
 
 def address(path: str | Path) -> str:
-    """A path as it was written: an address with two slashes, other paths as they are.
+    """A path as the user wrote it: an address gets its two slashes back.
 
     >>> address(Path("s3://bucket/ct.tar")), address("/data/ct.tar")
     ('s3://bucket/ct.tar', '/data/ct.tar')
@@ -83,7 +83,7 @@ def address(path: str | Path) -> str:
 
 
 def location(path: Path) -> str:
-    """Where a file is, whatever the folder that one is in: its whole path, or its address."""
+    """The absolute path of a file, or its address."""
     return address(path) if is_remote(path) else os.path.abspath(path)
 
 
@@ -94,53 +94,54 @@ def filesystem(path: str | Path) -> Any:
 
 @cache
 def _filesystem(protocol: str) -> Any:
-    import fsspec  # half a second that runs on a disk need not wait for
+    import fsspec  # runs on a disk need not wait for this import
 
     settings: dict[str, Any] = {}
-    if _EXTRAS.get(protocol) == "s3":  # or no more than 10 are fetched at a time
+    if _EXTRAS.get(protocol) == "s3":  # its default allows only 10 fetches at a time
         of_user = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
         settings["config_kwargs"] = {"max_pool_connections": _CONNECTIONS} | of_user
     try:
         return fsspec.filesystem(protocol, **settings)
     except ImportError:
         extra = _EXTRAS.get(protocol)
-        how = f"dino-x-ssl[{extra}]" if extra else f"what fsspec needs for {protocol}"
+        package = f"dino-x-ssl[{extra}]" if extra else f"what fsspec needs for {protocol}"
         raise UserError(
-            f"{protocol}:// needs a package that is not installed: pip install '{how}'"
+            f"{protocol}:// needs a package that is not installed: pip install '{package}'"
         ) from None
     except ValueError:
         raise UserError(
-            f"{protocol}:// is no storage that is known: try s3://, gs://, hf://, https://, file://"
+            f"{protocol}:// is not a known kind of storage; known are s3://, gs://, hf://,"
+            " https://, file://"
         ) from None
-    except Exception as error:  # credentials that are not there, and the like
+    except Exception as error:  # such as missing credentials
         raise UserError(f"cannot use {protocol}://: {reason_of(error)}") from None
 
 
 def state_of(path: Path) -> Archive:
-    """A shard in the state that it is in now. Raises OSError, or what fsspec raises."""
+    """An archive in its present state. Raises OSError, or what fsspec raises."""
     if not is_remote(path):
         status = os.stat(path)
         return Archive(path, status.st_size, status.st_mtime_ns)
     info = filesystem(path).info(address(path))
-    return shard_from(path, info)
+    return archive_from(path, info)
 
 
-def shard_from(path: Path, info: dict[str, Any]) -> Archive:
-    """A shard from what its file system says of it."""
+def archive_from(path: Path, info: dict[str, Any]) -> Archive:
+    """An archive as the `info` of its file system describes it."""
     etag = next((str(info[name]) for name in _STATES if info.get(name)), None)
     return Archive(path, int(info.get("size") or 0), 0, etag)
 
 
-def read_range(shard: Archive, start: int, length: int) -> bytes:
-    """Some bytes of a shard, all of them.
+def read_range(archive: Archive, start: int, length: int) -> bytes:
+    """Exactly `length` bytes of an archive, from `start` on.
 
     Raises:
         Unreadable: they cannot be read, though the store answers.
-        UserError: the shard is gone, has changed, or its store does not answer. It is kept for
-            `raise_lost`, too.
+        UserError: the archive is gone, has changed, or its store does not answer. `raise_lost`
+            raises it again.
     """
     try:
-        return _read_range(shard, start, length)
+        return _read_range(archive, start, length)
     except UserError as error:
         _thread.lost = error
         raise
@@ -150,14 +151,14 @@ _thread = threading.local()
 
 
 def none_lost() -> None:
-    """Forget what `read_range` raised in this thread."""
+    """Forget the UserError that `read_range` raised last in this thread."""
     _thread.lost = None
 
 
 def raise_lost() -> None:
-    """Raise what `read_range` raised last in this thread, once.
+    """Raise the UserError that `read_range` raised last in this thread, once.
 
-    Libraries that decode, and readers around them, take any error for damage of the image.
+    It may have been lost in between: libraries that decode take any error for a damaged image.
     """
     lost: UserError | None = getattr(_thread, "lost", None)
     none_lost()
@@ -165,168 +166,170 @@ def raise_lost() -> None:
         raise lost
 
 
-def _read_range(shard: Archive, start: int, length: int) -> bytes:
-    remote = is_remote(shard.path)
+def _read_range(archive: Archive, start: int, length: int) -> bytes:
+    remote = is_remote(archive.path)
     read = _read_remote if remote else _read_local
     for pause in (*PAUSES, None):
         try:
-            return read(shard, start, length)
+            return read(archive, start, length)
         except (UserError, Unreadable):
             raise
         except FileNotFoundError:
-            raise UserError(f"{address(shard.path)} is gone; put it back{_RESUME}") from None
+            raise UserError(
+                f"{address(archive.path)} is gone: put it back, and {_RESUME}"
+            ) from None
         except PermissionError as error:
             raise UserError(
-                f"{address(shard.path)} may not be read ({reason_of(error)}): mend the"
-                f" permissions or the credentials{_RESUME}"
+                f"{address(archive.path)} may not be read ({reason_of(error)}): correct the"
+                f" permissions or the credentials, and {_RESUME}"
             ) from None
         except Exception as error:
-            passing = remote or getattr(error, "errno", None) in _PASSING
-            if pause is not None and passing:
+            may_pass = remote or getattr(error, "errno", None) in _PASSING
+            if pause is not None and may_pass:
                 time.sleep(pause)
                 continue
-            _check_there(shard, error)
+            _check_there(archive, error)
             raise Unreadable(f"cannot be read: {reason_of(error)}") from None
     raise AssertionError("the last try returns or raises")
 
 
-_RESUME = "; nothing is lost: go on with --resume"
+_RESUME = "continue the run with --resume: nothing is lost"
 
 
 def reason_of(error: BaseException) -> str:
-    """The kind of an error and its system's phrase; messages can hold addresses with secrets."""
+    """A phrase for an error without its message, which can hold an address with a secret."""
     phrase = getattr(error, "strerror", None)
     return str(phrase) if phrase else type(error).__name__
 
 
-def _check_there(shard: Archive, error: BaseException) -> None:
-    """Raise UserError if the shard's store does not even say that the shard is there."""
+def _check_there(archive: Archive, error: BaseException) -> None:
+    """Raise UserError unless the archive's store answers that the archive is there."""
     try:
-        state_of(shard.path)
+        state_of(archive.path)
     except Exception:
         raise UserError(
-            f"{address(shard.path)} cannot be read any more ({reason_of(error)}), and its store"
-            f" does not answer, {1 + len(PAUSES)} tries in {sum(PAUSES):.3g} s{_RESUME}"
+            f"{address(archive.path)} cannot be read any more ({reason_of(error)}), and its store"
+            f" does not answer, {1 + len(PAUSES)} tries in {sum(PAUSES):.3g} s; {_RESUME}"
         ) from None
 
 
-def _changed(shard: Archive) -> UserError:
+def _changed(archive: Archive) -> UserError:
     return UserError(
-        f"{address(shard.path)} has changed since its images were indexed: run `dino-x index`"
-        " again, or start without an index, which looks at it anew"
+        f"{address(archive.path)} has changed since its images were indexed: run `dino-x index`"
+        " again, or start without an index"
     )
 
 
 @lru_cache(maxsize=_OPEN_FILES)
-def _opened(shard: Archive) -> io.FileIO:
-    """The open file of a shard on a disk. One that is dropped closes when nobody reads it."""
-    file = io.FileIO(shard.path, "r")
+def _opened(archive: Archive) -> io.FileIO:
+    """The open file of an archive on a disk. When it is dropped here, its last reader closes it."""
+    file = io.FileIO(archive.path, "r")
     status = os.fstat(file.fileno())
-    if (status.st_size, status.st_mtime_ns) != (shard.size, shard.mtime_ns):
-        raise _changed(shard)
+    if (status.st_size, status.st_mtime_ns) != (archive.size, archive.mtime_ns):
+        raise _changed(archive)
     return file
 
 
-def on_disk(shard: Archive) -> io.FileIO:
-    """The open file of a shard on a disk; nobody may rely on its position. Raises UserError."""
-    read_range(shard, 0, 0)  # which says what is wrong
-    return _opened(shard)
+def on_disk(archive: Archive) -> io.FileIO:
+    """The open file of an archive on a disk; nobody may rely on its position. Raises UserError."""
+    read_range(archive, 0, 0)  # raises a clear error if it cannot be opened
+    return _opened(archive)
 
 
-def _read_local(shard: Archive, start: int, length: int) -> bytes:
-    file = _opened(shard)
+def _read_local(archive: Archive, start: int, length: int) -> bytes:
+    file = _opened(archive)
     data = os.pread(file.fileno(), length, start)
     while len(data) < length:
         more = os.pread(file.fileno(), length - len(data), start + len(data))
         if not more:
-            if os.fstat(file.fileno()).st_size != shard.size:
-                raise _changed(shard)
-            raise Unreadable("truncated: its shard ends before it")
+            if os.fstat(file.fileno()).st_size != archive.size:
+                raise _changed(archive)
+            raise Unreadable("truncated: its archive ends before its last byte")
         data += more
     return data
 
 
 @cache
-def _confirmed(shard: Archive) -> None:
-    """Raise UserError unless an object is as it was indexed; asked once a process."""
-    if state_of(shard.path) != shard:
-        raise _changed(shard)
+def _confirmed(archive: Archive) -> None:
+    """Raise UserError unless an object is as it was indexed; each process asks once."""
+    if state_of(archive.path) != archive:
+        raise _changed(archive)
 
 
-def _read_remote(shard: Archive, start: int, length: int) -> bytes:
-    _confirmed(shard)
+def _read_remote(archive: Archive, start: int, length: int) -> bytes:
+    _confirmed(archive)
     if length == 0:
         return b""
-    url = address(shard.path)
+    url = address(archive.path)
     data: bytes = filesystem(url).cat_file(url, start=start, end=start + length)
     if len(data) > length:
-        raise UserError(f"{url}: its server sends whole files only, and no ranges of bytes")
+        raise UserError(f"{url}: its server sends whole files only, not ranges of bytes")
     if len(data) < length:
-        raise OSError(errno.EIO, "fewer bytes came than were asked for")
+        raise OSError(errno.EIO, "fewer bytes than requested")
     return data
 
 
-class Blocks:
-    """A shard's bytes, read in blocks of which the last few are kept. For one thread at a time."""
+Read = Callable[[int, int], bytes]  # from a place, and a number of bytes, to the bytes there
 
-    def __init__(self, shard: Archive) -> None:
-        self.shard = shard
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
-    def __call__(self, start: int, length: int) -> bytes:
-        """Bytes from `start` on, as many as there are up to `length`."""
-        stop = min(start + length, self.shard.size)
+def reader_of(archive: Archive) -> Read:
+    """What reads bytes of an archive for one thread: in ranges from a disk, in blocks from a store.
+
+    It raises as `read_range` does. From a store it gives fewer bytes where the archive ends.
+    """
+    if is_remote(archive.path):
+        return _reader_in_blocks(archive)
+    return partial(read_range, archive)
+
+
+def _reader_in_blocks(archive: Archive) -> Read:
+    """What reads an archive in blocks and keeps the last few of them."""
+
+    @lru_cache(maxsize=_BLOCKS_KEPT)
+    def block(number: int) -> bytes:
+        begin = number * BLOCK_BYTES
+        return read_range(archive, begin, min(BLOCK_BYTES, archive.size - begin))
+
+    def read(start: int, length: int) -> bytes:
+        stop = min(start + length, archive.size)
         if start >= stop:
             return b""
         first, last = start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES
-        data = b"".join(self._block(number) for number in range(first, last + 1))
+        data = b"".join(map(block, range(first, last + 1)))
         return data[start - first * BLOCK_BYTES : stop - first * BLOCK_BYTES]
 
-    def _block(self, number: int) -> bytes:
-        if number not in self._blocks:
-            begin = number * BLOCK_BYTES
-            length = min(BLOCK_BYTES, self.shard.size - begin)
-            self._blocks[number] = read_range(self.shard, begin, length)
-            if len(self._blocks) > _BLOCKS_KEPT:
-                self._blocks.popitem(last=False)
-        self._blocks.move_to_end(number)
-        return self._blocks[number]
-
-
-def reader_of(shard: Archive) -> Callable[[int, int], bytes]:
-    """What reads bytes of a shard for one thread: ranges from a disk, blocks from a store."""
-    return Blocks(shard) if is_remote(shard.path) else lambda s, n: read_range(shard, s, n)
+    return read
 
 
 class Span(io.RawIOBase):
-    """A part of a shard as a file that can be read and sought in.
+    """A part of an archive as a file that can be read and sought in.
 
     Args:
-        read: bytes of the shard from a place on, see `reader_of`.
+        read: what reads bytes of the archive, see `reader_of`.
         start: where the part begins.
-        length: how long it is.
+        length: its length in bytes.
     """
-
-    def __init__(self, read: Callable[[int, int], bytes], start: int, length: int) -> None:
-        super().__init__()
-        self._read, self._start, self._length, self._at = read, start, length, 0
 
     name = ""  # pydicom asks for it
 
+    def __init__(self, read: Read, start: int, length: int) -> None:
+        super().__init__()
+        self._read, self._start, self._length, self._at = read, start, length, 0
+
     def readable(self) -> bool:
-        """True."""
+        """Return True: this file can be read."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
+        """Return True: this file can be sought in."""
         return True
 
     def tell(self) -> int:
-        """Where the next byte comes from."""
+        """The position of the next byte."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place; one behind the end is allowed, as in files."""
+        """Go to a position, also to one behind the end, as files allow; return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
         if base + offset < 0:
             raise OSError(errno.EINVAL, "before the beginning")
@@ -334,7 +337,7 @@ class Span(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as there are bytes; how many they were."""
+        """Fill a buffer as far as there are bytes; return their number."""
         view = memoryview(buffer).cast("B")
         count = max(0, min(len(view), self._length - self._at))
         data = self._read(self._start + self._at, count) if count else b""
@@ -343,14 +346,12 @@ class Span(io.RawIOBase):
         return len(data)
 
 
-def opened_span(
-    read: Callable[[int, int], bytes], start: int, length: int, buffer: int = 16_384
-) -> io.BufferedReader:
-    """A part of a shard as a buffered file."""
+def opened_span(read: Read, start: int, length: int, buffer: int = 16_384) -> io.BufferedReader:
+    """A part of an archive as a buffered file."""
     return io.BufferedReader(Span(read, start, length), buffer)
 
 
 def forget() -> None:
-    """Close what is open and ask object stores anew, as another process would."""
+    """Close all open archives and ask object stores again, as another process would."""
     _opened.cache_clear()
     _confirmed.cache_clear()

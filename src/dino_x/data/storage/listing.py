@@ -1,11 +1,11 @@
-"""What is in a shard: the members of a tar file, the rows of a Parquet file."""
+"""The image files in an archive: the members of a tar file, the rows of a Parquet file."""
 
 from __future__ import annotations
 
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 
 from dino_x.data.image import Unreadable
 from dino_x.data.storage import row_groups
@@ -14,83 +14,81 @@ from dino_x.data.storage.member import Member, plain_name
 
 TAR, PARQUET = ".tar", ".parquet"
 PACKED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-SHARD_SUFFIXES = (TAR, PARQUET, *PACKED_TAR)
+ARCHIVE_SUFFIXES = (TAR, PARQUET, *PACKED_TAR)
 
 PACKED = (
     "a compressed tar has to be unpacked up to each image: unpack it (gunzip, or zstd -d) to a"
     " .tar; images are compressed anyway"
 )
-_BLOCK = 512  # of a tar
+_BLOCK = 512  # bytes: a tar consists of such blocks
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file is one of many images, by its suffix.
+    """Whether a file holds many images, by its suffix.
 
-    >>> is_shard("ct-000.tar"), is_shard("ct.tar.gz"), is_shard("ct.png")
+    >>> is_archive("ct-000.tar"), is_archive("ct.tar.gz"), is_archive("ct.png")
     (True, True, False)
     """
-    return name.lower().endswith(SHARD_SUFFIXES)
+    return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def members(shard: Archive) -> Iterator[Member]:
-    """The files in a shard in its order, each with what opens it at hand.
+def members(archive: Archive) -> Iterator[Member]:
+    """The files in an archive in its order, each with its content at hand.
 
     Raises:
-        Unreadable: what was not given before cannot be read; the reason.
-        UserError: the shard is gone, or its store does not answer.
+        Unreadable: the rest of the archive cannot be read, for the reason in the message.
+        UserError: the archive is gone, or its store does not answer.
     """
-    name = shard.path.name.lower()
+    name = archive.path.name.lower()
     if name.endswith(PACKED_TAR):
         raise Unreadable(PACKED)
-    return _rows(shard) if name.endswith(PARQUET) else _tar_members(shard)
+    if name.endswith(PARQUET):
+        return _rows(archive)
+    return _tar_members(archive)
 
 
-def _tar_members(shard: Archive) -> Iterator[Member]:
-    """The regular files of a tar. Headers are read, and what is between them is passed over.
+def _tar_members(archive: Archive) -> Iterator[Member]:
+    """The regular files of a tar. Its headers are read; what is between them is skipped.
 
-    A tar ends in blocks of zeros; one that does not was cut off, or is damaged at that place.
+    A tar ends in blocks of zeros; a tar that does not is cut off, or is damaged at that place.
     """
-    read = reader_of(shard)
+    read = reader_of(archive)
     none_lost()
     try:
-        with tarfile.open(fileobj=opened_span(read, 0, shard.size, _BLOCK), mode="r:") as tar:
+        with tarfile.open(fileobj=opened_span(read, 0, archive.size, _BLOCK), mode="r:") as tar:
             for info in tar:
                 tar.members.clear()  # type: ignore[attr-defined] # it would keep all of them
-                there = info.isreg() and not info.issparse()
-                if not there or not plain_name(info.name):
+                is_file = info.isreg() and not info.issparse()
+                if not is_file or not plain_name(info.name):
                     continue
-                if info.offset_data + info.size > shard.size:
+                if info.offset_data + info.size > archive.size:
                     raise Unreadable("truncated tar: its last file is cut off")
-                path = shard.path / plain_name(info.name)
+                path = archive.path / plain_name(info.name)
                 opens = partial(opened_span, read, info.offset_data, info.size)
-                yield Member(path, shard, info.offset_data, info.size, content=opens)
+                yield Member(path, archive, info.offset_data, info.size, content=opens)
             end = tar.offset
     except (tarfile.TarError, OSError, ValueError):
         raise_lost()
         raise Unreadable("truncated or damaged tar") from None
-    if read(end, _BLOCK).strip(b"\0") or shard.size < end + _BLOCK:
-        raise Unreadable("truncated or damaged tar: what should be its end is none")
+    if read(end, _BLOCK).strip(b"\0") or archive.size < end + _BLOCK:
+        raise Unreadable("truncated or damaged tar: its end is missing")
 
 
-def _rows(shard: Archive) -> Iterator[Member]:
-    """The images of a Parquet file, called by their `path`, or by their number if these repeat."""
-    layout = row_groups.layout(shard)
+def _rows(archive: Archive) -> Iterator[Member]:
+    """The images of a Parquet file, named by their `path`, or by number if paths repeat."""
+    layout = row_groups.layout(archive)
     if layout.index:
         return
     count = layout.metadata.num_row_groups
-    names = [plain_name(n or "") for g in range(count) for n in row_groups.read_names(shard, g)]
-    if "" in names or max(Counter(names).values(), default=1) > 1:
+    paths = chain.from_iterable(row_groups.read_names(archive, group) for group in range(count))
+    names = [plain_name(path or "") for path in paths]
+    if "" in names or len(set(names)) < len(names):
         names = [f"{number:09d}" for number in range(len(names))]
     number = 0
     for group in range(count):
-        for row, value in enumerate(row_groups.read_group(shard, group)):
-            path = shard.path / names[number]
+        for row, value in enumerate(row_groups.read_group(archive, group)):
+            path = archive.path / names[number]
             number += 1
             content = value.as_py()
             if content is not None:
-                yield Member(path, shard, row_group=group, row=row, content=content)
-
-
-def length_of(member: Member) -> int:
-    """Bytes of a member that has just been listed."""
-    return member.length if member.row_group < 0 else len(member.load())
+                yield Member(path, archive, row_group=group, row=row, content=content)

@@ -1,7 +1,7 @@
 """Encoded images in Parquet: a row group is read at once, and the last ones are kept.
 
-The images of a Parquet file stand in a column of bytes, or in one of structs with `bytes` and
-`path`, as Hugging Face's datasets have it. There is no way to one row but through its row group.
+The images of a Parquet file are in a column of bytes, or in a column of structs with `bytes` and
+`path`, as in Hugging Face's datasets. To read one row, its whole row group has to be read.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Layout:
     """Where the images of a Parquet file are.
 
     Attributes:
-        metadata: its footer.
-        column: of the images.
-        struct: whether it holds structs.
+        metadata: the footer of the file.
+        column: the name of the column of images.
+        struct: whether the column holds structs.
         named: whether these have a `path`.
         index: whether the file is an index made by `dino-x index`, which has no images.
     """
@@ -43,10 +43,10 @@ class Layout:
 
 
 @lru_cache(maxsize=512)
-def layout(shard: Archive) -> Layout:
+def layout(archive: Archive) -> Layout:
     """Where the images of a Parquet file are, from its footer. Raises Unreadable, UserError."""
     try:
-        with _file(shard) as file:
+        with _file(archive) as file:
             parquet = pq.ParquetFile(file)
             metadata, schema = parquet.metadata, parquet.schema_arrow
     except (pa.ArrowException, OSError):
@@ -78,34 +78,34 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def read_row(shard: Archive, row_group: int, row: int) -> bytes:
+def read_row(archive: Archive, row_group: int, row: int) -> bytes:
     """The encoded image in a row of a row group. Raises Unreadable, UserError."""
-    group = groups.get((shard, row_group), lambda: read_group(shard, row_group))
+    group = groups.get((archive, row_group), lambda: read_group(archive, row_group))
     value: bytes | None = group[row].as_py()
     if value is None:
         raise Unreadable("empty file")
     return value
 
 
-def read_group(shard: Archive, row_group: int) -> pa.ChunkedArray:
+def read_group(archive: Archive, row_group: int) -> pa.ChunkedArray:
     """The encoded images of a row group, in one read of its column. Raises Unreadable."""
-    where = layout(shard)
-    return _column(shard, row_group, f"{where.column}.bytes" if where.struct else where.column)
+    where = layout(archive)
+    return _column(archive, row_group, f"{where.column}.bytes" if where.struct else where.column)
 
 
-def read_names(shard: Archive, row_group: int) -> list[str | None]:
-    """What the images of a row group are called, if the file says it."""
-    where = layout(shard)
+def read_names(archive: Archive, row_group: int) -> list[str | None]:
+    """The paths of the images of a row group; None for each if the file does not give them."""
+    where = layout(archive)
     if not where.named:
         return [None] * int(where.metadata.row_group(row_group).num_rows)
-    names: list[str | None] = _column(shard, row_group, f"{where.column}.path").to_pylist()
+    names: list[str | None] = _column(archive, row_group, f"{where.column}.path").to_pylist()
     return names
 
 
-def _column(shard: Archive, row_group: int, leaf: str) -> pa.ChunkedArray:
-    where = layout(shard)
+def _column(archive: Archive, row_group: int, leaf: str) -> pa.ChunkedArray:
+    where = layout(archive)
     try:
-        with _file(shard) as file:
+        with _file(archive) as file:
             parquet = pq.ParquetFile(file, metadata=where.metadata)
             column = parquet.read_row_group(row_group, columns=[leaf], use_threads=False).column(0)
     except (pa.ArrowException, OSError):
@@ -113,6 +113,6 @@ def _column(shard: Archive, row_group: int, leaf: str) -> pa.ChunkedArray:
     return pc.struct_field(column, leaf.rpartition(".")[2]) if where.struct else column
 
 
-def _file(shard: Archive) -> Span:
-    """Without a buffer: a column of a row group is asked for at once."""
-    return Span(lambda start, length: read_range(shard, start, length), 0, shard.size)
+def _file(archive: Archive) -> Span:
+    """The archive as a file without a buffer: a column of a row group is read at once."""
+    return Span(lambda start, length: read_range(archive, start, length), 0, archive.size)

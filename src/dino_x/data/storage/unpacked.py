@@ -1,4 +1,4 @@
-"""Unpacked volumes, kept for the slices that are read next."""
+"""Unpacked volumes, kept in memory for the slices that are read next."""
 
 from __future__ import annotations
 
@@ -25,17 +25,21 @@ class _Entry(Generic[T]):
     values: T | None = None
     reason: str | None = None
 
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.values is None else self.values.nbytes
+
 
 class VolumeCache(Generic[T]):
     """The volumes used last, up to a limit in bytes; safe to use from several threads.
 
     Slices of a volume are read one after another when images are looked through for the first
-    time; unpacking a file for each of its slices takes as many times as long as it has slices.
-    Two threads that want the same volume wait for one unpacking. A volume that cannot be unpacked
-    is remembered too.
+    time. Unpacking a file again for each slice would take as many times as long as it has slices.
+    Two threads that want the same volume wait for one unpacking. It is also remembered if a volume
+    cannot be unpacked.
 
     Args:
-        limit_bytes: of all volumes together; the newest one is kept whatever its size.
+        limit_bytes: limit of all volumes together; the newest one is kept whatever its size.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -66,8 +70,7 @@ class VolumeCache(Generic[T]):
 
     def _drop_oldest(self) -> None:
         with self._lock:
-            sizes = [entry.values.nbytes if entry.values is not None else 0
-                     for entry in self._entries.values()]  # fmt: skip
+            sizes = [entry.nbytes for entry in self._entries.values()]
             excess = sum(sizes) - self.limit_bytes
             for which, size in zip(list(self._entries)[:-1], sizes, strict=False):
                 if excess <= 0 and len(self._entries) <= _MOST_ENTRIES:

@@ -1,4 +1,4 @@
-"""Shards behind addresses: braces, wildcards and folders of object stores."""
+"""Archives behind addresses: braces, wildcards and folders of object stores."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 from dino_x.data.storage.archives import (
     Archive,
     address,
+    archive_from,
     filesystem,
     reason_of,
-    shard_from,
     state_of,
 )
 from dino_x.data.storage.listing import is_archive
@@ -31,7 +31,7 @@ _MOST = 1_000_000  # names that braces may stand for
 
 
 def expand(text: str) -> list[str]:
-    """What a name with braces stands for, as shells have it.
+    """The names that a name with braces stands for, by the rules of a shell.
 
     Raises: UserError for more than a million names.
 
@@ -54,8 +54,11 @@ def _inside(text: str) -> list[str]:
         if abs(last - first) >= _MOST:
             raise UserError(f"{{{text}}} stands for more than {_MOST:,} names")
         step = 1 if last >= first else -1
-        return [f"{n:0{len(span[1])}d}" for n in range(first, last + step, step)]
-    return text.split(",") if "," in text else [f"{{{text}}}"]
+        digits = len(span[1])
+        return [f"{n:0{digits}d}" for n in range(first, last + step, step)]
+    if "," in text:
+        return text.split(",")
+    return [f"{{{text}}}"]
 
 
 def is_pattern(text: str) -> bool:
@@ -64,7 +67,7 @@ def is_pattern(text: str) -> bool:
 
 
 def folder_of(path: Path) -> Path:
-    """The folder that all files of an address lie in: what comes before the first wildcard."""
+    """The folder that all files of an address lie in: the part before the first wildcard."""
     parts = path.parts
     for number, part in enumerate(parts):
         if is_pattern(part):
@@ -73,65 +76,68 @@ def folder_of(path: Path) -> Path:
 
 
 def find_archives(path: Path) -> Iterator[Archive]:
-    """The shards behind an address: one, those of a pattern, or those of a folder.
+    """Find the archives behind an address, which may be an archive, a pattern or a folder.
 
-    Raises: UserError if there are none, or the store cannot be asked.
+    Raises: UserError if there are none, or if the store does not answer.
     """
     url = address(path)
     files = filesystem(path)
     files.invalidate_cache()
     with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:
         try:
-            shards = list(chain.from_iterable(pool.map(partial(_asked, files), expand(url))))
-        except UserError:  # a thousand may be asked for, and the first is not there
+            archives = list(chain.from_iterable(pool.map(partial(_asked, files), expand(url))))
+        except UserError:  # a thousand may be waiting, and the first does not exist
             pool.shutdown(cancel_futures=True)
             raise
-    yield from shards
-    if not shards:
+    yield from archives
+    if not archives:
         raise UserError(
-            f"no shards in {url}: of an address .tar and .parquet files are read; docs/shards.md"
-            " says how to make them from a folder"
+            f"no archives in {url}: only .tar and .parquet files are read from an address;"
+            " docs/archives.md says how to make them from a folder"
         )
 
 
 def _asked(files: Any, url: str) -> list[Archive]:
-    """`_shards`, with what goes wrong said in a line."""
+    """Call `_archives`, and turn what goes wrong into a UserError."""
     try:
-        return _shards(files, url)
+        return _archives(files, url)
     except FileNotFoundError:
         raise UserError(f"{url} does not exist") from None
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"cannot look at {url} ({reason_of(error)}): is the address right, and are you allowed"
+            f"cannot read {url} ({reason_of(error)}): is the address right, and are you allowed"
             " to read it?"
         ) from None
 
 
-def _shards(files: Any, url: str) -> list[Archive]:
-    """The shards behind one address without braces."""
+def _archives(files: Any, url: str) -> list[Archive]:
+    """The archives behind one address without braces."""
     if _WILD.search(url) and not (url.startswith("http") and "*" not in url):
         found = files.glob(url, detail=True)
     else:
         info = files.info(url)
         if info.get("type") != "directory":
-            return [shard_from(Address(url), info)] if is_archive(url) else []
+            return [archive_from(Address(url), info)] if is_archive(url) else []
         found = files.find(url, detail=True)
     protocol = url.partition("://")[0]
-    wanted = {
-        name if "://" in name else f"{protocol}://{name.lstrip('/')}": info
-        for name, info in sorted(found.items())
-        if info.get("type") != "directory" and is_archive(name) and not _hidden(name)
-    }
+    wanted = {}
+    for name, info in sorted(found.items()):
+        if info.get("type") == "directory" or not is_archive(name) or _hidden(name):
+            continue
+        whole = name if "://" in name else f"{protocol}://{name.lstrip('/')}"
+        wanted[whole] = info
     with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:
-        return list(pool.map(_shard, wanted, wanted.values()))
+        return list(pool.map(_archive, wanted, wanted.values()))
 
 
-def _shard(url: str, info: dict[str, Any]) -> Archive:
-    """A listed shard; where lists do not say what state it is in, it is asked for."""
+def _archive(url: str, info: dict[str, Any]) -> Archive:
+    """A listed archive; where the list does not give its state, the store is asked for it."""
     path = Address(url)
-    return shard_from(path, info) if info.get("ETag") or info.get("etag") else state_of(path)
+    if info.get("ETag") or info.get("etag"):
+        return archive_from(path, info)
+    return state_of(path)
 
 
 def _hidden(name: str) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from dino_x.config.options import CropSizes, Options
 from dino_x.data.loading.loader import Canvases
 from dino_x.data.loading.sampler import Strata, sample_indices
+from dino_x.data.preparation import normalised
 from dino_x.model.backbone import Backbone, ForwardRandomness
 from dino_x.randomness import generator
 from dino_x.views.crops import apply_views, draw_views, view_parameters
@@ -169,11 +170,7 @@ class Cutter:
 
     def normalised(self, crops: Tensor) -> Tensor:
         """Crops in [0, 1] as the network takes them; a grey one becomes three channels here."""
-        mean, std = (
-            torch.tensor(value, device=self.device, dtype=self.dtype)[:, None, None]
-            for value in (self.mean, self.std)
-        )
-        return (crops - mean).div_(std)
+        return normalised(crops, self.mean, self.std)
 
     def _here(self, values: np.ndarray | Tensor) -> Tensor:
         tensor = torch.as_tensor(values)
