@@ -7,8 +7,6 @@ Only the elements of `_ELEMENTS` are read, and none of them identifies a patient
 from __future__ import annotations
 
 import io
-import logging
-import warnings
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import gdcm
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 from pydicom.pixels import get_decoder
@@ -34,11 +31,6 @@ from dino_x.data.identity import key
 from dino_x.data.image import Unreadable, check_size
 from dino_x.data.readers.codestream import check_codestream
 
-# Odd values are common, harmless here, and quoted in pydicom's messages, which would put parts of
-# headers on the screen and in logs: nothing is validated, logged or warned of while reading.
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-warnings.filterwarnings("ignore", module=r"pydicom\.")
 gdcm.Trace.DebugOff()
 gdcm.Trace.WarningOff()
 gdcm.Trace.ErrorOff()

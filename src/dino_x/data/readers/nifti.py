@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import gzip
-import logging
 import math
 import zlib
 from collections.abc import Iterator
@@ -41,9 +40,6 @@ from dino_x.data.image import (
 from dino_x.data.storage.member import mapped, size_of, version_of, whereabouts
 from dino_x.data.storage.unpacked import VolumeCache
 from dino_x.data.windowing import choose_window
-
-# Reports of odd header fields would be printed, and can quote them.
-logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
 
 # A compressed file may unpack to this many bytes: unlike others it is in memory as a whole.
 MAX_UNPACKED = 800 * 2**20

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,10 +25,6 @@ from dino_x.data.image import (
     check_size,
 )
 from dino_x.data.windowing import choose_window
-
-# `check_size` refuses bombs with its own limit and a reason. Pillow's refusal, at twice that limit,
-# is still active; its warning, which would be printed from a thread, is silenced.
-warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning)
 
 _FORMATS = ("PNG", "JPEG", "BMP")
 

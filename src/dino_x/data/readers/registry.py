@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 
 from dino_x.data.image import DEFAULT, Image, ImageRef, Reader, Reading, Unreadable
 from dino_x.data.readers import dicom, nifti, numpy_file, picture, tiff
+from dino_x.data.readers.quiet import quiet
 from dino_x.data.storage.archives import none_lost, raise_lost
 from dino_x.data.storage.member import at_hand
 
@@ -51,7 +52,7 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     Raises:
         Unreadable: not an image, an unsupported one, or a damaged header.
     """
-    with _not_lost():
+    with quiet(), _not_lost():
         return _reader(path).refs(path, reading)
 
 
@@ -66,7 +67,7 @@ def read(image: ImageRef | Path) -> Image:
     """
     if isinstance(image, Path):
         image = refs(image)[0]
-    with _not_lost():
+    with quiet(), _not_lost():
         image = at_hand(image)  # fetched once, though readers open it several times
         return _reader(image.path).read(image)
 

@@ -7,7 +7,6 @@ dropped. Palettes become RGB.
 
 from __future__ import annotations
 
-import logging
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -34,9 +33,6 @@ from dino_x.data.image import (
 from dino_x.data.readers.picture import to_array
 from dino_x.data.storage.member import whereabouts
 from dino_x.data.windowing import choose_window
-
-# Unreadable reports the damage; the library's log lines would repeat it on the screen.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
 # Compressions that tifffile decodes without the imagecodecs package.
 _OWN = {
