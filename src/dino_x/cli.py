@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from dino_x import __version__
 from dino_x.errors import SaidElsewhereError, StoppedError, UserError, nearest
+from dino_x.version import __version__
 
 FLAGS = {  # flag: (option, what it shows as its value)
     "--model": ("model.name", "NAME"),
@@ -309,7 +309,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     """``dino-x export``."""
     from rich.console import Console
 
-    from dino_x.export.run import export
+    from dino_x.exporting.run import export
 
     export(arguments.model, arguments.to, arguments.format, Console())
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from dino_x import __version__
 from dino_x.commands.announce import announce
 from dino_x.config.options import Options
 from dino_x.config.presets import differing, resolve
@@ -40,6 +39,7 @@ from dino_x.training.micro_batch import remember, remembered
 from dino_x.training.prepare import Prepared, files_hash, online, prepare, step_of
 from dino_x.training.report import NoReport, TrainingReport
 from dino_x.training.rescue import out_of_memory_named
+from dino_x.version import __version__
 
 
 def pretrain(overrides: Mapping[str, Any], out: Path, resume: bool, console: Console) -> RunFolder:

@@ -1,10 +1,10 @@
 """The projection head, made from the options of a run."""
 
-from dino_x import exact
 from dino_x.config.options import HeadOptions
+from dino_x.exact import Head as ExactHead
 
 
-class Head(exact.Head):
+class Head(ExactHead):
     """Tokens [R, features] to bottlenecks [R, D] of norm 1, and the prototypes [K, D]."""
 
     def __init__(self, features: int, options: HeadOptions) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from dino_x import __version__
 from dino_x.config.model_sizes import is_size
 from dino_x.config.options import Options
 from dino_x.config.policy import Policy, centering_policy
@@ -40,6 +39,7 @@ from dino_x.training.micro_batch import (
     sizes_of,
 )
 from dino_x.training.prepare import canvas_form, check_koleo_group, check_patches
+from dino_x.version import __version__
 
 UNKNOWN_SIDE = 2**20  # pixels of an image that is not known: crops decide how large canvases are
 

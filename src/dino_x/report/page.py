@@ -13,13 +13,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from dino_x import __version__
 from dino_x.errors import UserError
 from dino_x.report.curves import Drawn
 from dino_x.report.run_data import Finding
 from dino_x.report.settings import Setting
 from dino_x.report.tables import Table
 from dino_x.report.verdict import Sentence, Tile
+from dino_x.version import __version__
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dino_x.data.readers import registry
 from dino_x.data.storage.archives import Archive, is_remote
 from dino_x.data.storage.listing import members
 from dino_x.data.storage.member import Member, size_of
+from dino_x.machine.child_processes import without_main
 
 # Reading headers is work of the interpreter, which threads do only one at a time. From this many
 # files on processes are used, each of which takes about a second to start.
@@ -81,8 +82,8 @@ def scan(
     Yields: for each file, in order, its record; for an archive a record of each image file in it;
         an empty list for a file that is no image and does not claim to be one.
 
-    Files that other processes do not read, because they cannot be started (a script without
-    ``if __name__ == "__main__"``) or were killed, are read in this one.
+    Files that other processes do not read, because they cannot be started or were killed, are read
+    in this one.
     """
     remote = any(is_remote(file.path) for file in files)
     portions = [(portion, reading) for portion in _portions(files)]
@@ -94,7 +95,9 @@ def scan(
     if workers > 1:
         executor = _executor(0 if remote else _images(files), workers)
         try:
-            for records in executor.map(_scan_portion, portions):
+            with without_main():
+                results = executor.map(_scan_portion, portions)
+            for records in results:
                 done += 1
                 yield from records
         except BrokenProcessPool:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from dino_x.data.image import Unreadable
 from dino_x.errors import UserError
+from dino_x.machine.child_processes import without_main
 
 T = TypeVar("T")
 
@@ -85,7 +86,9 @@ class InProcesses(Decoding):
             process = ProcessPoolExecutor(1, self._context, _start)
             self._started.append(process)
             try:
-                process.submit(os.getpid).result()  # so that no image is blamed for a failed start
+                with without_main():
+                    started = process.submit(os.getpid)
+                started.result()  # so that no image is blamed for a failed start
             except BrokenProcessPool:
                 continue
             return process

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dino_x.errors import UserError
 from dino_x.evaluation.backbone import LoadedModel, load_backbone
-from dino_x.export.card import write_card
-from dino_x.export.onnx_format import Tokens, import_onnx, read_onnx, write_onnx
-from dino_x.export.timm_format import import_timm, read_timm, timm_config, write_timm
+from dino_x.exporting.card import write_card
+from dino_x.exporting.onnx_format import Tokens, import_onnx, read_onnx, write_onnx
+from dino_x.exporting.timm_format import import_timm, read_timm, timm_config, write_timm
 from dino_x.model.backbone import write_vit
 from dino_x.model.families import registers_of, square
 from dino_x.model.pretrained import quiet_transformers

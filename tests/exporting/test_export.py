@@ -12,9 +12,9 @@ from transformers import AutoImageProcessor, AutoModel
 
 from dino_x.cli import main
 from dino_x.errors import UserError
-from dino_x.export import run as export_run
-from dino_x.export.card import licence_notes, public
-from dino_x.export.run import export
+from dino_x.exporting import run as export_run
+from dino_x.exporting.card import licence_notes, public
+from dino_x.exporting.run import export
 from tests.model.released_format import network, released
 from tests.training.runs import pretrain
 
@@ -88,7 +88,7 @@ def test_timm(kind, tmp_path):
 
 def test_timms_names_and_shapes_of_every_tensor():
     """Known without timm: its own names, as its released files have them."""
-    from dino_x.export.timm_format import timm_state
+    from dino_x.exporting.timm_format import timm_state
 
     vit = network("dinov3")
     state = timm_state(vit.state_dict(), vit.config)

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from dino_x import __version__
 from dino_x.config.presets import nested
 from dino_x.evaluation.backbone import LoadedModel
 from dino_x.runs.folder import CONFIG, RunFolder
 from dino_x.runs.origin import read_origin
+from dino_x.version import __version__
 
 PRIVATE = ("data.paths", "data.labels")  # never leave the machine
 DINOV3 = "dinov3"

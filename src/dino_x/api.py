@@ -1,0 +1,488 @@
+"""DINO-X from Python: what a notebook or a script calls. The command line calls the same.
+
+Nothing is printed unless ``verbose`` is set. What the user can put right is a ``UserError`` with
+the words of the command line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from dino_x.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dino_x.data.image import ImageRef
+    from dino_x.evaluation.backbone import LoadedModel
+    from dino_x.planning.plan import Plan
+
+PathLike = str | Path
+Paths = PathLike | Sequence[PathLike]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Features of images, in the order of the images.
+
+    Attributes:
+        cls: the CLS token after the final norm, float32 [N, D], not normalised.
+        patches: the mean of the patch tokens, float32 [N, D].
+        images: what each row is of: its file, its frame in the file, the key of its patient.
+        unreadable: images that could not be decoded; they have no row.
+    """
+
+    cls: np.ndarray
+    patches: np.ndarray
+    images: list[ImageRef]
+    unreadable: list[ImageRef]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained backbone, and how it wants its images.
+
+    Attributes:
+        name: the RUN, folder or name that it was loaded from.
+        loaded: the network and its preparation of images.
+    """
+
+    name: str
+    loaded: LoadedModel
+
+    @property
+    def network(self) -> nn.Module:
+        """The transformers model, in evaluation mode."""
+        return self.loaded.model
+
+    def embed(self, images: Paths, *, batch_size: int = 64, verbose: bool = False) -> Embeddings:
+        """Features of all images below some paths, prepared as in training and evaluation.
+
+        Args:
+            images: folders, files or indexes.
+            batch_size: images that go through the network together.
+            verbose: show a progress bar.
+
+        Raises: UserError if there are no images.
+        """
+        from dino_x.commands.embed import embed_images
+
+        return Embeddings(
+            *embed_images(self.name, self.loaded, as_paths(images), batch_size, console(verbose))
+        )
+
+
+class Run:
+    """The folder of a run.
+
+    Args:
+        path: the folder that ``pretrain`` made.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was recorded of each step, in order: loss terms, rates, health, images a second.
+
+        Raises: UserError if this is no run.
+        """
+        from dino_x.runs.folder import lines
+
+        folder = self._folder()
+        return list(lines(folder.metrics, 2**62))
+
+    def model(self, *, device: str = "auto") -> Model:
+        """The model that was trained; ``.network`` is the transformers model.
+
+        Raises: UserError if the run has none yet.
+        """
+        return load(self.path, device=device)
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """The evaluation at the end of the run; None if there is none.
+
+        Raises: UserError if this is no run.
+        """
+        file = self._folder().evaluation
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def resume(self, *, verbose: bool = False) -> Run:
+        """Continue the run from its newest checkpoint.
+
+        Raises: UserError if this is no run, or the images or the settings have changed.
+        """
+        from dino_x.commands.pretrain import pretrain as train
+
+        self._folder()
+        train({}, self.path, True, console(verbose))
+        return self
+
+    def report(self, out: PathLike | None = None, *, images: bool = True) -> Path:
+        """Write the page about the run.
+
+        Args:
+            out: the HTML file; ``report.html`` in the run by default.
+            images: whether the page shows images of the data.
+
+        Returns: the file.
+        """
+        from dino_x.report.write import report as write
+
+        return write(self.path, None if out is None else Path(out), images=images)
+
+    def _folder(self) -> Any:
+        from dino_x.runs.folder import RunFolder
+
+        folder = RunFolder(self.path)
+        if not folder.exists:
+            raise UserError(f"{self.path} is no run; name a folder that dino-x pretrain made")
+        return folder
+
+
+def pretrain(
+    data: Paths,
+    out: PathLike,
+    *,
+    model: PathLike | None = None,
+    preset: str | None = None,
+    effective_batch: int | None = None,
+    micro_batch: int | str | None = None,
+    steps: int | None = None,
+    prototypes: int | None = None,
+    centering: str | None = None,
+    queue: int | None = None,
+    koleo_group: int | str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    labels: PathLike | None = None,
+    cache: PathLike | None = None,
+    index: PathLike | None = None,
+    where: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    config: PathLike | None = None,
+    resume: bool = False,
+    verbose: bool = False,
+) -> Run:
+    """Train a backbone on unlabelled images; evaluate it if there are labels.
+
+    What is None has its default; ``dino-x options`` lists all options with their meaning.
+
+    Args:
+        data: folders, files, archives or indexes.
+        out: the folder to make.
+        model: a size such as ``vits16``, or weights to start from.
+        preset: auto, small, dinov3, continue or highres.
+        effective_batch: images that an optimizer step looks at.
+        micro_batch: images that go through the network together, or ``auto``; it changes nothing
+            about the result.
+        steps: optimizer steps.
+        prototypes: of the heads.
+        centering: auto, sinkhorn or softmax.
+        queue: past teacher outputs that Sinkhorn-Knopp looks at.
+        koleo_group: images among which KoLeo looks for neighbours, or ``effective``.
+        seed: of everything random.
+        device: auto, cpu or cuda.
+        precision: fp32, bf16 or fp64.
+        labels: ``folder``, or a CSV file with columns path and label.
+        cache: a folder that keeps decoded images.
+        index: an index to keep.
+        where: which images of an index are wanted.
+        options: any other options by section: ``{"optim": {"lr": 1e-3}, "views": {"flip": 0.5}}``.
+        config: a YAML file of options, over which the arguments win.
+        resume: continue the run in ``out``, if there is one.
+        verbose: print what the command line prints.
+
+    Returns: the run.
+
+    Raises: UserError for everything that the user can put right; what existed is kept.
+
+    >>> import dino_x
+    >>> run = dino_x.pretrain("films/", out="runs/a", model="vits16")  # doctest: +SKIP
+    >>> run.metrics()[-1]["loss"]  # doctest: +SKIP
+    """
+    from dino_x.commands.pretrain import pretrain as train
+
+    flags = {
+        "data.paths": as_strings(data),
+        "model.name": text(model),
+        "preset": preset,
+        "train.effective_batch": effective_batch,
+        "train.micro_batch": micro_batch,
+        "train.steps": steps,
+        "head.prototypes": prototypes,
+        "loss.centering": centering,
+        "loss.queue": queue,
+        "loss.koleo_group": koleo_group,
+        "train.seed": seed,
+        "train.device": device,
+        "train.precision": precision,
+        "data.labels": text(labels),
+        "data.cache": text(cache),
+        "data.index": text(index),
+        "data.where": where,
+    }
+    overrides = collected(options, config, flags)
+    train(overrides, Path(out), resume, console(verbose))
+    return Run(out)
+
+
+def evaluate(
+    model: PathLike,
+    data: Paths,
+    labels: PathLike | None = None,
+    *,
+    label_column: str = "label",
+    masks: PathLike | None = None,
+    tasks: Sequence[str] | None = None,
+    against: Sequence[str] = (),
+    device: str = "auto",
+    seed: int = 0,
+    verbose: bool = False,
+) -> dict[str, Any]:
+    """Whether a model is any good: several tasks, beside random weights, raw pixels and others.
+
+    Args:
+        model: a run, a folder as transformers saves models, or a name on the hub.
+        data: folders, files or indexes.
+        labels: ``folder``, or a CSV file with columns path and label.
+        label_column: column of the CSV file that holds the class.
+        masks: for segmentation, a table with a column ``mask`` or a folder of masks.
+        tasks: of knn, linear, few-shot and segmentation; by default all that there are data for.
+        against: other models.
+        device: auto, cpu or cuda.
+        seed: of everything drawn.
+        verbose: print the table of the command line.
+
+    Returns: what ``evaluation.json`` holds; see ``docs/evaluation.md``.
+
+    Raises: UserError for a model, data, labels or masks that cannot be used.
+    """
+    from dino_x.evaluation.suite import evaluate as run_tasks
+    from dino_x.evaluation.table import print_table
+    from dino_x.progress import progress_bar
+
+    screen = console(verbose)
+    with progress_bar(screen, "evaluating") as progress:
+        result = run_tasks(
+            str(model),
+            as_paths(data),
+            text(labels),
+            label_column=label_column,
+            masks=text(masks),
+            tasks=tasks,
+            against=against,
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
+    print_table(result, screen)
+    return result
+
+
+def embed(
+    model: PathLike,
+    images: Paths,
+    *,
+    batch_size: int = 64,
+    device: str = "auto",
+    verbose: bool = False,
+) -> Embeddings:
+    """Features of all images below some paths; see ``Model.embed``."""
+    return load(model, device=device).embed(images, batch_size=batch_size, verbose=verbose)
+
+
+def load(model: PathLike, *, device: str = "auto") -> Model:
+    """A trained backbone with its preparation of images.
+
+    Args:
+        model: a run, a folder as transformers saves models, a name on the hub, or a ``.pth`` file.
+        device: auto, cpu or cuda.
+
+    Raises: UserError if it cannot be loaded.
+    """
+    from dino_x.evaluation.backbone import load_backbone
+
+    return Model(str(model), load_backbone(model, device=device))
+
+
+def export(model: PathLike, to: PathLike, format: str, *, verbose: bool = False) -> Path:
+    """Write a model for other tools, and check what was written.
+
+    Args:
+        model: a run, or any model that a run can start from.
+        to: the folder to make.
+        format: transformers, timm or onnx.
+        verbose: print what was compared.
+
+    Returns: the folder.
+
+    Raises: UserError if there is no such model or the folder is taken.
+    """
+    from dino_x.exporting.run import FORMATS
+    from dino_x.exporting.run import export as write
+
+    if format not in FORMATS:
+        raise UserError(f"format '{format}' is none of {', '.join(FORMATS)}")
+    write(model, Path(to), format, console(verbose))
+    return Path(to)
+
+
+def index(
+    data: Paths,
+    out: PathLike,
+    *,
+    labels: PathLike | None = None,
+    label_column: str = "label",
+    slice_axis: str = "axial",
+    modality: str = "auto",
+    workers: int | None = None,
+    verbose: bool = False,
+) -> Path:
+    """Write or continue an index of images, a Parquet file.
+
+    Args:
+        data: folders and files.
+        out: the index; where it is there, only new and changed files are read.
+        labels: ``folder`` or a CSV file, to have classes in the table.
+        label_column: column of the CSV file that holds the class.
+        slice_axis: how volumes are cut: axial, coronal or sagittal.
+        modality: of files that name none, such as CT.
+        workers: headers read at a time; the number of cores if None.
+        verbose: print the summary.
+
+    Returns: the index.
+
+    Raises: UserError for paths, labels or an index that cannot be used; what existed is kept.
+    """
+    from dino_x.commands.index import make_index
+    from dino_x.config.presets import check
+    from dino_x.data.image import Reading
+
+    options = check({"data.slice_axis": slice_axis, "data.modality": modality})
+    make_index(
+        as_paths(data),
+        Path(out),
+        console(verbose),
+        reading=Reading.of(options.data),
+        labels=text(labels),
+        label_column=label_column,
+        workers=workers,
+    )
+    return Path(out)
+
+
+def plan(
+    data: Paths | None = None,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    config: PathLike | None = None,
+    model: PathLike | None = None,
+    effective_batch: int | None = None,
+    steps: int | None = None,
+    gpu: str | None = None,
+    gpus: int = 1,
+    images: int | None = None,
+    measure: bool = True,
+    verbose: bool = False,
+) -> Plan:
+    """Will it fit, how long will it take, what will it cost?
+
+    Args:
+        data: as of ``pretrain``; None for a plan without data.
+        options: any options by section, as of ``pretrain``.
+        config: a YAML file of options.
+        model: a size such as ``vits16``, or weights.
+        effective_batch: images that an optimizer step looks at.
+        steps: optimizer steps.
+        gpu: the name of a GPU to calculate for, such as h100; None measures on this machine.
+        gpus: how many share each step.
+        images: how many there are, without data.
+        measure: whether there is a trial on this machine.
+        verbose: print the plan.
+
+    Raises: UserError for a GPU that is not known, or options that do not fit.
+    """
+    from dino_x.cost.cards import card_of
+    from dino_x.planning.plan import Request
+    from dino_x.planning.plan import plan as make
+    from dino_x.planning.table import print_plan
+
+    flags = {
+        "data.paths": None if data is None else as_strings(data),
+        "model.name": text(model),
+        "train.effective_batch": effective_batch,
+        "train.steps": steps,
+    }
+    request = Request(
+        card=None if gpu is None else card_of(gpu),
+        gpus=gpus,
+        mfu=None,
+        price=None,
+        measure=measure,
+        images=images,
+    )
+    screen = console(verbose)
+    result = make(collected(options, config, flags), request, screen)
+    print_plan(result, screen)
+    return result
+
+
+def collected(
+    options: Mapping[str, Mapping[str, Any]] | None,
+    config: PathLike | None,
+    flags: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that was asked for, as ``section.key`` values; arguments win over options and file.
+
+    Raises: UserError for options that are not sections of options.
+    """
+    from dino_x.config.presets import collect_overrides, dotted
+
+    overrides = collect_overrides(None if config is None else Path(config), [], {})
+    for section, values in (options or {}).items():
+        if not isinstance(values, Mapping):
+            raise UserError(
+                f"options: '{section}' is {values!r}; expected a section and its options, such as"
+                " options={'optim': {'lr': 1e-3}}"
+            )
+        overrides |= dotted({section: values})
+    return overrides | {name: value for name, value in flags.items() if value is not None}
+
+
+def as_strings(paths: Paths) -> list[str]:
+    """One path or several as a list of strings."""
+    if isinstance(paths, str | Path):
+        return [str(paths)]
+    return [str(path) for path in paths]
+
+
+def as_paths(paths: Paths) -> list[Path]:
+    """One path or several as a list of paths."""
+    from dino_x.data.storage.member import as_path
+
+    return [as_path(path) for path in as_strings(paths)]
+
+
+def text(value: PathLike | None) -> str | None:
+    """A path as text."""
+    return None if value is None else str(value)
+
+
+def console(verbose: bool) -> Console:
+    """Where messages go: to the screen, or nowhere."""
+    return Console(quiet=not verbose)

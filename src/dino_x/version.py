@@ -1,0 +1,3 @@
+"""The version of DINO-X."""
+
+__version__ = "0.1.0"
