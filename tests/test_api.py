@@ -96,7 +96,7 @@ def test_index_plan_export_and_evaluate(run, films, tmp_path):
     exported = dino_x.export(run.path, tmp_path / "exported", "transformers")
     assert (exported / "model.safetensors").is_file()
     result = dino_x.evaluate(run.path, films, "folder", tasks=["knn"], device="cpu")
-    (knn,) = result["results"]["model"]["knn"].values()
+    knn = next(iter(result["results"]["model"]["knn"].values()))
     assert 0 <= knn["balanced_accuracy"]["value"] <= 1
 
 
