@@ -29,7 +29,7 @@ from judged_films import features_of, read_films, scores
 from rich.console import Console
 
 from dino_x.config.options import Options
-from dino_x.config.presets import resolve
+from dino_x.config.resolve import Facts, resolve
 from dino_x.data.canvas.canvas import CanvasForm
 from dino_x.data.index.index import Index
 from dino_x.data.loading.loader import Canvases, Loader
@@ -163,7 +163,7 @@ def options_of(arm: Arm, seed: int, scale: dict[str, Any], images: int) -> Optio
         "loss.queue": arm.queue,
         "loss.sinkhorn_relaxation": arm.relaxation,
     }
-    return resolve(overrides, images)[0]
+    return resolve(overrides, Facts(images)).options
 
 
 def gradients(arm: Arm, steps: Steps, step: int, values: StepValues) -> StepResult:

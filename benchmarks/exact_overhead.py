@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from dino_x.config.presets import resolve
+from dino_x.config.resolve import Facts, resolve
 from dino_x.data.loading.loader import Canvases
 from dino_x.machine.device import choose_device, describe_device, dtype_of
 from dino_x.training.schedules import values_at
@@ -56,7 +56,7 @@ def steps_of(model: str, arguments: argparse.Namespace, group: int | str) -> Ste
         "train.precision": arguments.precision, "loss.centering": "sinkhorn",
         "loss.koleo_group": group, "model.drop_path": arguments.drop_path, "health.every": 0,
     }  # fmt: skip
-    options, _ = resolve(overrides, IMAGES)
+    options = resolve(overrides, Facts(IMAGES)).options
     device = choose_device("auto")
     cutter = Cutter(options, [0.5] * 3, [0.25] * 3, device, dtype_of(arguments.precision))
     return Steps(options, Noise(), IMAGES, cutter)

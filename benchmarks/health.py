@@ -19,10 +19,12 @@ from rich.table import Table
 
 from dino_x.commands.demo import SETTINGS
 from dino_x.commands.pretrain import read_index
-from dino_x.config.presets import read_config, resolve
+from dino_x.config.presets import read_config
+from dino_x.config.resolve import Facts, resolve, with_values
 from dino_x.demo import demo_folder
 from dino_x.losses.ranks import ALONE
 from dino_x.runs.folder import RunFolder
+from dino_x.training.metrics import step_metrics
 from dino_x.training.prepare import online, prepare
 from dino_x.training.schedules import values_at
 
@@ -44,8 +46,8 @@ class Clock:
 
 def one_step(trainer, step: int, every: int) -> tuple[float, float]:
     """CPU seconds of a step, and of these the seconds in health, looking if ``every`` is 1."""
-    trainer.options.health.every = every
     health = trainer.health
+    health.options = with_values(trainer.options, {"health.every": every})
     clocks = [Clock(f) for f in (health.before_update, health.after_update, health.judge)]
     started = time.process_time()
     values = values_at(step, trainer.options)
@@ -55,7 +57,9 @@ def one_step(trainer, step: int, every: int) -> tuple[float, float]:
     seen = clocks[1](trainer.student, trainer.teacher)
     trainer.state.done = step + 1
     terms = result.terms | {"gradient_norm": norm} | seen
-    clocks[2](trainer.numbers(terms, values, 1.0))
+    done, device = trainer.done, trainer.cutter.device
+    line = step_metrics(terms, values, trainer.options, done=done, seconds=1.0, device=device)
+    clocks[2](line)
     return time.process_time() - started, sum(clock.seconds for clock in clocks)
 
 
@@ -71,8 +75,8 @@ def main() -> None:
         "head.prototypes": arguments.prototypes,
     }
     with tempfile.TemporaryDirectory() as place:
-        index = read_index(resolve(overrides, 1)[0], console)
-        options, _ = resolve(overrides, len(index))
+        index = read_index(resolve(overrides, Facts(1)).options, console)
+        options = resolve(overrides, Facts(len(index))).options
         look_every, online_every = options.health.every, options.online.every
         assert online_every is not None
         run = RunFolder(Path(place))

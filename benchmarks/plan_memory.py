@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from dino_x.config.presets import resolve
+from dino_x.config.resolve import Facts, resolve
 from dino_x.cost import memory
 from dino_x.cost.memory import Numerics
 from dino_x.cost.shapes import Step
@@ -60,7 +60,7 @@ def asked_for(work) -> int:
 
 def child(size: int, precision: str, profiled: bool) -> None:
     overrides = SAID | {"train.micro_batch": size, "train.precision": precision}
-    options, _ = resolve(overrides, 100)
+    options = resolve(overrides, Facts(100)).options
     backbone = build_backbone(options.model, options.views.global_size, 0)
     steps = trial_steps(options, backbone, made_up(size, 1, CANVAS), 100, CPU)
     step = Step.of(options, steps.student, micro_batch=size, canvas=CANVAS)

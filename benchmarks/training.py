@@ -32,7 +32,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from dino_x.config.presets import resolve
+from dino_x.config.resolve import Facts, resolve
 from dino_x.cost.flops import needed
 from dino_x.cost.shapes import Step
 from dino_x.machine.device import describe_device
@@ -116,7 +116,7 @@ def needed_operations(arguments: argparse.Namespace) -> float:
         "preset": "dinov3", "model.name": "vits16", "train.steps": 1,
         "train.effective_batch": BATCH, "train.precision": arguments.precision,
     }  # fmt: skip
-    options, _ = resolve(overrides | settings_of(arguments), BATCH)
+    options = resolve(overrides | settings_of(arguments), Facts(BATCH)).options
     with torch.device("meta"):
         student = build_student(options)
     return needed(Step.of(options, student, canvas=SIDE, channels=3))

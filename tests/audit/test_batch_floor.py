@@ -14,6 +14,7 @@ from dino_x.audit.distance import Queue
 from dino_x.audit.rows import fit_prototypes, load_model, make_rows
 from dino_x.audit.verdict import equivalent_batch, recommend, warnings_of
 from dino_x.config.presets import check
+from dino_x.config.resolve import with_values
 from dino_x.data.index.index import build_index
 from dino_x.errors import UserError
 from dino_x.runs.folder import RunFolder
@@ -250,7 +251,8 @@ def test_rows_of_ct_have_the_windows_of_a_run(tmp_path, tiny_run):
     model = replace(load_model(tiny_run, "cpu"), network=lambda crops: (crops.flatten(1),) * 2)
     found = {}
     for ct in ("random", "fixed"):
-        model.cutter.options.windows.ct = ct
-        found[ct] = make_rows(model, index, 1, 0, lambda done, total: None).bottlenecks_PNVD
+        options = with_values(model.cutter.options, {"windows.ct": ct})
+        own = replace(model, cutter=replace(model.cutter, options=options))
+        found[ct] = make_rows(own, index, 1, 0, lambda done, total: None).bottlenecks_PNVD
         assert found[ct].shape[1:3] == (9, 2)
     assert (found["random"] - found["fixed"]).abs().mean() > 0.1

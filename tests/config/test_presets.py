@@ -12,8 +12,8 @@ from dino_x.config.presets import (
     nested,
     parse_setting,
     read_config,
-    resolve,
 )
+from dino_x.config.resolve import Facts, resolve
 from dino_x.errors import UserError
 
 
@@ -37,16 +37,16 @@ def test_later_wins(tmp_path):
     overrides = collect_overrides(
         config, ["train.seed=2", "optim.clip=1"], {"train.seed": "3", "preset": None}
     )
-    options, _ = resolve(overrides | {"preset": "dinov3"}, images=100)
+    options = resolve(overrides | {"preset": "dinov3"}, Facts(100)).options
     assert (options.train.steps, options.train.seed) == (5, 3)
     assert (options.optim.lr, options.optim.clip) == (0.1, 1.0)
 
 
 def test_what_is_said_wins_over_the_preset():
     name, value = next((n, v) for n, v in SMALL.items() if isinstance(v, float))
-    kept, _ = resolve({"preset": "small"}, images=100)
+    kept = resolve({"preset": "small"}, Facts(100)).options
     assert dotted(kept.model_dump())[name] == value
-    changed, _ = resolve({"preset": "small", name: value / 2}, images=100)
+    changed = resolve({"preset": "small", name: value / 2}, Facts(100)).options
     assert dotted(changed.model_dump())[name] == value / 2
 
 
@@ -55,16 +55,17 @@ def test_what_is_said_wins_over_the_preset():
     [("vit-tiny", 10**7, "small"), ("vitb16", 99_999, "small"), ("vitb16", 100_000, "dinov3")],
 )
 def test_auto_is_chosen_by_model_and_images_and_says_so(model, images, preset):
-    options, line = resolve({"model.name": model}, images)
+    resolved = resolve({"model.name": model}, Facts(images))
+    options, line = resolved.options, resolved.preset
     assert options.preset == preset
     assert preset in line
     assert "\n" not in line
     if preset == "dinov3":
-        assert options == resolve({"model.name": model, "preset": "dinov3"}, images)[0]
+        assert options == resolve({"model.name": model, "preset": "dinov3"}, Facts(images)).options
 
 
 def test_open_values_are_filled_from_the_steps():
-    options, _ = resolve({"preset": "dinov3"}, images=2560)
+    options = resolve({"preset": "dinov3"}, Facts(2560)).options
     assert options.train.steps == 1000  # 100 passes
     assert options.optim.warmup == 100
     assert options.optim.freeze_last_layer == 10
@@ -72,13 +73,13 @@ def test_open_values_are_filled_from_the_steps():
 
 
 def test_a_resolved_run_is_repeated_by_its_own_settings():
-    options, _ = resolve({"train.steps": 7, "preset": "small"}, images=500)
-    again, _ = resolve(dotted(options.model_dump(mode="json")), images=9)
+    options = resolve({"train.steps": 7, "preset": "small"}, Facts(500)).options
+    again = resolve(dotted(options.model_dump(mode="json")), Facts(9)).options
     assert again == options
 
 
 def test_differing_names_what_changed_and_only_that():
-    saved = dotted(resolve({"train.steps": 7}, images=500)[0].model_dump(mode="json"))
+    saved = dotted(resolve({"train.steps": 7}, Facts(500)).options.model_dump(mode="json"))
     overrides = {"train.steps": "7", "train.seed": "1", "preset": "auto", "train.micro_batch": 2}
     assert differing(saved, overrides) == ["train.seed: 0 then, 1 now"]
 

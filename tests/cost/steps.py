@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dino_x.config.presets import resolve
+from dino_x.config.resolve import Facts, resolve
 from dino_x.cost.shapes import Step
 from dino_x.data.loading.loader import Canvases
 from dino_x.machine.device import dtype_of
@@ -38,7 +38,7 @@ def steps_of(path: Path, micro_batch: int, **settings) -> Steps:
     """Ready for its second step: the optimizer has its state."""
     overrides = SMALL | {"train.micro_batch": micro_batch}
     overrides |= {name.replace("__", "."): value for name, value in settings.items()}
-    options, _ = resolve(overrides, 100)
+    options = resolve(overrides, Facts(100)).options
     dtype = dtype_of(options.train.precision)
     cutter = Cutter(options, [0.5] * 3, [0.25] * 3, torch.device("cpu"), dtype)
     steps = Steps(options, Noise(), 100, cutter)

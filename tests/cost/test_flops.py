@@ -8,7 +8,7 @@ import torch
 from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
-from dino_x.config.presets import resolve
+from dino_x.config.resolve import Facts, resolve
 from dino_x.cost import flops
 from dino_x.cost.shapes import Step
 from dino_x.model.backbone import ForwardRandomness
@@ -96,7 +96,7 @@ def test_a_step(tmp_path, micro_batch, settings):
 def test_a_backbone_exactly(name, side, looked, dropped, recompute):
     """Forward and backward of two crops, to the last operation."""
     settings = {"model.name": name, "model.depth": 2, "model.drop_path": 0.5, "train.steps": 1}
-    options, _ = resolve(settings, 10)
+    options = resolve(settings, Facts(10)).options
     student = build_student(options)
     student.backbone.recompute = recompute
     step = Step.of(options, student, canvas=side)
@@ -123,7 +123,7 @@ def test_a_backbone_exactly(name, side, looked, dropped, recompute):
 def test_a_vit_s_with_65536_prototypes():
     """The figures that docs/plan.md explains."""
     settings = {"preset": "dinov3", "train.steps": 10, "loss.centering": "sinkhorn"}
-    options, _ = resolve(settings | {"model.drop_path": 0.1}, 100)
+    options = resolve(settings | {"model.drop_path": 0.1}, Facts(100)).options
     with torch.device("meta"):
         student = build_student(options)
     parts = flops.by_part(Step.of(options, student, micro_batch=16, canvas=400))
@@ -138,7 +138,9 @@ def test_a_vit_s_with_65536_prototypes():
 def test_what_a_step_needs_is_what_it_computes_without_what_it_computes_again():
     """In one micro-batch, with few prototypes: but for tokens that nobody looks at."""
     settings = {"preset": "dinov3", "train.steps": 10, "loss.centering": "softmax"}
-    options, _ = resolve(settings | {"model.drop_path": 0.2, "loss.ibot_weight": 0}, 100)
+    options = resolve(
+        settings | {"model.drop_path": 0.2, "loss.ibot_weight": 0}, Facts(100)
+    ).options
     with torch.device("meta"):
         student = build_student(options)
     step = Step.of(options, student, micro_batch=256, canvas=400)
@@ -161,7 +163,7 @@ def test_several_sizes_count_by_their_share():
     one, two = ({"views.sizes": [size]} for size in sets)
     parts = []
     for views in (one, two, {"views.sizes": sets}):
-        options, _ = resolve(settings | views, 100)
+        options = resolve(settings | views, Facts(100)).options
         with torch.device("meta"):
             student = build_student(options)
         parts.append(sum(flops.by_part(Step.of(options, student, canvas=400)).values()))

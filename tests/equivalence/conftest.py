@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dino_x.config.presets import check, resolve
+from dino_x.config.presets import check
+from dino_x.config.resolve import Facts, resolve
 from dino_x.data.loading.loader import Canvases
 from dino_x.exact import CenteringState
 from dino_x.machine.device import dtype_of
@@ -46,7 +47,7 @@ class Bench:
             "head.init": "fan_in", "head.normalize_prototypes": True,
         }  # fmt: skip
         overrides |= {name.replace("__", "."): value for name, value in settings.items()}
-        self.options, _ = resolve(overrides, IMAGES)
+        self.options = resolve(overrides, Facts(IMAGES)).options
         check(overrides)
         cutter = Cutter(self.options, [0.5] * 3, [0.25] * 3, torch.device("cpu"), dtype_of("fp64"))
         self.steps = Steps(self.options, RandomImages(), IMAGES, cutter)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dino_x.config.options import HeadOptions
-from dino_x.config.presets import resolve
+from dino_x.config.resolve import Facts, resolve
 from dino_x.exact import update_teacher
 from dino_x.model.head import Head
 from dino_x.model.teacher import build_student, build_teacher
@@ -40,7 +40,7 @@ def test_prototypes_are_on_the_sphere_only_if_asked():
 
 
 def test_the_teacher_follows_the_student_and_is_another_object():
-    options, _ = resolve(TINY, 40)
+    options = resolve(TINY, Facts(40)).options
     student = build_student(options)
     teacher = build_teacher(student)
     assert not any(weight.requires_grad for weight in teacher.parameters())
@@ -56,5 +56,5 @@ def test_the_teacher_follows_the_student_and_is_another_object():
 
 
 def test_the_two_heads_start_apart():
-    student = build_student(resolve(TINY, 40)[0])
+    student = build_student(resolve(TINY, Facts(40)).options)
     assert not torch.equal(student.dino_head.last_layer, student.ibot_head.last_layer)

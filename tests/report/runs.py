@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from dino_x.config.presets import resolve
+from dino_x.config.resolve import Facts, resolve
 
 STEPS, PROTOTYPES = 40, 64
 
@@ -20,7 +20,7 @@ def make_run(
         "preset": "small", "data.paths": [str(folder / "Jane Doe")], "head.prototypes": PROTOTYPES,
         "train.steps": STEPS, "train.effective_batch": 16, "train.micro_batch": 4,
     } | {name.replace("__", "."): value for name, value in overrides.items()}  # fmt: skip
-    options, _ = resolve(settings, 1234)
+    options = resolve(settings, Facts(1234)).options
     text = yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
     (folder / "config.yaml").write_text(f"# images: 1,234\n# device: CPU, 1 thread\n{text}")
     lines = [json.dumps(numbers(step, health)) for step in range(1, done + 1)]

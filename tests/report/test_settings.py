@@ -2,7 +2,8 @@
 
 import pytest
 
-from dino_x.config.presets import dotted, resolve
+from dino_x.config.presets import dotted
+from dino_x.config.resolve import Facts, resolve
 from dino_x.report.settings import all_settings, differing_from_preset, shown
 
 IMAGES = 1234
@@ -10,7 +11,7 @@ IMAGES = 1234
 
 def settings_of(**overrides):
     overrides = {name.replace("__", "."): value for name, value in overrides.items()}
-    options, _ = resolve({"data.paths": ["/x/Jane"], **overrides}, IMAGES)
+    options = resolve({"data.paths": ["/x/Jane"], **overrides}, Facts(IMAGES)).options
     return dotted(options.model_dump(mode="json"))
 
 

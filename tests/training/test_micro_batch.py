@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dino_x.config.options import Options
-from dino_x.config.presets import resolve
+from dino_x.config.resolve import Facts, resolve
 from dino_x.cost.shapes import Step
 from dino_x.distributed.shares import divisors
 from dino_x.errors import UserError
@@ -72,7 +72,7 @@ def test_another_error_is_not_taken_for_lack_of_memory():
 def step_of(batch: int, **settings) -> Step:
     overrides = {"preset": "dinov3", "model.name": "vits16", "train.effective_batch": batch}
     overrides |= {"train.steps": 10} | {n.replace("__", "."): v for n, v in settings.items()}
-    options, _ = resolve(overrides, 1000)
+    options = resolve(overrides, Facts(1000)).options
     with torch.device("meta"):
         student = build_student(options)
     return Step.of(options, student, canvas=256, images=1000)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dino_x.config.presets import resolve
+from dino_x.config.resolve import Facts, resolve
 from dino_x.data.index.labels import Labelled
 from dino_x.data.index.splits import Item, make_split
 from dino_x.data.readers.registry import ImageRef
@@ -113,9 +113,9 @@ def test_retrieval_in_portions_is_the_same(monkeypatch):
     ],
 )
 def test_how_often_by_default(steps, batch, images, every):
-    options, _ = resolve({"train.steps": steps, "train.effective_batch": batch}, images)
+    options = resolve({"train.steps": steps, "train.effective_batch": batch}, Facts(images)).options
     assert options.online.every == every
-    assert resolve({"online.every": 0}, 10)[0].online.every == 0
+    assert resolve({"online.every": 0}, Facts(10)).options.online.every == 0
 
 
 def csv_of(films, path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dino_x.config.presets import resolve
+from dino_x.config.resolve import Facts, resolve
 from dino_x.model.teacher import build_student
 from dino_x.training.optimizer import build_optimizer, decays, lr_multiplier, set_values
 from dino_x.training.schedules import values_at
@@ -10,7 +10,7 @@ from tests.conftest import TINY
 
 @pytest.fixture
 def options():
-    return resolve(TINY | {"train.steps": 100, "optim.freeze_last_layer": 3}, 40)[0]
+    return resolve(TINY | {"train.steps": 100, "optim.freeze_last_layer": 3}, Facts(40)).options
 
 
 def test_multipliers_fall_by_layer(options):

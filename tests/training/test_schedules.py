@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from dino_x.config.presets import resolve
+from dino_x.config.resolve import Facts, resolve
 from dino_x.training.schedules import (
     cosine,
     peak_lr,
@@ -36,7 +36,7 @@ def test_warmup_linear():
 
 
 def test_dinov3s_values_at_the_start_the_end_and_in_between():
-    options, _ = resolve({"preset": "dinov3", "train.steps": 1000}, images=500_000)
+    options = resolve({"preset": "dinov3", "train.steps": 1000}, Facts(500_000)).options
     assert peak_lr(options) == pytest.approx(0.004 * math.sqrt(256 / 1024))
     first, last = values_at(0, options), values_at(999, options)
     assert first.lr == pytest.approx(peak_lr(options) / 100)

@@ -5,7 +5,8 @@ import torch
 import yaml
 
 from dino_x.cli import main
-from dino_x.config.presets import CONTINUE, resolve
+from dino_x.config.presets import CONTINUE
+from dino_x.config.resolve import Facts, resolve
 from tests.training.runs import losses, metrics, pretrain, weights
 
 FLAGS = ("--effective-batch", 8, "--micro-batch", 4, "--centering", "sinkhorn")
@@ -66,15 +67,16 @@ def test_a_run_resumed_while_the_backbone_is_frozen_is_the_same(start, films, tm
 
 
 def test_auto_goes_on_from_weights_with_the_preset_for_it(start):
-    options, line = resolve({"model.name": str(start), "train.steps": 40}, images=1000)
+    resolved = resolve({"model.name": str(start), "train.steps": 40}, Facts(1000))
+    options, line = resolved.options, resolved.preset
     assert "preset continue, for a model that is loaded" in line
     assert options.optim.lr == CONTINUE["optim.lr"]
     assert options.optim.freeze_backbone == 10
     assert options.head.prototypes == 256  # of the small preset, for few images
-    own, _ = resolve({"model.name": str(start), "train.steps": 40}, 1000,
-                     {"model.heads_from": "run"})  # fmt: skip
+    facts = Facts(1000, {"model.heads_from": "run"})
+    own = resolve({"model.name": str(start), "train.steps": 40}, facts).options
     assert own.optim.freeze_backbone == 0
-    large, _ = resolve({"model.name": str(start)}, images=10**6)
+    large = resolve({"model.name": str(start)}, Facts(10**6)).options
     assert large.head.prototypes == 65536
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dino_x.config.options import Options, ViewOptions
+from dino_x.config.options import DataOptions, Options, ViewOptions
 from dino_x.config.presets import check
 from dino_x.data.canvas.canvas import CanvasForm, Crop, canvas_side, make_canvas, shape_at
 from dino_x.data.image import Image, ImageRef
@@ -127,8 +127,8 @@ def test_canvas_is_as_large_as_crops_in_mm_need(rows, common, side):
 
 
 def test_the_form_of_a_run_follows_its_options():
-    options = Options(views=ViewOptions(global_size=64, local_crops=0, global_scale_mm=(20, 30)))
-    options.data.slices = 3
+    views = ViewOptions(global_size=64, local_crops=0, global_scale_mm=(20, 30))
+    options = Options(views=views, data=DataOptions(slices=3))
     form = canvas_form(options, Index([row(2000, (0.1, 0.1))]), 3)
     assert (form.side, form.channels, form.slices) == (640, 3, 3)
     assert form.windows.ct == "random"

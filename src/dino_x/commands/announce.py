@@ -11,7 +11,6 @@ from dino_x.training.schedules import peak_lr
 
 def announce(
     prepared: Prepared,
-    preset_line: str,
     held_out: int,
     console: Console,
     asked: int | str = "auto",
@@ -39,10 +38,10 @@ def announce(
         "images": f"{len(index):,}{held}{skipped}",
         "model": f"{options.model.name}, {backbone.depth} layers x {backbone.width},"
         f" {parameters:.1f} M parameters; {options.head.prototypes:,} prototypes a head",
-        "settings": preset_line,
+        "settings": prepared.resolved.preset,
         "device": f"{describe_device(trainer.cutter.device)}, {train.precision}",
         "batch": f"{train.effective_batch} images a step, in micro-batches of {size}" + processes,
-        "centering": prepared.policy.message,
+        "centering": prepared.resolved.policy.message,
         "steps": f"{train.steps:,} = {train.steps / steps_per_pass:.1f} passes over the images",
         "rate": f"{peak_lr(options):.3g} = {optim.lr:g} x sqrt({train.effective_batch} /"
         f" {optim.lr_batch}), after {optim.warmup} steps of warmup",
@@ -61,7 +60,7 @@ def announce(
     for name, line in lines.items():
         partial = backbone.accounting is not None and not backbone.accounting.whole
         warn = {
-            "centering": prepared.policy.warning,
+            "centering": prepared.resolved.policy.warning,
             "weights": partial,
             "batch": prepared.micro_batch.warning,
         }

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from dino_x.commands.announce import announce
 from dino_x.config.options import Options
-from dino_x.config.presets import differing, resolve
+from dino_x.config.presets import differing
+from dino_x.config.resolve import Facts, resolve
 from dino_x.data.index.index import Skipped, write_skipped
 from dino_x.distributed.shares import usable
 from dino_x.distributed.world import (
@@ -82,22 +83,27 @@ def train_together(
     named = "train.micro_batch" in overrides
     overrides = all_or_none(ranks, lambda: settings(overrides, run, resume))
     early = all_or_none(ranks, lambda: early_checks(overrides, ranks))
-    asked, images = early.train.micro_batch, early.train.effective_batch
+    asked, images = early.options.train.micro_batch, early.options.train.effective_batch
     if isinstance(asked, int):
         used = all_or_none(ranks, lambda: usable(images, asked, ranks.world_size, named))
         overrides = {**overrides, "train.micro_batch": used}
-    index, held_out, labelled = broadcast_from_rank0(ranks, lambda: images_of(early, console))
-    options, preset_line = all_or_none(
-        ranks, lambda: resolve(overrides, len(index), inherited(overrides))
+    index, held_out, labelled = broadcast_from_rank0(
+        ranks, lambda: images_of(early.options, console)
     )
-    prepared = all_or_none(ranks, lambda: prepare(options, run, index, device, ranks, console))
+    resolved = all_or_none(
+        ranks, lambda: resolve(overrides, Facts(len(index), inherited(overrides)))
+    )
+    prepared = all_or_none(
+        ranks, lambda: prepare(resolved, early.backbone, run, index, device, ranks, console)
+    )
+    options = prepared.trainer.options
     prepared.trainer.online = online(prepared, labelled)
     check_same(ranks, "images", files_hash(index) if ranks.world_size > 1 else "")
     if ranks.world_size == 1:  # several would wait for the one that fills it longer than they can
         fill_cache(prepared, console)
     check_same(ranks, "settings", f"{__version__} {options.model_dump_json()}")
     all_or_none(ranks, lambda: begin(prepared, resumed, resume, console))
-    announce(prepared, preset_line, held_out, console, asked)
+    announce(prepared, held_out, console, asked)
     train(prepared, run, console)
     return options
 
@@ -122,7 +128,7 @@ def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> 
             )
         device = describe_device(trainer.cutter.device)
         write_origin(trainer.run, trainer.options.model.name, trainer.student.backbone)
-        trainer.run.create(trainer.options, {"images": f"{len(index):,}", "device": device})
+        trainer.run.create(trainer.options, {"images": len(index), "device": device})
     if trainer.ranks.rank == 0:
         remember(trainer.run, prepared.micro_batch, prepared.devices)
         list_skipped(index.skipped, trainer.run, console)
@@ -158,7 +164,7 @@ def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
     trainer, options = prepared.trainer, prepared.trainer.options
     assert options.train.steps is not None
     skipped = prepared.loader.skipped
-    step = step_of(trainer, prepared.loader.form).at(prepared.micro_batch.size)
+    step = step_of(trainer.steps, prepared.loader.form).at(prepared.micro_batch.size)
     memory = out_of_memory_named(trainer, step)
     if trainer.ranks.rank > 0:
         with prepared.loader, known_to_all(trainer.ranks, skipped), memory:

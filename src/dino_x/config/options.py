@@ -15,9 +15,11 @@ Range = tuple[float, float]
 
 
 class Section(BaseModel):
-    """A group of options; an option it does not know is an error."""
+    """A group of options that never change; an option it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=()
+    )
 
 
 def option(default: Any, meaning: str, **checks: Any) -> Any:

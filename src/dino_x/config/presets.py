@@ -1,9 +1,5 @@
-"""Presets, and from what the user said to the options of a run.
+"""Presets, and reading options: from files, from the command line, with their checks."""
 
-Later wins: defaults (DINOv3), preset, configuration file, ``--set``, flags.
-"""
-
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -12,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from dino_x.config.model_sizes import is_size
-from dino_x.config.options import FREE_ON_RESUME, Options, ViewOptions
+from dino_x.config.options import FREE_ON_RESUME, Options
 from dino_x.errors import UserError, nearest
 
 SMALL_IMAGES = 100_000  # below this many images, auto is the small preset
@@ -224,61 +220,6 @@ def takes_number(name: str) -> bool:
     return "int" in str(field_of(name).annotation)
 
 
-def choose_preset(options: Options, images: int) -> tuple[str, str]:
-    """The preset and why, for ``auto`` by model and number of images."""
-    if options.preset != "auto":
-        return options.preset, "as chosen"
-    if not is_size(options.model.name):
-        return "continue", "for a model that is loaded"
-    if options.model.name == "vit-tiny":
-        return "small", "for vit-tiny"
-    if images < SMALL_IMAGES:
-        return "small", f"for {images:,} images, fewer than {SMALL_IMAGES:,}"
-    return "dinov3", f"for {images:,} images and {options.model.name}"
-
-
-def resolve(
-    overrides: Mapping[str, Any], images: int, inherited: Mapping[str, Any] | None = None
-) -> tuple[Options, str]:
-    """Every option with its final value, and the line that says which preset and why.
-
-    Args:
-        said: what the user set, as ``section.key`` values.
-        images: images in the data set.
-        inherited: what a RUN that is gone on from hands on; it wins over the preset.
-    """
-    preset, why = choose_preset(check(overrides), images)
-    going_on = preset in GOING_ON
-    base = preset_values(preset, str(overrides.get("model.name", Options().model.name)), images)
-    base |= {
-        name: v for name, v in (inherited or {}).items() if name not in GOING_ON.get(preset, {})
-    }
-    if preset == "highres":
-        base |= larger_crops(check({**base, **overrides}).views)
-    options = check({**base, **overrides, "preset": preset})
-    if options.model.heads_from == "auto":
-        options.model.heads_from = (inherited or {}).get("model.heads_from", "new")
-    train, optim, teacher = options.train, options.optim, options.teacher
-    if train.steps is None:
-        passes = PASSES_OF.get(preset, PASSES)
-        train.steps = max(1, math.ceil(passes * images / train.effective_batch))
-    if optim.warmup is None:
-        optim.warmup = round(0.1 * train.steps)
-    if optim.freeze_backbone is None:
-        new_heads = going_on and options.model.heads_from != "run"
-        optim.freeze_backbone = round(FROZEN * train.steps) if new_heads else 0
-    if optim.freeze_last_layer is None:
-        optim.freeze_last_layer = round(0.01 * train.steps)
-    if teacher.temperature_warmup is None:
-        teacher.temperature_warmup = round(0.3 * train.steps)
-    if options.online.every is None:
-        often = min(math.ceil(train.steps / ONLINE_TIMES), ONLINE_MOST_STEPS)
-        looked_at = min(options.online.images, images)
-        cheap = math.ceil(ONLINE_STEPS_AN_IMAGE * looked_at / train.effective_batch)
-        options.online.every = max(often, cheap)
-    return options, f"preset {preset}, {why}"
-
-
 def preset_values(preset: str, model: str, images: int) -> dict[str, Any]:
     """What a preset sets, for a model and so many images; what it leaves out is the default."""
     going_on = GOING_ON.get(preset, {})
@@ -287,22 +228,6 @@ def preset_values(preset: str, model: str, images: int) -> dict[str, Any]:
     if not is_size(model):
         base = {name: value for name, value in base.items() if name not in LOADED}
     return base | going_on
-
-
-def larger_crops(views: ViewOptions) -> dict[str, Any]:
-    """Crop sizes of the high-resolution stage, from those of the stage before."""
-    sets: dict[tuple[int, ...], float] = {}
-    for global_, local, gram, share in LARGER:
-        local = local if views.local_crops else 1  # where there are none, sets become one
-        key = (views.global_size * global_, views.local_size * local, views.global_size * gram)
-        sets[key] = sets.get(key, 0) + share
-    names = ("global_size", "local_size", "gram_size", "weight")
-    return {
-        "views.global_size": 2 * views.global_size,
-        "views.sizes": [
-            dict(zip(names, (*key, round(share, 3)), strict=True)) for key, share in sets.items()
-        ],
-    }
 
 
 def differing(saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:

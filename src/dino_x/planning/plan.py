@@ -10,8 +10,8 @@ from rich.console import Console
 
 from dino_x.config.model_sizes import is_size
 from dino_x.config.options import Options
-from dino_x.config.policy import Policy, centering_policy
-from dino_x.config.presets import resolve
+from dino_x.config.policy import Policy
+from dino_x.config.resolve import Facts, resolve, with_values
 from dino_x.cost import flops, memory
 from dino_x.cost.cards import ASSUMED, Card
 from dino_x.cost.memory import Numerics
@@ -189,21 +189,21 @@ def plan(overrides: Mapping[str, Any], request: Request, console: Console) -> Pl
     """
     notes: list[str] = []
     index, images = look_at(overrides, request, console)
-    options, preset = resolve(overrides, images or 1, inherited(overrides))
+    resolved = resolve(overrides, Facts(images or 1, inherited(overrides)))
+    options, preset, policy = resolved.options, resolved.preset, resolved.policy
     steps = options.train.steps if images or overrides.get("train.steps") else None
     if images is None:
         if str(overrides.get("preset", "auto")) == "auto" and "small" in preset:
             preset = "preset small, as for fewer than 100,000 images; how many is not known"
         missing = "passes over the images" if steps else "steps, time, cost, passes over the images"
         notes.append(f"not known without --data or --images: {missing}")
-    policy = centering_policy(options.loss, options.train.effective_batch)
-    options.loss.centering, options.loss.koleo_weight = policy.centering, policy.koleo_weight
     check_koleo_group(options)
     check_card(request.card, options)
-    said_size, batch = options.train.micro_batch, options.train.effective_batch
+    asked, batch = options.train.micro_batch, options.train.effective_batch
     check_enough(batch, request.gpus)
-    if isinstance(said_size, int):
-        options.train.micro_batch = usable(batch, said_size, request.gpus, named=True)
+    if isinstance(asked, int):
+        size = usable(batch, asked, request.gpus, named=True)
+        options = with_values(options, {"train.micro_batch": size})
     measured = request.measure and request.card is None
     device = choose_device(options.train.device if request.card is None else "cpu")
     run_steps, step, held = networks(options, request, index, images, measured, device)
@@ -213,7 +213,7 @@ def plan(overrides: Mapping[str, Any], request: Request, console: Console) -> Pl
         step, numbers = for_machine(step, device, run_steps)
     trial = None
     if run_steps is not None:
-        run_steps.options.train.micro_batch = step.micro_batch
+        run_steps.use_micro_batch(step.micro_batch)
         trial = measure.trial(run_steps, step.micro_batch, describe_device(device), held)
     work = flops.by_part(step, numbers["numerics"].working)
     if numbers["fits"] is None:
@@ -245,7 +245,7 @@ def look_at(
     overrides: Mapping[str, Any], request: Request, console: Console
 ) -> tuple[Index, int | None]:
     """The images, or one that stands for them; and how many there are, if that is known."""
-    early = early_checks({"data.verify": "headers", **overrides}, ALONE)
+    early = early_checks({"data.verify": "headers", **overrides}, ALONE).options
     if early.data.paths:
         index, _, _ = images_of(early, console)
         return index, len(index)

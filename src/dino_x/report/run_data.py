@@ -62,7 +62,7 @@ class RunData:
     Attributes:
         path: the RUN folder.
         settings: ``section.key`` values, resolved.
-        facts: what stands in the comments of config.yaml, such as ``images`` and ``device``.
+        facts: what the run met, such as ``images`` and ``device``.
         curves: by name as in metrics.jsonl.
         findings: in the order of their beginning; None where health was not watched.
         evaluation: evaluation.json, or None.
@@ -74,7 +74,7 @@ class RunData:
 
     path: Path
     settings: dict[str, Any]
-    facts: dict[str, str]
+    facts: dict[str, Any]
     curves: dict[str, Curve]
     findings: list[Finding] | None
     evaluation: dict[str, Any] | None
@@ -122,8 +122,8 @@ class RunData:
 
     @property
     def images(self) -> int | None:
-        """Images trained on, as config.yaml says."""
-        digits = self.facts.get("images", "").replace(",", "")
+        """Images trained on, as the run noted."""
+        digits = str(self.facts.get("images", "")).replace(",", "")
         return int(digits) if digits.isdigit() else None
 
 
@@ -141,7 +141,7 @@ def read_run(path: Path) -> RunData:
     return RunData(
         path=path,
         settings=run.settings(),
-        facts=read_facts(path / CONFIG),
+        facts=read_facts(run),
         curves=curves,
         findings=read_findings(path / "health.jsonl", curves),
         evaluation=read_evaluation(run.evaluation),
@@ -152,10 +152,15 @@ def read_run(path: Path) -> RunData:
     )
 
 
-def read_facts(config: Path) -> dict[str, str]:
-    """The ``# name: value`` lines at the top of config.yaml."""
+def read_facts(run: RunFolder) -> dict[str, Any]:
+    """What facts.json says; in older runs the ``# name: value`` lines at the top of config.yaml."""
+    if run.facts.is_file():
+        try:
+            return dict(json.loads(run.facts.read_text(errors="replace")))
+        except (ValueError, TypeError):
+            return {}
     facts = {}
-    for line in config.read_text(errors="replace").splitlines():
+    for line in (run.path / CONFIG).read_text(errors="replace").splitlines():
         if not line.startswith("#"):
             break
         name, colon, value = line.lstrip("# ").partition(": ")

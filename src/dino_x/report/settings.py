@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino_x.config.options import Options
-from dino_x.config.presets import as_yaml, dotted, field_of, known_options, preset_values, resolve
+from dino_x.config.presets import as_yaml, dotted, field_of, known_options, preset_values
+from dino_x.config.resolve import Facts, resolve
 from dino_x.errors import UserError
 
 PATHS = {
@@ -98,9 +99,8 @@ def derived_values(
             continue
         try:
             # Every other option as it was set, so that warmup is that of the steps that were set.
-            options, _ = resolve(
-                {n: v for n, v in differing_values.items() if n != name}, images or 1
-            )
+            others = {n: v for n, v in differing_values.items() if n != name}
+            options = resolve(others, Facts(images or 1)).options
         except UserError:
             continue
         found[name] = dotted(options.model_dump(mode="json"))[name]

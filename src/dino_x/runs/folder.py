@@ -33,6 +33,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.evaluation = path / "evaluation.json"
         self.skipped = path / "skipped.csv"
+        self.facts = path / "facts.json"
         self.metrics = path / METRICS
         self.origin = path / "origin.json"
         self.snapshots = path / "snapshots"
@@ -57,15 +58,23 @@ class RunFolder:
             raise UserError(f"{self.path} is a file; --out takes a folder")
 
     def create(self, options: Options, facts: dict[str, Any]) -> None:
-        """Make the folder and write its settings; ``facts`` are what the settings met."""
+        """Make the folder, and write its settings and its facts.
+
+        Args:
+            options: of the run.
+            facts: what the run met, such as how many images there were.
+
+        Raises: UserError if the folder cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             text = (
                 "# Every option of this run as it was resolved. To repeat it:\n"
                 f"#   dino-x pretrain --config {CONFIG} --out ANOTHER_FOLDER\n"
-                + "".join(f"# {name}: {value}\n" for name, value in facts.items())
                 + yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
             )
+            about = json.dumps(facts, indent=2) + "\n"
+            write_atomically(self.facts, lambda file: file.write_text(about))
             write_atomically(self.path / CONFIG, lambda file: file.write_text(text))
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error

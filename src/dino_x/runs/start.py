@@ -101,7 +101,8 @@ def load_run(name: str | Path, device: torch.device) -> RunNetwork:
         raise UserError(f"{run.path} has no checkpoint, and so no heads; let the run make one")
     options = check(run.settings())
     if not is_size(options.model.name):  # where the run began may be gone; its own model is here
-        options.model = ModelOptions(name=str(run.model), drop_path=options.model.drop_path)
+        own = ModelOptions(name=str(run.model), drop_path=options.model.drop_path)
+        options = options.model_copy(update={"model": own})
     network = build_student(options).to(device)
     network.load_state_dict(state["teacher"])
     return RunNetwork(options, state, network.requires_grad_(False).eval())

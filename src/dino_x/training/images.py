@@ -1,6 +1,7 @@
 """Which images a run trains on, and what can be refused before any of them is read."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,31 @@ from dino_x.data.loading.neighbours import refuse_uneven
 from dino_x.data.readers.decoding import decoding_in
 from dino_x.distributed.shares import check_enough
 from dino_x.losses.ranks import Ranks
-from dino_x.model.backbone import build_backbone
+from dino_x.model.backbone import Backbone, build_backbone
 from dino_x.progress import progress_bar
 
 
-def early_checks(overrides: Mapping[str, Any], ranks: Ranks) -> Options:
-    """What can be refused before images are read."""
-    early = check(overrides)
-    check_enough(early.train.effective_batch, ranks.world_size)
-    if not is_size(early.model.name):
-        build_backbone(early.model, early.views.global_size, 0)
-    return early
+@dataclass(frozen=True)
+class Early:
+    """What is known before images are read.
+
+    Attributes:
+        options: as far as the user set them.
+        backbone: the student's, if its weights had to be loaded.
+    """
+
+    options: Options
+    backbone: Backbone | None
+
+
+def early_checks(overrides: Mapping[str, Any], ranks: Ranks) -> Early:
+    """Refuse what can be refused before images are read."""
+    options = check(overrides)
+    check_enough(options.train.effective_batch, ranks.world_size)
+    if is_size(options.model.name):
+        return Early(options, None)
+    seed = options.train.seed
+    return Early(options, build_backbone(options.model, options.views.global_size, seed))
 
 
 def images_of(options: Options, console: Console) -> tuple[Index, int, Labelled | None]:

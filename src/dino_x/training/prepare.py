@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from dino_x.config.options import Options
-from dino_x.config.policy import Policy, centering_policy
+from dino_x.config.resolve import Resolved
 from dino_x.cost.shapes import Step
 from dino_x.data.canvas.canvas import CanvasForm, Crop, canvas_side
 from dino_x.data.canvas.store import CanvasStore, keys_of
@@ -27,7 +27,7 @@ from dino_x.distributed.world import all_or_none, broadcast_from_rank0, gather_o
 from dino_x.errors import UserError
 from dino_x.losses.ranks import Ranks
 from dino_x.machine.device import dtype_of
-from dino_x.model.backbone import build_backbone
+from dino_x.model.backbone import Backbone, build_backbone
 from dino_x.runs.folder import RunFolder
 from dino_x.training.micro_batch import (
     Chosen,
@@ -50,28 +50,39 @@ class Prepared:
     trainer: Trainer
     loader: Loader
     index: Index
-    policy: Policy
+    resolved: Resolved
     micro_batch: Chosen
     devices: list[str]  # of all processes, see micro_batch.py
 
 
 def prepare(
-    options: Options,
+    resolved: Resolved,
+    backbone: Backbone | None,
     run: RunFolder,
     index: Index,
     device: torch.device,
     ranks: Ranks,
     console: Console,
 ) -> Prepared:
-    """Policy, model, loader and micro-batch of a run; ``options`` get their last values."""
+    """Model, loader and micro-batch of a run.
+
+    Args:
+        resolved: the options.
+        backbone: the student's, if its weights are loaded already.
+        run: where it is kept.
+        index: the images.
+        device: of this process.
+        ranks: the processes.
+        console: where to say what happens.
+
+    Raises: UserError for what does not fit together.
+    """
+    options = resolved.options
     if options.train.shard == "full":
         check_torch()
     row_groups.groups.limit_bytes = options.data.row_groups_mb * 2**20
-    policy = centering_policy(options.loss, options.train.effective_batch)
-    options.loss.centering = policy.centering
-    options.loss.koleo_weight = policy.koleo_weight
     check_koleo_group(options)
-    backbone = build_backbone(options.model, options.views.global_size, options.train.seed)
+    backbone = student_backbone(options, backbone)
     if options.data.slices > backbone.channels:
         raise UserError(
             f"data.slices {options.data.slices} needs a model of as many channels, and this one has"
@@ -92,58 +103,66 @@ def prepare(
     cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
     strata = strata_of(index.rows, options.data.source_weights)
     steps = Steps(options, loader, len(index), cutter, backbone, strata, ranks)
-    trainer = Trainer(steps, run, hash_of(index))
-    own = trainer.student.backbone.patch_size
+    own = steps.student.backbone.patch_size
     gram = own if steps.gram is None else steps.gram.backbone.patch_size
     check_patches(options, own, gram)
     devices = gather_objects(ranks, device_key(device))
-    chosen = choose_micro_batch(trainer, step_of(trainer, form), devices)
+    chosen = choose_micro_batch(steps, run, step_of(steps, form), devices)
     effective_batch = options.train.effective_batch
     if ranks.world_size == 1:
         check_divides(effective_batch, chosen.size)
-    if trainer.sharded:
+    if steps.sharded:
         check_equally_many(effective_batch, chosen.size, ranks.world_size)
     chosen = replace(chosen, size=max(all_sizes(effective_batch, chosen.size, ranks.world_size)))
-    options.train.micro_batch = chosen.size
-    return Prepared(trainer, loader, index, policy, chosen, devices)
+    steps.use_micro_batch(chosen.size)
+    trainer = Trainer(steps, run, hash_of(index))
+    return Prepared(trainer, loader, index, resolved, chosen, devices)
 
 
-def choose_micro_batch(trainer: Trainer, step: Step, devices: list[str]) -> Chosen:
+def student_backbone(options: Options, loaded: Backbone | None) -> Backbone:
+    """The student's backbone: the one whose weights are loaded already, or another one."""
+    if loaded is None:
+        return build_backbone(options.model, options.views.global_size, options.train.seed)
+    loaded.drop_path = options.model.drop_path  # a preset may have set it since
+    return loaded
+
+
+def choose_micro_batch(steps: Steps, run: RunFolder, step: Step, devices: list[str]) -> Chosen:
     """The one that the user named, else the one that the run remembers, else the one that fits."""
-    ranks, asked = trainer.ranks, trainer.options.train.micro_batch
+    ranks, asked = steps.ranks, steps.options.train.micro_batch
     if isinstance(asked, int):
         return Chosen(asked)
-    before = broadcast_from_rank0(ranks, lambda: remembered(trainer.run))
+    before = broadcast_from_rank0(ranks, lambda: remembered(run))
     if before is not None:
         size, auto, where = before
         if auto and where == devices and size in sizes_of(step):
             return Chosen(size, "as it was found for this run")
-    device = trainer.cutter.device
-    if trainer.sharded and device.type == "cuda":
+    device = steps.cutter.device
+    if steps.sharded and device.type == "cuda":
         raise UserError(
             "train.shard=full needs --micro-batch N: a size that does not fit in one process"
             " would leave the others waiting, so none can be tried"
         )
     # A loader may give up in one process, while others would wait for its number.
-    found = all_or_none(ranks, lambda: find(step, device, trainer.steps.try_micro_batch))
+    found = all_or_none(ranks, lambda: find(step, device, steps.try_micro_batch))
     smallest = min(size for (size,) in ranks.numbers([found.size], device))
     if before is not None and not found.warning:
         found = replace(found, why=f"{found.why}, anew for other devices or processes")
     return replace(found, size=smallest)
 
 
-def step_of(trainer: Trainer, form: CanvasForm) -> Step:
+def step_of(steps: Steps, form: CanvasForm) -> Step:
     """A step of this process as numbers; the micro-batch is 1."""
-    distilled = trainer.steps.targets_of if trainer.state.distilled is not None else None
+    distilled = steps.targets_of if steps.state.distilled is not None else None
     return Step.of(
-        trainer.options,
-        trainer.student,
+        steps.options,
+        steps.student,
         targets=distilled,
-        gram=None if trainer.steps.gram is None else trainer.steps.gram.backbone,
-        processes=trainer.ranks.world_size,
+        gram=None if steps.gram is None else steps.gram.backbone,
+        processes=steps.ranks.world_size,
         canvas=form.side,
         channels=form.channels,
-        images=trainer.steps.images,
+        images=steps.images,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from dino_x.config.options import CropSizes, Options
+from dino_x.config.resolve import with_values
 from dino_x.data.loading.sampler import Strata
 from dino_x.distributed import sharding
 from dino_x.distributed.agreement import Agreement
@@ -88,6 +89,10 @@ class Steps:
     def sharded(self) -> bool:
         """Whether each process has a part of the networks and of the optimizer."""
         return self.options.train.shard == "full" and self.ranks.world_size > 1
+
+    def use_micro_batch(self, size: int) -> None:
+        """Go through the effective batch so many images at a time; nothing else depends on it."""
+        self.options = with_values(self.options, {"train.micro_batch": size})
 
     def begin(self) -> StepValues:
         """What is scheduled for the next step, put into the optimizer."""

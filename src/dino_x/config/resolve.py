@@ -1,0 +1,157 @@
+"""From what the user asked for to the options of a run: the one place where they are decided.
+
+Later wins: defaults (DINOv3), preset, what a run that is continued hands on, configuration file,
+``--set``, flags. What still depends on the data is filled in last. Nobody changes options after.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dino_x.config.model_sizes import is_size
+from dino_x.config.options import Options, ViewOptions
+from dino_x.config.policy import Policy, centering_policy
+from dino_x.config.presets import (
+    FROZEN,
+    GOING_ON,
+    LARGER,
+    ONLINE_MOST_STEPS,
+    ONLINE_STEPS_AN_IMAGE,
+    ONLINE_TIMES,
+    PASSES,
+    PASSES_OF,
+    SMALL_IMAGES,
+    check,
+    preset_values,
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What had to be looked up before options can be decided.
+
+    Attributes:
+        images: in the data set.
+        inherited: what a RUN that training starts from hands on, as ``section.key`` values; it wins
+            over the preset.
+    """
+
+    images: int
+    inherited: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Every option with its final value, and why.
+
+    Attributes:
+        options: of the run; the micro-batch may still be ``auto``.
+        preset: a line that says which preset it is and why.
+        policy: what the effective batch means for centering and KoLeo.
+    """
+
+    options: Options
+    preset: str
+    policy: Policy
+
+
+def resolve(overrides: Mapping[str, Any], facts: Facts) -> Resolved:
+    """Decide every option.
+
+    Args:
+        overrides: what the user set, as ``section.key`` values.
+        facts: what was looked up.
+
+    Raises: UserError naming the first option that is unknown or wrong, and for an effective batch
+        that the user wants refused.
+    """
+    preset, why = choose_preset(check(overrides), facts.images)
+    base = preset_values(
+        preset, str(overrides.get("model.name", Options().model.name)), facts.images
+    )
+    kept_by_preset = GOING_ON.get(preset, {})
+    base |= {name: v for name, v in facts.inherited.items() if name not in kept_by_preset}
+    if preset == "highres":
+        base |= larger_crops(check({**base, **overrides}).views)
+    options = check({**base, **overrides, "preset": preset})
+    options = with_values(options, found_values(options, facts))
+    policy = centering_policy(options.loss, options.train.effective_batch)
+    decided = {"loss.centering": policy.centering, "loss.koleo_weight": policy.koleo_weight}
+    return Resolved(with_values(options, decided), f"preset {preset}, {why}", policy)
+
+
+def found_values(options: Options, facts: Facts) -> dict[str, Any]:
+    """What was left open, from the number of images and of steps, as ``section.key`` values."""
+    train, preset = options.train, options.preset
+    heads_from = options.model.heads_from
+    if heads_from == "auto":
+        heads_from = facts.inherited.get("model.heads_from", "new")
+    passes = PASSES_OF.get(preset, PASSES)
+    steps = train.steps or max(1, math.ceil(passes * facts.images / train.effective_batch))
+    new_heads = preset in GOING_ON and heads_from != "run"
+    found = {
+        "optim.warmup": round(0.1 * steps),
+        "optim.freeze_backbone": round(FROZEN * steps) if new_heads else 0,
+        "optim.freeze_last_layer": round(0.01 * steps),
+        "teacher.temperature_warmup": round(0.3 * steps),
+        "online.every": online_every(options, steps, facts.images),
+    }
+    left_open = {name: value for name, value in found.items() if value_of(options, name) is None}
+    return left_open | {"model.heads_from": heads_from, "train.steps": steps}
+
+
+def online_every(options: Options, steps: int, images: int) -> int:
+    """Steps between two evaluations while training, so that they cost little."""
+    often = min(math.ceil(steps / ONLINE_TIMES), ONLINE_MOST_STEPS)
+    looked_at = min(options.online.images, images)
+    cheap = math.ceil(ONLINE_STEPS_AN_IMAGE * looked_at / options.train.effective_batch)
+    return max(often, cheap)
+
+
+def value_of(options: Options, name: str) -> Any:
+    """The value of ``section.key``."""
+    section, _, key = name.partition(".")
+    return getattr(getattr(options, section), key)
+
+
+def with_values(options: Options, values: Mapping[str, Any]) -> Options:
+    """The same options with other values, given as ``section.key``; they are not checked again."""
+    by_section: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        by_section.setdefault(section, {})[key] = value
+    changed = {
+        section: getattr(options, section).model_copy(update=keys)
+        for section, keys in by_section.items()
+    }
+    return options.model_copy(update=changed)
+
+
+def choose_preset(options: Options, images: int) -> tuple[str, str]:
+    """The preset and why; for ``auto`` by model and number of images."""
+    if options.preset != "auto":
+        return options.preset, "as chosen"
+    if not is_size(options.model.name):
+        return "continue", "for a model that is loaded"
+    if options.model.name == "vit-tiny":
+        return "small", "for vit-tiny"
+    if images < SMALL_IMAGES:
+        return "small", f"for {images:,} images, fewer than {SMALL_IMAGES:,}"
+    return "dinov3", f"for {images:,} images and {options.model.name}"
+
+
+def larger_crops(views: ViewOptions) -> dict[str, Any]:
+    """Crop sizes of the high-resolution stage, from those of the stage before."""
+    sets: dict[tuple[int, ...], float] = {}
+    for global_, local, gram, share in LARGER:
+        local = local if views.local_crops else 1  # where there are none, sets become one
+        key = (views.global_size * global_, views.local_size * local, views.global_size * gram)
+        sets[key] = sets.get(key, 0) + share
+    names = ("global_size", "local_size", "gram_size", "weight")
+    return {
+        "views.global_size": 2 * views.global_size,
+        "views.sizes": [
+            dict(zip(names, (*key, round(share, 3)), strict=True)) for key, share in sets.items()
+        ],
+    }
