@@ -386,8 +386,14 @@ def still_taken(step: Step, numerics: Numerics) -> float:
 
 
 def decoded_images(step: Step) -> float:
-    """Bytes of the images that are kept decoded in main memory, ``data.cache_mb`` at the most."""
+    """Bytes of decoded images in main memory: the cache, and the images of one step.
+
+    The cache is ``data.cache_mb`` at the most. A step keeps its images as 16-bit numbers until it
+    ends.
+    """
+    image = 2.0 * step.channels * step.canvas**2
+    of_step = step.share * image
     limit = step.options.data.cache_mb * 2.0**20
     if step.images is None:
-        return limit
-    return min(limit, 2.0 * step.images * step.channels * step.canvas**2)
+        return limit + of_step
+    return min(limit, step.images * image) + of_step
