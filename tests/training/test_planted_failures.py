@@ -59,7 +59,7 @@ def test_a_teacher_that_is_the_student(films, tmp_path, monkeypatch, planted):
 def test_a_teacher_that_never_moves(films, tmp_path, monkeypatch, planted):
     settings = {"teacher__momentum": 1} if planted == "momentum 1" else {}
     if planted == "no update":
-        monkeypatch.setattr("dino_x.training.trainer.update_teacher", lambda *arguments: None)
+        monkeypatch.setattr("dino_x.training.steps.update_teacher", lambda *arguments: None)
     settings |= NO_KOLEO | {"health__every": 10}
     _, findings = run(films, tmp_path / "run", 21, batch=4, **settings)
     assert first(findings)["state"] == "teacher-frozen"

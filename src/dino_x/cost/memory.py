@@ -385,15 +385,19 @@ def still_taken(step: Step, numerics: Numerics) -> float:
     return gaps * still_needed(step, numerics)
 
 
-def decoded_images(step: Step) -> float:
-    """Bytes of decoded images in main memory: the cache, and the images of one step.
-
-    The cache is ``data.cache_mb`` at the most. A step keeps its images as 16-bit numbers until it
-    ends.
-    """
-    image = 2.0 * step.channels * step.canvas**2
-    of_step = step.share * image
+def cached_images(step: Step) -> float:
+    """Bytes of the images that are kept decoded in main memory, ``data.cache_mb`` at the most."""
     limit = step.options.data.cache_mb * 2.0**20
     if step.images is None:
-        return limit + of_step
-    return min(limit, step.images * image) + of_step
+        return limit
+    return min(limit, step.images * decoded_image(step))
+
+
+def decoded_images(step: Step) -> float:
+    """Bytes of all decoded images in main memory: the cache, and those that a step keeps."""
+    return cached_images(step) + step.share * decoded_image(step)
+
+
+def decoded_image(step: Step) -> float:
+    """Bytes of one decoded image, of 16-bit numbers."""
+    return 2.0 * step.channels * step.canvas**2

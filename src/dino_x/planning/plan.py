@@ -329,7 +329,7 @@ def for_machine(step: Step, device: torch.device, steps: Any) -> tuple[Step, dic
         parts = memory.by_part(step.at(size), numerics)
         if cpu:
             gaps = (memory.CPU_GAPS - 1) * memory.still_needed(step.at(size), numerics)
-            parts["decoded images (data.cache_mb)"] = memory.decoded_images(step)
+            parts["decoded images"] = memory.decoded_images(step)
             parts["gaps of the allocator"] = gaps
         return parts
 
@@ -371,7 +371,7 @@ def speed(step: Step, request: Request, trial: Trial | None, flop: float) -> Spe
     how = f"measured here, {trial.images} image{'s' * (trial.images > 1)} at a time"
     if step.processes > 1:
         how += f", times {step.processes}"
-    kept = memory.decoded_images(step) < step.options.data.cache_mb * 2.0**20
+    kept = memory.cached_images(step) < step.options.data.cache_mb * 2.0**20
     limited = trial.reading is not None and trial.reading * step.processes < rate
     if limited and trial.reading is not None and not kept and step.options.data.cache is None:
         rate = trial.reading * step.processes
