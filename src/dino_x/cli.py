@@ -239,50 +239,40 @@ def run_plan(arguments: argparse.Namespace) -> None:
 
 def run_index(arguments: argparse.Namespace) -> None:
     """``dino-x index``."""
-    from rich.console import Console
+    from dino_x import api
 
-    from dino_x.commands.index import make_index
-    from dino_x.config.options import DataOptions
-    from dino_x.data.image import Reading
-
-    options = DataOptions(slice_axis=arguments.slice_axis, modality=arguments.modality)
-    make_index(
+    api.index(
         arguments.paths,
         arguments.out,
-        Console(),
-        reading=Reading.of(options),
         labels=arguments.labels,
         label_column=arguments.label_column,
+        slice_axis=arguments.slice_axis,
+        modality=arguments.modality,
         workers=arguments.workers,
+        verbose=True,
     )
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """``dino-x evaluate``."""
-    from rich.console import Console
+    from dino_x import api
+    from dino_x.evaluation.suite import write_json
 
-    from dino_x.evaluation.suite import evaluate, write_json
-    from dino_x.evaluation.table import print_table
-    from dino_x.progress import progress_bar
-
-    console = Console()
-    with progress_bar(console, "evaluating") as progress:
-        result = evaluate(
-            arguments.model,
-            arguments.data,
-            arguments.labels,
-            label_column=arguments.label_column,
-            masks=arguments.masks,
-            tasks=arguments.tasks,
-            against=arguments.against,
-            device=arguments.device,
-            seed=arguments.seed,
-            progress=progress,
-        )
-    print_table(result, console)
+    result = api.evaluate(
+        arguments.model,
+        arguments.data,
+        arguments.labels,
+        label_column=arguments.label_column,
+        masks=arguments.masks,
+        tasks=arguments.tasks,
+        against=arguments.against,
+        device=arguments.device,
+        seed=arguments.seed,
+        verbose=True,
+    )
     path = arguments.out or Path("evaluation.json")
     write_json(result, path)
-    console.print(f"written to {path}", highlight=False)
+    print(f"written to {path}")
 
 
 def run_batch_floor(arguments: argparse.Namespace) -> None:
@@ -307,19 +297,17 @@ def run_batch_floor(arguments: argparse.Namespace) -> None:
 
 def run_export(arguments: argparse.Namespace) -> None:
     """``dino-x export``."""
-    from rich.console import Console
+    from dino_x import api
 
-    from dino_x.exporting.run import export
-
-    export(arguments.model, arguments.to, arguments.format, Console())
+    api.export(arguments.model, arguments.to, arguments.format, verbose=True)
 
 
 def run_report(arguments: argparse.Namespace) -> None:
     """``dino-x report``."""
-    from dino_x.report.write import report
+    from dino_x import api
 
-    path = report(arguments.path, arguments.out, images=not arguments.no_images)
-    print(f"written to {path}")
+    page = api.Run(arguments.path).report(arguments.out, images=not arguments.no_images)
+    print(f"written to {page}")
 
 
 def run_compare(arguments: argparse.Namespace) -> None:

@@ -120,15 +120,15 @@ def data_summary(run: RunFolder, settings: dict[str, Any]) -> str:
     """How many images for how many steps, without a name or a path."""
     if not settings:
         return "Not known: this is no RUN of dino-x."
-    text = (run.path / CONFIG).read_text(encoding="utf-8")
-    counted = re.search(r"^# images: ([\d,]+)$", text, re.MULTILINE)
+    images = run.read_facts().get("images")
+    counted = "not counted" if images is None else f"{images:,}"
     held_out = ""
     if settings.get("data.labels"):
         left = "left out" if settings.get("data.hold_out") else "not left out"
         held_out = f"; those that the evaluation below tests on were {left}"
     steps, batch = settings["train.steps"], settings["train.effective_batch"]
     lines = [
-        f"- images: {counted.group(1) if counted else 'not counted'}, without labels{held_out}",
+        f"- images: {counted}, without labels{held_out}",
         f"- steps in this stage: {steps:,} of {batch:,} images",
         f"- crops: {crops(settings)}",
     ]

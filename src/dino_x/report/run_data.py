@@ -123,8 +123,7 @@ class RunData:
     @property
     def images(self) -> int | None:
         """Images trained on, as the run noted."""
-        digits = str(self.facts.get("images", "")).replace(",", "")
-        return int(digits) if digits.isdigit() else None
+        return self.facts.get("images")
 
 
 def read_run(path: Path) -> RunData:
@@ -141,7 +140,7 @@ def read_run(path: Path) -> RunData:
     return RunData(
         path=path,
         settings=run.settings(),
-        facts=read_facts(run),
+        facts=run.read_facts(),
         curves=curves,
         findings=read_findings(path / "health.jsonl", curves),
         evaluation=read_evaluation(run.evaluation),
@@ -150,23 +149,6 @@ def read_run(path: Path) -> RunData:
         skipped=count_rows(run.skipped),
         quiet_seconds=time.time() - run.metrics.stat().st_mtime if curves else None,
     )
-
-
-def read_facts(run: RunFolder) -> dict[str, Any]:
-    """What facts.json says; in older runs the ``# name: value`` lines at the top of config.yaml."""
-    if run.facts.is_file():
-        try:
-            return dict(json.loads(run.facts.read_text(errors="replace")))
-        except (ValueError, TypeError):
-            return {}
-    facts = {}
-    for line in (run.path / CONFIG).read_text(errors="replace").splitlines():
-        if not line.startswith("#"):
-            break
-        name, colon, value = line.lstrip("# ").partition(": ")
-        if colon and " " not in name:
-            facts[name] = value
-    return facts
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +79,21 @@ class RunFolder:
             write_atomically(self.path / CONFIG, lambda file: file.write_text(text))
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+
+    def read_facts(self) -> dict[str, Any]:
+        """What the run met, such as ``images`` and ``device``; empty if that cannot be read.
+
+        Runs of before facts.json have it in ``# name: value`` lines at the top of their settings.
+        """
+        try:
+            if self.facts.is_file():
+                return dict(json.loads(self.facts.read_text(errors="replace")))
+            text = (self.path / CONFIG).read_text(errors="replace")
+        except (OSError, ValueError, TypeError):
+            return {}
+        found: dict[str, Any] = dict(re.findall(r"^# ([^ :]+): (.*)$", text, re.MULTILINE))
+        images = found.get("images", "").replace(",", "")
+        return found | ({"images": int(images)} if images.isdigit() else {})
 
     def settings(self) -> dict[str, Any]:
         """The run's resolved options as ``section.key`` values."""
