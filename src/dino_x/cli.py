@@ -256,7 +256,7 @@ def run_index(arguments: argparse.Namespace) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """``dino-x evaluate``."""
     from dino_x import api
-    from dino_x.evaluation.suite import write_json
+    from dino_x.files import write_json
 
     result = api.evaluate(
         arguments.model,
@@ -271,7 +271,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         verbose=True,
     )
     path = arguments.out or Path("evaluation.json")
-    write_json(result, path)
+    write_json(path, result)
     print(f"written to {path}")
 
 

@@ -17,8 +17,9 @@ from dino_x.evaluation import contenders
 from dino_x.evaluation.baselines import principal_components, random_weights
 from dino_x.evaluation.classify import Classification
 from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities, macro_auroc
-from dino_x.evaluation.suite import choose_tasks, evaluate, write_json
+from dino_x.evaluation.suite import choose_tasks, evaluate
 from dino_x.evaluation.table import print_table
+from dino_x.files import write_json
 
 from .conftest import MEAN, SIZE, STD, patient_rows, save_tiny, write_csv, write_image
 from .test_embed import embed_with
@@ -191,7 +192,7 @@ def test_progress_grows_to_the_end(told, result):
 
 
 def test_neither_patients_nor_files_are_written_down(result, images, masks, tmp_path):
-    write_json(result, tmp_path / "evaluation.json")
+    write_json(tmp_path / "evaluation.json", result)
     text = (tmp_path / "evaluation.json").read_text()
     assert json.loads(text) == result
     for secret in ("Doe", ".png", str(images), str(masks)):

@@ -1,16 +1,16 @@
+import os
 import pickle
 
 import pytest
 import torch
 
 from dino_x.errors import UserError
-from dino_x.runs import checkpoint
+from dino_x.files import write_atomically
 from dino_x.runs.checkpoint import (
     checkpoints,
     load_newest,
     remove_leftovers,
     save,
-    write_atomically,
 )
 
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def test_checkpoints_without_a_checksum_are_loaded(tmp_path):
 def test_a_checkpoint_that_is_written_anew_is_whole_at_every_moment(tmp_path, monkeypatch, killed):
     """It has the checksum of before until it is there, and that of now from then on."""
     save(tmp_path, 2, {"x": 1}, keep=1)
-    replace = checkpoint.os.replace
+    replace = os.replace
 
     def kill(source, target):
         if killed == "before" and target.suffix == ".pt":
@@ -102,7 +102,7 @@ def test_a_checkpoint_that_is_written_anew_is_whole_at_every_moment(tmp_path, mo
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", kill)
+        patch.setattr(os, "replace", kill)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 2, {"x": 2}, keep=1)
     assert load_newest(tmp_path, CPU)["x"] == (1 if killed == "before" else 2)

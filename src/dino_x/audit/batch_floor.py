@@ -14,7 +14,7 @@ from dino_x.audit.rows import load_model, make_rows, sample
 from dino_x.audit.verdict import print_table, recommend, warnings_of
 from dino_x.data.index.index import Index, build_index
 from dino_x.errors import UserError
-from dino_x.evaluation.suite import write_json
+from dino_x.files import write_json
 from dino_x.progress import progress_bar
 from dino_x.runs.folder import reading_of
 from dino_x.views.sizes import GLOBAL_VIEWS
@@ -165,6 +165,6 @@ def _write(result: dict[str, Any], out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         draw(result, out / FILES[1])
-        write_json(result, out / FILES[0])
+        write_json(out / FILES[0], result)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error

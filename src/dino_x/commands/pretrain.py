@@ -25,13 +25,13 @@ from dino_x.distributed.world import (
     process_info,
 )
 from dino_x.errors import StoppedError, UserError
-from dino_x.evaluation.suite import QUICK, evaluate, write_json
+from dino_x.evaluation.suite import QUICK, evaluate
 from dino_x.evaluation.table import print_table
+from dino_x.files import write_atomically, write_json
 from dino_x.losses.ranks import Ranks
 from dino_x.machine.device import choose_device, describe_device
 from dino_x.progress import progress_bar
 from dino_x.report.write import report_at_end
-from dino_x.runs.checkpoint import write_atomically
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.origin import write_origin
 from dino_x.runs.start import inherited
@@ -233,5 +233,5 @@ def evaluate_run(options: Options, run: RunFolder, console: Console) -> None:
             seed=options.train.seed,
             progress=progress,
         )
-    write_json(result, run.evaluation)
+    write_json(run.evaluation, result)
     print_table(result, console)

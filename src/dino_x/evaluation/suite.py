@@ -1,6 +1,5 @@
 """``dino-x evaluate``: a model in several tasks, beside what its figures must be compared with."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -333,10 +332,3 @@ class _Work:
                 self.progress(before + self.sizes[name] * done // total, whole)
 
         return told
-
-
-def write_json(result: dict[str, Any], path: Path) -> None:
-    """Writes the result, in UTF-8, whole or not at all."""
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)

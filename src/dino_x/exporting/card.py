@@ -3,7 +3,6 @@
 Nothing of a patient and no path is in it: figures, settings and names of models alone.
 """
 
-import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import yaml
 
 from dino_x.config.presets import nested
 from dino_x.evaluation.backbone import LoadedModel
+from dino_x.files import read_json
 from dino_x.runs.folder import CONFIG, RunFolder
 from dino_x.runs.origin import read_origin
 from dino_x.version import __version__
@@ -152,7 +152,7 @@ def evaluation(run: RunFolder) -> str:
     """The figures of evaluation.json as a table, whatever it holds; in words if there are none."""
     if not run.evaluation.is_file():
         return "None was made: a figure by `dino-x evaluate` with your labels belongs here."
-    result = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    result = read_json(run.evaluation)
     figures: dict[str, dict[str, str]] = {}
     for name, tasks in result.get("results", {}).items():
         for task, settings in tasks.items():

@@ -21,7 +21,7 @@ from dino_x.data.index.index import Index
 from dino_x.data.loading.loader import Loader
 from dino_x.distributed.shares import check_enough, usable
 from dino_x.errors import UserError
-from dino_x.evaluation.suite import write_json
+from dino_x.files import write_json
 from dino_x.losses.ranks import ALONE
 from dino_x.machine.device import choose_device, describe_device
 from dino_x.machine.host import free_bytes, resident_bytes
@@ -393,6 +393,6 @@ def save(plan: Plan, path: Path | None) -> None:
     if path is None:
         return
     try:
-        write_json(plan.as_json(), path)
+        write_json(path, plan.as_json())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -3,7 +3,6 @@
 Nothing in it is fetched from anywhere, and its content policy forbids it to. It has no script.
 """
 
-import os
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -14,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from dino_x.errors import UserError
+from dino_x.files import write_text
 from dino_x.report.curves import Drawn
 from dino_x.report.run_data import Finding
 from dino_x.report.settings import Setting
@@ -128,13 +128,8 @@ def write_page(text: str, path: Path) -> None:
 
     Raises: UserError if it cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.partial")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
+        write_text(path, text)
     except OSError as error:
         why = "is a folder" if path.is_dir() else error.strerror
         raise UserError(f"cannot write {path}: {why}; name another file with --out") from error
-    finally:
-        if unfinished.is_file():
-            unfinished.unlink()

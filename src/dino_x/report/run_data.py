@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dino_x.errors import UserError
+from dino_x.files import read_json
 from dino_x.runs.checkpoint import checkpoints
 from dino_x.runs.folder import CONFIG, RunFolder
 
@@ -211,8 +212,8 @@ def read_findings(path: Path, curves: dict[str, Curve]) -> list[Finding] | None:
 def read_evaluation(path: Path) -> dict[str, Any] | None:
     """evaluation.json, or None if there is none that can be read."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        result = read_json(path)
+    except UserError:
         return None
     usable = isinstance(result, dict) and isinstance(result.get("results"), dict)
     return result if usable and "model" in result["results"] else None

@@ -2,20 +2,13 @@
 
 import contextlib
 import errno
-import io
 import json
 import math
 import os
-import socket
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 WAITING = 10_000  # records kept until there is room; 1 or 2 KB each
 
@@ -50,8 +43,8 @@ class GrowingFile:
         except OSError as error:
             self.close()
             self.say(
-                f"{self.path} cannot be written ({os.strerror(error.errno or 0)}): training goes"
-                " on, and what is missing is added when it can be"
+                f"{self.path} cannot be written ({os.strerror(error.errno or 0)}): training"
+                " continues, and the missing lines are added as soon as there is room"
             )
 
     def close(self) -> None:
@@ -87,38 +80,3 @@ def json_line(values: Mapping[str, Any]) -> bytes:
         for name, value in values.items()
     }
     return (json.dumps(finite, allow_nan=False) + "\n").encode()
-
-
-class Board:
-    """Scalars for TensorBoard, in a file of its own for each start of a run.
-
-    Args:
-        folder: of all of them.
-        done: finished steps; what other files have of later ones no longer counts.
-        say: see `GrowingFile`.
-    """
-
-    def __init__(self, folder: Path, done: int, say: Callable[[str], None]) -> None:
-        name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
-        self.file = GrowingFile(folder / name, say)
-        self.file.append(
-            record(Event(wall_time=time.time(), file_version="brain.Event:2"))
-            + record(Event(step=done + 1, session_log=SessionLog(status=SessionLog.START)))
-        )
-
-    def step(self, values: Mapping[str, Any]) -> None:
-        """The numbers of a step, ``values["step"]``, but for that one."""
-        scalars = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in values.items()
-            if name != "step"
-        ]
-        event = Event(wall_time=time.time(), step=values["step"], summary=Summary(value=scalars))
-        self.file.append(record(event))
-
-
-def record(event: Event) -> bytes:
-    """An event as TensorBoard's files have it."""
-    written = io.BytesIO()
-    RecordWriter(written).write(event.SerializeToString())
-    return written.getvalue()

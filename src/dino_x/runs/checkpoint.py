@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,10 @@ from typing import Any
 import torch
 
 from dino_x.errors import UserError
+from dino_x.files import write_atomically
 from dino_x.model.pretrained import first_line
 
 PATTERN = "step-{:08d}.pt"
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """``write(temporary path)``, then rename: a crash leaves the old file or the new, never half.
-
-    Raises: OSError if it cannot be written; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path, up_to: int | None = None) -> list[Path]:

@@ -16,8 +16,8 @@ from dino_x.config.options import Options
 from dino_x.config.presets import check, read_config
 from dino_x.data.image import DEFAULT, Reading
 from dino_x.errors import UserError
+from dino_x.files import write_json, write_text
 from dino_x.runs import checkpoint
-from dino_x.runs.checkpoint import write_atomically
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -74,9 +74,8 @@ class RunFolder:
                 f"#   dino-x pretrain --config {CONFIG} --out ANOTHER_FOLDER\n"
                 + yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
             )
-            about = json.dumps(facts, indent=2) + "\n"
-            write_atomically(self.facts, lambda file: file.write_text(about))
-            write_atomically(self.path / CONFIG, lambda file: file.write_text(text))
+            write_json(self.facts, facts)
+            write_text(self.path / CONFIG, text)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 

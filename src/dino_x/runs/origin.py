@@ -3,15 +3,14 @@
 Kept in RUN/origin.json, newest first. Names only: no path of anyone's machine.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dino_x.config.model_sizes import is_size
 from dino_x.errors import UserError
+from dino_x.files import read_json, write_json
 from dino_x.model.backbone import Backbone
 from dino_x.model.weights import is_file_of_weights
-from dino_x.runs.checkpoint import write_atomically
 from dino_x.runs.folder import RunFolder
 
 
@@ -41,10 +40,9 @@ def write_origin(run: RunFolder, name: str, backbone: Backbone) -> None:
     chain = origin_of(name, backbone)
     if not chain:
         return
-    text = json.dumps(chain, indent=2, ensure_ascii=False) + "\n"
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.origin, lambda file: file.write_text(text, encoding="utf-8"))
+        write_json(run.origin, chain)
     except OSError as error:
         raise UserError(f"cannot write to {run.path}: {error.strerror}") from error
 
@@ -57,6 +55,6 @@ def read_origin(run: RunFolder) -> list[dict[str, Any]]:
     if not run.origin.is_file():
         return []
     try:
-        return list(json.loads(run.origin.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run.origin} cannot be read: where do the weights come from?") from error
+        return list(read_json(run.origin))
+    except UserError as error:
+        raise UserError(f"{error}, so it is not known where the weights come from") from error

@@ -12,10 +12,10 @@ from dino_x.cost.memory import Numerics
 from dino_x.cost.shapes import Step
 from dino_x.distributed.shares import choices
 from dino_x.errors import UserError
+from dino_x.files import write_json
 from dino_x.machine.device import GIB, limited_memory
 from dino_x.machine.host import free_bytes, limit_bytes
 from dino_x.machine.out_of_memory import OutOfMemory, caught
-from dino_x.runs.checkpoint import write_atomically
 from dino_x.runs.folder import RunFolder
 
 CPU_MICRO_BATCH = 16  # larger gains no speed on a CPU and costs memory
@@ -201,9 +201,8 @@ def remember(run: RunFolder, chosen: Chosen, devices: list[str]) -> None:
     Raises: UserError if that cannot be written.
     """
     values = {"micro_batch": chosen.size, "auto": chosen.auto, "devices": devices}
-    text = json.dumps(values, indent=2) + "\n"
     try:
-        write_atomically(run.micro_batch, lambda file: file.write_text(text))
+        write_json(run.micro_batch, values)
     except OSError as error:
         raise UserError(f"cannot write to {run.path}: {error.strerror}") from error
 

@@ -9,14 +9,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dino_x.runs.append_only import Board, GrowingFile, json_line
+from dino_x.runs.append_only import GrowingFile, json_line
 from dino_x.runs.folder import RunFolder
+from dino_x.runs.tensorboard import TensorBoardFile
 
 LINE_SECONDS = 10  # between lines where there is no terminal for a bar
 
 
 class TrainingReport:
-    """Writes each step's numbers, and shows them. A full disk costs nothing but a warning."""
+    """Writes each step's metrics and shows them; a full disk costs TensorBoard's file at most."""
 
     def __init__(
         self, run: RunFolder, console: Console, steps: int, done: int, prototypes: int
@@ -27,7 +28,7 @@ class TrainingReport:
         self.run = run
         self.warned = False  # that something cannot be written
         self.file = GrowingFile(run.metrics, self.warn)
-        self.board = Board(run.tensorboard, done, self.warn)
+        self.tensorboard = TensorBoardFile(run.tensorboard, done, self.finding)
         self.started = self.last_line = time.monotonic()
         self.first_step = done
         self.online = ""
@@ -48,8 +49,8 @@ class TrainingReport:
         """
         self.online = online_summary(values) or self.online
         self.file.append(json_line(values))
-        self.board.step(values)
-        self.warned = bool(self.file.waiting or self.board.file.waiting)
+        self.tensorboard.step(values)
+        self.warned = bool(self.file.waiting)
         numbers = "  ".join(part for part in (self.summary(values), self.online, health) if part)
         self.progress.update(self.task, completed=values["step"], numbers=numbers)
         now = time.monotonic()
@@ -61,11 +62,11 @@ class TrainingReport:
             self.last_line = now
 
     def went_back(self, done: int) -> None:
-        """Go on after ``done`` steps; metrics.jsonl was cut there."""
+        """Continue after ``done`` steps; metrics.jsonl was cut there."""
         self.file.waiting.clear()
         self.file.close()
-        self.board.file.close()
-        self.board = Board(self.run.tensorboard, done, self.warn)
+        self.tensorboard.close()
+        self.tensorboard = TensorBoardFile(self.run.tensorboard, done, self.finding)
         self.first_step = min(self.first_step, done)
 
     def warn(self, line: str) -> None:
@@ -102,9 +103,9 @@ class TrainingReport:
         traceback: TracebackType | None,
     ) -> None:  # fmt: skip
         self.progress.stop()
-        for file in (self.file, self.board.file):
-            file.flush()
-            file.close()
+        self.file.flush()
+        self.file.close()
+        self.tensorboard.close()
 
 
 class NoReport:

@@ -17,10 +17,10 @@ from torch.nn import functional
 from dino_x.config.options import Options
 from dino_x.data.preparation import whole_canvases
 from dino_x.distributed.sharding import is_sharded
+from dino_x.files import write_atomically
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.teacher import Network
 from dino_x.randomness import generator
-from dino_x.runs.checkpoint import write_atomically
 from dino_x.training.step.batch_plan import Cutter, ImageSource
 
 IMAGES = 6

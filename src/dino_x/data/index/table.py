@@ -28,6 +28,7 @@ from dino_x.data.index.headers import Record
 from dino_x.data.storage.archives import Archive, address
 from dino_x.data.storage.member import Member, as_path
 from dino_x.errors import UserError
+from dino_x.files import write_atomically
 
 VERSION = 2
 _METADATA = b"dino_x.index"
@@ -161,16 +162,9 @@ def write_table(table: Table, path: Path) -> None:
     }
     rows = as_arrow(table.records, table.sources)
     rows = rows.replace_schema_metadata({_METADATA: json.dumps(facts)})
-    unfinished = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            pq.write_table(rows, unfinished, compression="zstd")
-            with unfinished.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_atomically(path, lambda file: pq.write_table(rows, file, compression="zstd"))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "the file system refuses"
         raise UserError(f"cannot write {path}: {reason}; nothing that was there is lost") from None
