@@ -42,59 +42,74 @@ def spoil(case: dict, rank: int) -> contextlib.AbstractContextManager:
         return hangs(rank)
     if not how or rank != case.get("in", 1):
         return contextlib.nullcontext()
-    if how == "not finite in phase 3":
-        return fault("losses", NotFiniteError("spoiled"))
-    if how.startswith("out of memory in "):
-        no_room = torch.OutOfMemoryError("Tried to allocate 2.00 GiB. More is said here.")
-        where = PARTS_OF_A_STEP.get(how.removeprefix("out of memory in "))
-        if where is not None:
-            return fault(where, no_room)
+    for beginning, breaks in WAYS.items():
+        if how.startswith(beginning):
+            return breaks(how.removeprefix(beginning))
+    return dies(SIGNALS[how], case.get("after step"))
 
-        def update(*_args, **_kwargs):
-            raise no_room
 
-        return patched(Steps, "update", update)
-    if how == "weights come apart":
-        update = Steps.update
+def runs_out_of_memory(where: str) -> contextlib.AbstractContextManager:
+    """Memory runs out in a part of each step."""
+    no_room = torch.OutOfMemoryError("Tried to allocate 2.00 GiB. More is said here.")
+    if where in PARTS_OF_A_STEP:
+        return fault(PARTS_OF_A_STEP[where], no_room)
 
-        def spoiled(self, *arguments):
-            norm = update(self, *arguments)
-            with torch.no_grad():
-                next(self.student.parameters()).add_(1e-9)
-            return norm
+    def update(*_args, **_kwargs):
+        raise no_room
 
-        return patched(Steps, "update", spoiled)
-    if how == "not finite in step 2":
-        losses = ExactStep.losses
+    return patched(Steps, "update", update)
 
-        def nan(self, outputs, micro, *arguments):
-            terms = losses(self, outputs, micro, *arguments)
-            return terms | {"dino": terms["dino"] * (torch.nan if micro.plan.step == 1 else 1)}
 
-        return patched(ExactStep, "losses", nan)
-    if how == "is asked to stop":
-        update = Steps.update
+def moves_a_weight(_: str) -> contextlib.AbstractContextManager:
+    """A weight changes in this process alone, after each step."""
 
-        def asked(self, step, *arguments):
-            if step == 1:
-                os.kill(os.getpid(), signal.SIGUSR1)
-            return update(self, step, *arguments)
+    def spoiled(self, *arguments):
+        norm = update(self, *arguments)
+        with torch.no_grad():
+            next(self.student.parameters()).add_(1e-9)
+        return norm
 
-        return patched(Steps, "update", asked)
-    if how.startswith("gives up in phase"):
-        return gives_up(int(how[-1]))
-    if "after step" in case:
+    update = Steps.update
+    return patched(Steps, "update", spoiled)
 
-        def spoiled_step(self, *arguments):
-            norm = update(self, *arguments)
-            if arguments[0] + 1 == case["after step"]:
-                time.sleep(1)
-                os.kill(os.getpid(), SIGNALS[how])
-            return norm
 
-        update = Steps.update
-        return patched(Steps, "update", spoiled_step)
-    return patched(Steps, "update", lambda *_: os.kill(os.getpid(), SIGNALS[how]))
+def has_nan(_: str) -> contextlib.AbstractContextManager:
+    """The loss of the second step is NaN in this process."""
+
+    def nan(self, outputs, micro, *arguments):
+        terms = losses(self, outputs, micro, *arguments)
+        return terms | {"dino": terms["dino"] * (torch.nan if micro.plan.step == 1 else 1)}
+
+    losses = ExactStep.losses
+    return patched(ExactStep, "losses", nan)
+
+
+def is_asked(_: str) -> contextlib.AbstractContextManager:
+    """A signal asks this process to stop, in the second step."""
+
+    def asked(self, step, *arguments):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return update(self, step, *arguments)
+
+    update = Steps.update
+    return patched(Steps, "update", asked)
+
+
+def dies(number: int, after: int | None) -> contextlib.AbstractContextManager:
+    """A signal ends this process: in the first update, or after a step."""
+
+    def last_step(self, step, *arguments):
+        if after is None:
+            os.kill(os.getpid(), number)
+        norm = update(self, step, *arguments)
+        if step + 1 == after:
+            time.sleep(1)
+            os.kill(os.getpid(), number)
+        return norm
+
+    update = Steps.update
+    return patched(Steps, "update", last_step)
 
 
 def gives_up(phase: int) -> contextlib.AbstractContextManager:
@@ -133,6 +148,16 @@ def hangs(rank: int) -> contextlib.AbstractContextManager:
 
     stopping.STUCK_SECONDS = 2.0
     return patched(Steps, "update", stuck)
+
+
+WAYS = {
+    "not finite in phase 3": lambda _: fault("losses", NotFiniteError("spoiled")),
+    "out of memory in ": runs_out_of_memory,
+    "weights come apart": moves_a_weight,
+    "not finite in step 2": has_nan,
+    "is asked to stop": is_asked,
+    "gives up in phase ": lambda phase: gives_up(int(phase)),
+}
 
 
 @contextlib.contextmanager
