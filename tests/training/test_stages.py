@@ -7,6 +7,10 @@ import yaml
 from dino_x.cli import main
 from dino_x.config.presets import CONTINUE
 from dino_x.config.resolve import Facts, resolve
+from dino_x.losses.ranks import ALONE
+from dino_x.model import backbone as backbone_module
+from dino_x.training.images import early_checks
+from dino_x.training.prepare import student_backbone
 from tests.training.runs import losses, metrics, pretrain, weights
 
 FLAGS = ("--effective-batch", 8, "--micro-batch", 4, "--centering", "sinkhorn")
@@ -98,3 +102,21 @@ def test_highres_makes_the_crops_of_the_run_before_larger(start, films, tmp_path
         (out / "checkpoints" / f"step-{step:08d}.pt").unlink()
     assert main(["pretrain", "--out", str(out), "--resume"]) == 0
     assert losses(out) == before
+
+
+def test_the_weights_that_a_run_starts_from_are_loaded_once(start, films, tmp_path, monkeypatch):
+    loads, load = [], backbone_module.load_start
+    monkeypatch.setattr(
+        backbone_module, "load_start", lambda *arguments: (loads.append(1), load(*arguments))[1]
+    )
+    settings = ("--steps", 1, "--set", "report.page=false", "model.drop_path=0.25")
+    assert go_on(start, films, tmp_path / "run", *settings) == 0
+    assert len(loads) == 1
+
+
+def test_a_preset_reaches_weights_that_are_loaded_already(start, films, tmp_path):
+    """They are loaded before the preset is known."""
+    early = early_checks({"model.name": str(start)}, ALONE)
+    options = resolve({"model.name": str(start), "preset": "continue"}, Facts(100)).options
+    assert early.options.model.drop_path != options.model.drop_path
+    assert student_backbone(options, early.backbone).drop_path == options.model.drop_path
