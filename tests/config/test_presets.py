@@ -96,3 +96,12 @@ def test_a_config_that_is_not_there(tmp_path):
         read_config(tmp_path / "no.yaml")
     (tmp_path / "empty.yaml").write_text("")
     assert read_config(tmp_path / "empty.yaml") == {}
+
+
+def test_options_that_are_gone_are_read_in_the_settings_of_older_runs(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("gram: {level: image, weight: 2}")
+    assert read_config(config) == {"gram.weight": 2}
+    config.write_text("gram: {level: batch}")
+    with pytest.raises(UserError, match="unknown option 'gram.level'"):
+        check(read_config(config))

@@ -149,7 +149,6 @@ def test_each_step_draws_one_set_of_sizes_in_proportion():
 @pytest.mark.parametrize(
     ("settings", "pattern"),
     [
-        ({"gram__level": "batch"}, "would depend on the micro-batch; choose image"),
         ({"gram__size": 50}, "gram.size 50 is not a multiple of the patch size 8; nearest: 48, 56"),
         ({"views__sizes": "[{global_size: 36}]"}, "views.sizes: global_size 36 is not a multiple"),
         ({"gram__teacher": "nowhere/at/all"}, "nowhere/at/all"),

@@ -274,16 +274,6 @@ class GramOptions(Section):
         None, "side of the crops it sees, pixels; null = the student's. Features are resized"
     )
     resize: Literal["bicubic", "bilinear"] = option("bicubic", "how, with antialiasing")
-    level: Literal["image", "batch"] = option("image", "patches of one image are compared")
-
-    @model_validator(mode="after")
-    def _separable(self) -> "GramOptions":
-        if self.level == "batch":
-            raise ValueError(
-                "level batch compares patches of different images, so it would depend on the"
-                " micro-batch; choose image, as DINOv3 does"
-            )
-        return self
 
 
 class TeacherOptions(Section):

@@ -67,6 +67,7 @@ HIGHRES: dict[str, Any] = CONTINUE | {"gram.weight": 2.0}
 LARGER = ((2, 1, 3, 0.3), (3, 1, 4, 0.3), (3, 2, 4, 0.3), (3, 3, 4, 0.1))
 GOING_ON = {"continue": CONTINUE, "highres": HIGHRES}
 PASSES_OF = {"continue": 30, "highres": 10}  # instead of PASSES
+NO_LONGER = {"gram.level": "image"}  # options that are gone, with the one value that they had
 LOADED = ("model.init", "model.layerscale", "model.registers")  # come with a model's weights
 
 
@@ -115,7 +116,7 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no options; expected lines such as 'train: {{steps: 100}}'")
-    return dotted(values)
+    return {name: v for name, v in dotted(values).items() if (name, v) not in NO_LONGER.items()}
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
