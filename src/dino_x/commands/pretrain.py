@@ -1,4 +1,4 @@
-"""From what the user said to a finished run."""
+"""From what the user asked for to a finished run."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -47,7 +47,7 @@ def pretrain(overrides: Mapping[str, Any], out: Path, resume: bool, console: Con
     """Train, or go on training, in the folder ``out``; evaluate if there are labels.
 
     Args:
-        said: what the user set, as ``section.key`` values.
+        overrides: what the user set, as ``section.key`` values.
         out: the RUN folder.
         resume: go on from its newest checkpoint; a folder without a run is started anew.
         console: where to say what happens.

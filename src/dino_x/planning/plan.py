@@ -180,7 +180,7 @@ def plan(overrides: Mapping[str, Any], request: Request, console: Console) -> Pl
     """The plan of a run.
 
     Args:
-        said: what the user set, as for ``pretrain``; without ``data.paths`` less can be said.
+        overrides: what the user set, as for ``pretrain``; without ``data.paths`` less can be said.
         request: what else is asked.
         console: for progress.
 

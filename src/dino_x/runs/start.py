@@ -46,7 +46,7 @@ def inherited(overrides: Mapping[str, Any]) -> dict[str, Any]:
     asks for heads of other sizes.
 
     Args:
-        said: what the user set, as ``section.key`` values.
+        overrides: what the user set, as ``section.key`` values.
 
     Returns: ``section.key`` values; nothing but new heads if the model is no RUN.
     """
