@@ -57,8 +57,6 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """All commands and their flags."""
-    from dino_x.config.options import DataOptions
-
     parser = Parser(
         prog="dino-x",
         description="DINOv3-style pretraining on medical images, with an effective batch that is"
@@ -66,105 +64,203 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"dino-x {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for add in (
+        add_pretrain,
+        add_plan,
+        add_index,
+        add_evaluate,
+        add_floor,
+        add_export,
+        add_report,
+        add_compare,
+        add_demo,
+        add_options,
+    ):
+        add(commands)
+    return parser
 
-    pretrain = commands.add_parser("pretrain", help="train a backbone on unlabelled images")
-    pretrain.set_defaults(run=run_pretrain)
-    add_run_options(pretrain)
-    pretrain.add_argument("--out", required=True, type=Path, metavar="RUN", help="folder to make")
-    pretrain.add_argument("--resume", action="store_true", help="go on with RUN")
 
-    plan = commands.add_parser("plan", help="will it fit, how long will it take, what does it cost")
-    plan.set_defaults(run=run_plan)
-    add_run_options(plan)
-    plan.add_argument(
-        "--card", metavar="NAME", help="calculate for h100, a100-80, rtx4090, t4, ..."
+def add_pretrain(commands: Any) -> None:
+    """Add ``dino-x pretrain``."""
+    parser = commands.add_parser("pretrain", help="Train a backbone on unlabelled images.")
+    parser.set_defaults(run=run_pretrain)
+    add_run_options(parser)
+    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="Folder to make.")
+    parser.add_argument(
+        "--resume", action="store_true", help="Continue RUN from its newest checkpoint."
     )
-    plan.add_argument("--gpus", type=int, default=1, metavar="N", help="that share each step")
-    plan.add_argument("--mfu", type=float, metavar="SHARE", help="of the card's peak; 0 to 1")
-    plan.add_argument("--price", type=float, metavar="PER_HOUR", help="of one GPU")
-    plan.add_argument("--images", type=int, metavar="N", help="how many, without --data")
-    plan.add_argument("--no-measure", action="store_true", help="no trial on this machine")
-    plan.add_argument("--json", type=Path, metavar="FILE.json", help="all figures")
 
-    index = commands.add_parser("index", help="what images there are: a table and a summary")
-    index.set_defaults(run=run_index)
-    index.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="as of pretrain --data")
-    index.add_argument("--out", required=True, type=Path, metavar="FILE.parquet",
-                       help="the table; continued where it is there")  # fmt: skip
-    index.add_argument("--labels", metavar="folder|FILE.csv", help="to have classes in the table")
-    index.add_argument("--label-column", default="label", metavar="NAME")
+
+def add_plan(commands: Any) -> None:
+    """Add ``dino-x plan``."""
+    parser = commands.add_parser(
+        "plan", help="Will it fit, how long will it take, what does it cost?"
+    )
+    parser.set_defaults(run=run_plan)
+    add_run_options(parser)
+    parser.add_argument(
+        "--card", metavar="NAME", help="GPU to calculate for: h100, a100-80, rtx4090, t4, ..."
+    )
+    parser.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="Number of GPUs that share each step."
+    )
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        metavar="SHARE",
+        help="Share of the GPU's peak that is reached, 0 to 1.",
+    )
+    parser.add_argument("--price", type=float, metavar="PER_HOUR", help="Price of one GPU.")
+    parser.add_argument("--images", type=int, metavar="N", help="Number of images, without --data.")
+    parser.add_argument(
+        "--no-measure", action="store_true", help="Do not try a step on this machine."
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE.json", help="File for all numbers of the parser."
+    )
+
+
+def add_index(commands: Any) -> None:
+    """Add ``dino-x index``."""
+    from dino_x.config.options import DataOptions
+
+    parser = commands.add_parser("index", help="What images there are: a table and a summary.")
+    parser.set_defaults(run=run_index)
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="Folders, files and archives, as for pretrain --data.",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.parquet",
+                       help="The table; if it is there, it is brought up to date.")  # fmt: skip
+    parser.add_argument(
+        "--labels", metavar="folder|FILE.csv", help="Labels, to have classes in the table."
+    )
+    parser.add_argument("--label-column", default="label", metavar="NAME")
     for flag in ("slice_axis", "modality"):
         field = DataOptions.model_fields[flag]
         words = get_args(field.annotation)
-        index.add_argument(f"--{flag.replace('_', '-')}", default=field.default, choices=words,
+        parser.add_argument(f"--{flag.replace('_', '-')}", default=field.default, choices=words,
                            help=field.description)  # fmt: skip
-    index.add_argument("--workers", type=int, metavar="N", help="default: the number of cores")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="Headers read at a time; by default the number of cores.",
+    )
 
-    evaluate = commands.add_parser("evaluate", help="is a model any good? with baselines")
-    evaluate.set_defaults(run=run_evaluate)
-    evaluate.add_argument("--model", required=True, metavar="RUN_OR_FOLDER")
-    evaluate.add_argument("--data", nargs="+", required=True, type=Path, metavar="PATH")
-    evaluate.add_argument("--labels", metavar="folder|FILE.csv", help="the class of each image")
-    evaluate.add_argument("--label-column", default="label", metavar="NAME")
-    evaluate.add_argument(
+
+def add_evaluate(commands: Any) -> None:
+    """Add ``dino-x evaluate``."""
+    parser = commands.add_parser(
+        "evaluate", help="Is a model any good? Several tasks, beside baselines."
+    )
+    parser.set_defaults(run=run_evaluate)
+    parser.add_argument("--model", required=True, metavar="RUN_OR_FOLDER")
+    parser.add_argument("--data", nargs="+", required=True, type=Path, metavar="PATH")
+    parser.add_argument("--labels", metavar="folder|FILE.csv", help="The class of each image.")
+    parser.add_argument("--label-column", default="label", metavar="NAME")
+    parser.add_argument(
         "--masks", metavar="FILE.csv|FOLDER",
-        help="for segmentation: a table with a column 'mask', or masks called as their images are;"
-        " default: the labels' own column 'mask'",
+        help="For segmentation: a table with a column 'mask', or a folder of masks that are named"
+        " as their images. By default the column 'mask' of the labels.",
     )  # fmt: skip
-    evaluate.add_argument(
+    parser.add_argument(
         "--tasks", nargs="+", metavar="TASK",
-        help="of knn, linear, few-shot and segmentation; default: all that labels and masks allow",
+        help="Tasks among knn, linear, few-shot and segmentation; by default all that labels and"
+        " masks allow.",
     )  # fmt: skip
-    evaluate.add_argument(
-        "--against", nargs="+", default=[], metavar="MODEL", help="other models to compare with"
+    parser.add_argument(
+        "--against", nargs="+", default=[], metavar="MODEL", help="Other models to compare with."
     )
-    evaluate.add_argument("--out", type=Path, metavar="FILE.json", help="where to write the result")
-    evaluate.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    evaluate.add_argument(
-        "--seed", type=int, default=0, help="of everything drawn, random weights too"
-    )
-
-    floor = commands.add_parser("batch-floor", help="how large the batch must be, on your images")
-    floor.set_defaults(run=run_batch_floor)
-    floor.add_argument("--model", required=True, metavar="RUN_OR_FOLDER")
-    floor.add_argument("--data", nargs="+", required=True, type=Path, metavar="PATH")
-    floor.add_argument("--out", required=True, type=Path, metavar="FOLDER")
-    floor.add_argument("--labels", metavar="folder|FILE.csv", help="to look at a class apart")
-    floor.add_argument("--label-column", default="label", metavar="NAME")
-    floor.add_argument("--rare-class", metavar="NAME", help="default: the smallest class")
-    floor.add_argument(
-        "--repeats", type=int, metavar="N", help="draws; default 10, fewer above 1,024 prototypes"
-    )
-    floor.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    floor.add_argument("--seed", type=int, default=0, metavar="N")
-
-    export = commands.add_parser("export", help="a run's model for other tools, checked")
-    export.set_defaults(run=run_export)
-    export.add_argument("model", metavar="RUN", help="a run, or a model that one can start from")
-    export.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="folder to make")
-    export.add_argument("--format", required=True, choices=["transformers", "timm", "onnx"])
-
-    report = commands.add_parser("report", help="one HTML page about a run")
-    report.set_defaults(run=run_report)
-    report.add_argument("path", type=Path, metavar="RUN")
-    report.add_argument("--out", type=Path, metavar="FILE.html", help="default: RUN/report.html")
-    report.add_argument(
-        "--no-images", action="store_true", help="leave your images out, where text is burnt in"
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="File for the result.")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Seed of everything drawn, random weights included."
     )
 
-    compare = commands.add_parser("compare", help="runs side by side")
-    compare.set_defaults(run=run_compare)
-    compare.add_argument("paths", nargs="+", type=Path, metavar="RUN")
-    compare.add_argument("--out", type=Path, metavar="FILE.html", help="a page, with the curves")
 
-    demo = commands.add_parser("demo", help="pretrain and evaluate on the films in the package")
-    demo.set_defaults(run=run_demo)
-    demo.add_argument("--out", type=Path, metavar="RUN", help="default: runs/demo, or demo-2, ...")
-    demo.add_argument("--seed", type=int, default=0, metavar="N")
+def add_floor(commands: Any) -> None:
+    """Add ``dino-x batch-floor``."""
+    parser = commands.add_parser("batch-floor", help="How large must the batch be, on your images?")
+    parser.set_defaults(run=run_batch_floor)
+    parser.add_argument("--model", required=True, metavar="RUN_OR_FOLDER")
+    parser.add_argument("--data", nargs="+", required=True, type=Path, metavar="PATH")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--labels", metavar="folder|FILE.csv", help="Labels, to look at a class by itself."
+    )
+    parser.add_argument("--label-column", default="label", metavar="NAME")
+    parser.add_argument(
+        "--rare-class", metavar="NAME", help="The rare class; by default the smallest."
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        metavar="N",
+        help="Number of draws; by default 10, fewer above 1,024 prototypes.",
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
 
-    options = commands.add_parser("options", help="every option of a run, its default and meaning")
-    options.set_defaults(run=run_options)
-    return parser
+
+def add_export(commands: Any) -> None:
+    """Add ``dino-x export``."""
+    parser = commands.add_parser(
+        "export", help="Write a run's model for other tools, and check it."
+    )
+    parser.set_defaults(run=run_export)
+    parser.add_argument(
+        "model", metavar="RUN", help="A run, or any model that a run can start from."
+    )
+    parser.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="Folder to make.")
+    parser.add_argument("--format", required=True, choices=["transformers", "timm", "onnx"])
+
+
+def add_report(commands: Any) -> None:
+    """Add ``dino-x report``."""
+    parser = commands.add_parser("report", help="Write one HTML page about a run.")
+    parser.set_defaults(run=run_report)
+    parser.add_argument("path", type=Path, metavar="RUN")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.html", help="The page; by default RUN/parser.html."
+    )
+    parser.add_argument(
+        "--no-images",
+        action="store_true",
+        help="Leave images out, for example if text is burnt into them.",
+    )
+
+
+def add_compare(commands: Any) -> None:
+    """Add ``dino-x compare``."""
+    parser = commands.add_parser("compare", help="Show runs side by side.")
+    parser.set_defaults(run=run_compare)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--out", type=Path, metavar="FILE.html", help="A page with the curves.")
+
+
+def add_demo(commands: Any) -> None:
+    """Add ``dino-x demo``."""
+    parser = commands.add_parser("demo", help="Pretrain and evaluate on the films in the package.")
+    parser.set_defaults(run=run_demo)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="RUN",
+        help="Folder to make; by default runs/demo, or demo-2, ...",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+
+
+def add_options(commands: Any) -> None:
+    """Add ``dino-x options``."""
+    parser = commands.add_parser(
+        "options", help="List every option of a run, its default and its meaning."
+    )
+    parser.set_defaults(run=run_options)
 
 
 def add_run_options(parser: Parser) -> None:
@@ -173,16 +269,16 @@ def add_run_options(parser: Parser) -> None:
 
     parser.add_argument(
         "--data", nargs="+", metavar="PATH",
-        help="folders, files, tar or Parquet shards or addresses of these, an index",
+        help="Folders, files, tar or Parquet archives, their addresses, or an index.",
     )  # fmt: skip
-    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="options in a file")
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="File of options.")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="section.key=value",
-        help="any option; see `dino-x options`",
+        help="Any option; see `dino-x options`.",
     )  # fmt: skip
     parser.add_argument(
         "--allow-partial", action="store_const", const=True, dest="model.allow_partial",
-        help="start from weights of which less than 99%% can be loaded",
+        help="Start from weights of which less than 99%% can be loaded.",
     )  # fmt: skip
     for flag, (name, metavar) in FLAGS.items():
         *sections, key = name.split(".")

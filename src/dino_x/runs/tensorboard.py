@@ -1,6 +1,7 @@
 """The metrics of a run for TensorBoard; metrics.jsonl has the same numbers and is never lost."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class TensorBoardFile:
             )
         except OSError as error:
             self._give_up(error)
+        _print_no_traceback()
 
     def step(self, values: Mapping[str, Any]) -> None:
         """Write the metrics of the step ``values["step"]``."""
@@ -57,3 +59,10 @@ class TensorBoardFile:
             f"TensorBoard's file in {self.folder} cannot be written ({error.strerror}): it ends"
             " here; training continues, and metrics.jsonl has every step"
         )
+
+
+def _print_no_traceback() -> None:
+    """Keep the writer's thread from printing an error that ``step`` meets as well."""
+    for thread in threading.enumerate():
+        if type(thread).__name__ == "_AsyncWriterThread":
+            thread._invoke_excepthook = lambda *arguments: None  # type: ignore[attr-defined]

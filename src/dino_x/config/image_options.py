@@ -1,0 +1,215 @@
+"""Options of images: which there are, and what the networks see of them."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from dino_x.config.section import PositiveInt, Range, Section, Share, option
+
+
+class DataOptions(Section):
+    """What to train on."""
+
+    paths: list[str] = option(
+        [],
+        "Folders (read with all subfolders), files, archives (.tar, .parquet), addresses"
+        " of archives in object stores, or indexes.",
+    )
+    index: str | None = option(
+        None,
+        "Parquet file that stores what was read from headers; files already in it are not"
+        " opened again.",
+    )
+    where: str | None = option(
+        None,
+        'Condition on the columns of the index that chooses images: \'modality == "CT" and'
+        " thickness_mm <= 3'.",
+    )
+    slice_axis: Literal["axial", "coronal", "sagittal"] = option(
+        "axial", "Direction in which volumes (NIfTI) are cut into slices."
+    )
+    modality: Literal["auto", "CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "OT"] = option(
+        "auto",
+        "Modality of NIfTI and NumPy files, which do not name one. With CT, their values"
+        " are Hounsfield units.",
+    )
+    labels: str | None = option(
+        None,
+        "'folder' (the name of its folder is an image's class), or a CSV file with the"
+        " columns path and label. The model is evaluated on them at the end of the run.",
+    )
+    label_column: str = option("label", "Column of the CSV file that holds the class.")
+    hold_out: bool = option(
+        True, "If there are labels, the images that the evaluation tests on are not trained on."
+    )
+    verify: Literal["auto", "all", "headers"] = option(
+        "auto",
+        "all decodes every image once before training; headers reads headers only; auto"
+        " is all for up to 10,000 images.",
+    )
+    workers: int = option(2, "Number of threads that read images.", ge=1)
+    decode_in: Literal["threads", "processes"] = option(
+        "threads",
+        "processes: each worker thread decodes in its own process, so a crash of a"
+        " decoder loses one image, not the run.",
+    )
+    cache_mb: int = option(2048, "Memory for decoded images, in MB; 0 keeps none.", ge=0)
+    fetches: int = option(
+        32, "Number of images that are fetched from object storage at a time.", ge=1
+    )
+    row_groups_mb: int = option(
+        512,
+        "Memory for the encoded images of the Parquet row groups that were read last, in MB.",
+        ge=0,
+    )
+    cache: str | None = option(
+        None, "Folder that keeps decoded images on disk, for this run and other runs."
+    )
+    cache_gb: float = option(50.0, "Largest size of the cache folder, in GB.", gt=0)
+    slices: Literal[1, 3] = option(
+        1,
+        "1: each slice is an image. 3 (2.5D): the slice before, the slice itself and the"
+        " slice after it are the channels of an image.",
+    )
+    spacing_mm: float | None = option(
+        None,
+        "Images with finer pixels are resampled to this pixel size in mm, if the file"
+        " states its pixel size.",
+        gt=0,
+    )
+    source_weights: Literal["size", "equal"] | list[float] = option(
+        "size",
+        "How often each path is drawn from: by its number of images (size), all alike"
+        " (equal), or by numbers in the order of the paths.",
+    )
+
+    @model_validator(mode="after")
+    def _weights(self) -> "DataOptions":
+        weights = self.source_weights
+        if isinstance(weights, str):
+            return self
+        if not weights or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+            raise ValueError(f"source_weights are numbers from 0, not all of them 0; got {weights}")
+        if self.paths and len(weights) != len(self.paths):
+            raise ValueError(
+                f"source_weights has {len(weights)} numbers for {len(self.paths)} paths of data"
+            )
+        return self
+
+
+class CropSizes(Section):
+    """Crop sizes that go together in a step, in pixels."""
+
+    global_size: PositiveInt = option(224, "Side of a global crop, in pixels.")
+    local_size: PositiveInt = option(96, "Side of a local crop, in pixels.")
+    gram_size: PositiveInt | None = option(
+        None, "Side of the crops of the Gram teacher, in pixels."
+    )
+    weight: float = option(
+        1.0, "Share of the steps with these sizes, in proportion to the other sets.", gt=0
+    )
+
+
+class ViewOptions(Section):
+    """Crops and what is done to them. Sizes in pixels, scales as a share of the image's area."""
+
+    global_size: PositiveInt = option(224, "Side of a global crop, in pixels.")
+    local_size: PositiveInt = option(96, "Side of a local crop, in pixels.")
+    sizes: list[CropSizes] | None = option(
+        None,
+        "Several sets of global_size, local_size, gram_size and weight; each step draws"
+        " one of them.",
+        min_length=1,
+    )
+    local_crops: int = option(8, "Number of local crops of an image.", ge=0)
+    global_scale: Range = option(
+        (0.32, 1.0), "Smallest and largest share of the image's area that a global crop shows."
+    )
+    local_scale: Range = option(
+        (0.05, 0.32), "Smallest and largest share of the image's area that a local crop shows."
+    )
+    global_scale_mm: Range | None = option(
+        None,
+        "Smallest and largest side of a global crop in mm, in the place of global_scale,"
+        " for images whose file states the pixel size.",
+    )
+    local_scale_mm: Range | None = option(
+        None,
+        "Smallest and largest side of a local crop in mm, in the place of local_scale,"
+        " for images whose file states the pixel size.",
+    )
+    aspect: Range = option(
+        (0.75, 4 / 3), "Smallest and largest width / height of a crop, in the image's own geometry."
+    )
+    flip: Share = option(0.5, "Probability of a horizontal flip.")
+    vertical_flip: Share = option(0.0, "Probability of a vertical flip.")
+    intensity: Share = option(
+        0.8, "Probability that brightness, contrast and gamma of a crop are changed."
+    )
+    brightness: Share = option(0.2, "A number between -x and x is added, where images span 0 to 1.")
+    contrast: float = option(
+        0.4,
+        "The distance from the crop's mean is multiplied by a number between 1 - x and 1 + x.",
+        ge=0,
+        lt=1,
+    )
+    gamma: float = option(1.4, "Exponent of the gamma correction, between 1/x and x.", ge=1)
+    blur: Share = option(0.5, "Probability of a Gaussian blur.")
+    blur_sigma: Range = option(
+        (0.1, 2.0), "Smallest and largest sigma of the blur, in pixels of a crop of 224 pixels."
+    )
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "ViewOptions":
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} must satisfy 0 < low <= high <= 1, got {low}, {high}")
+        for name in ("aspect", "blur_sigma", "global_scale_mm", "local_scale_mm"):
+            low, high = getattr(self, name) or (1.0, 1.0)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must satisfy 0 < low <= high, got {low}, {high}")
+        return self
+
+
+class WindowOptions(Section):
+    """Which values of an image become 0 and 1, where its modality leaves a choice."""
+
+    ct: Literal["random", "fixed"] = option(
+        "random",
+        "CT: random draws for each view a window around lung, soft tissue, bone or brain;"
+        " fixed is -1000 to 1000 HU, as in evaluation.",
+    )
+    xray: Literal["file", "percentiles"] = option(
+        "file",
+        "X-ray: file takes the window of the file if it is usable; percentiles takes the"
+        " 0.5th to the 99.5th percentile.",
+    )
+    mr: Range = option((0.5, 99.5), "MR: percentiles of the image that become 0 and 1.")
+
+    @model_validator(mode="after")
+    def _range(self) -> "WindowOptions":
+        low, high = self.mr
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"mr must satisfy 0 <= low < high <= 100, got {low}, {high}")
+        return self
+
+
+class MaskOptions(Section):
+    """Block masks of the student's global crops, for iBOT."""
+
+    probability: Share = option(
+        0.5, "Share of the global crops of the effective batch that are masked."
+    )
+    ratio: Range = option(
+        (0.1, 0.5),
+        "Smallest and largest share of the patches of a masked crop that are masked,"
+        " spread evenly over these crops.",
+    )
+
+    @model_validator(mode="after")
+    def _range(self) -> "MaskOptions":
+        low, high = self.ratio
+        if not 0 < low <= high < 1:
+            raise ValueError(f"ratio must satisfy 0 < low <= high < 1, got {low}, {high}")
+        return self
