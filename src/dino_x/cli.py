@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "dino-x: stopped; a run goes on with --resume, an index with the same command",
+            "dino-x: stopped; a run continues with --resume, an index with the same command",
             file=sys.stderr,
         )
         return 130

@@ -117,7 +117,7 @@ def test_who_waits_in_vain_ends_when_asked_to(films, tmp_path):
         assert (
             "process 0: asked to stop while it waits for another process, which does not" in printed
         )
-        assert "step-00000002.pt; go on with --resume" in printed
+        assert "step-00000002.pt; continue with --resume" in printed
         assert len(printed.splitlines()) == 1
     finally:
         second.kill()

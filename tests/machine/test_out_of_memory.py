@@ -149,12 +149,12 @@ def test_one_line_names_what_fits_and_the_run_goes_on(
     line = refused(pretrain(films, run, *FLAGS, "--micro-batch", 8))
     expected = (
         r"dino-x: out of memory in step 3 with a micro-batch of 8 \(.*\); 4 fits by calculation;"
-        r" the last good checkpoint is .*step-00000002.pt; go on with --resume --micro-batch 4,"
+        r" the last good checkpoint is .*step-00000002.pt; continue with --resume --micro-batch 4,"
         r" which changes nothing about the result"
     )
     assert re.fullmatch(expected, line), line
     room["size"] = 2
-    flags = line.split("go on with ")[1].split(",")[0].split()
+    flags = line.split("continue with ")[1].split(",")[0].split()
     assert pretrain(films, run, *FLAGS, *flags) == 0
     assert [step["step"] for step in metrics(run)] == [1, 2, 3, 4]
 
@@ -220,7 +220,7 @@ def test_with_an_address_space_that_really_ends(films, tmp_path):
     assert found.returncode == 2, found.stderr[-3000:]
     (line,) = found.stderr.strip().splitlines()
     assert re.match(r"dino-x: out of memory in step 1 with a micro-batch of 16 \(", line), line
-    flags = line.split("go on with ")[1].split(",")[0].split()
+    flags = line.split("continue with ")[1].split(",")[0].split()
     assert flags[:2] == ["--resume", "--micro-batch"]
     assert int(flags[2]) > 1
     again = limited(320, *command, *flags)

@@ -53,7 +53,7 @@ def test_it_finishes_the_step_saves_and_goes_on_bit_for_bit(films, tmp_path, sen
     send(3, number)
     assert pretrain(films, tmp_path / "run", *FLAGS, **SETTINGS) == 128 + number
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
-    line = "dino-x: stopped by a signal after step 3; go on with --resume\n"
+    line = "dino-x: stopped by a signal after step 3; continue with --resume\n"
     assert capsys.readouterr().err.endswith(line)
     assert [step["step"] for step in metrics(tmp_path / "run")] == [1, 2, 3]
     saved = checkpoint.checkpoints(tmp_path / "run" / "checkpoints")
@@ -71,7 +71,7 @@ def test_ctrl_c_twice_stops_at_once(films, tmp_path, send, capfd):
     assert pretrain(films, tmp_path / "run", *FLAGS, **SETTINGS) == 130
     printed = capfd.readouterr().err
     assert "stopping after this step; Ctrl-C again stops at once" in printed
-    assert "dino-x: stopped; a run goes on with --resume" in printed
+    assert "dino-x: stopped; a run continues with --resume" in printed
     assert [step["step"] for step in metrics(tmp_path / "run")] == [1, 2]
     assert not checkpoint.checkpoints(tmp_path / "run" / "checkpoints")
 

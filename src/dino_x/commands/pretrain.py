@@ -124,7 +124,7 @@ def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> 
     elif trainer.ranks.rank == 0:
         if resume:
             console.print(
-                f"nothing to resume in {trainer.run.path}: starting anew", highlight=False
+                f"nothing to resume in {trainer.run.path}: starting a new run", highlight=False
             )
         device = describe_device(trainer.cutter.device)
         write_origin(trainer.run, trainer.options.model.name, trainer.student.backbone)

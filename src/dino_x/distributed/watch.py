@@ -71,7 +71,7 @@ class Watch:
         seconds = round(BEAT * MOST_MISSED)
         return (
             f"process {self.own}: no sign of life from process {others} for {seconds} s, its"
-            " machine or the network may be gone; go on with --resume"
+            " machine or the network may be gone; continue with --resume"
         )
 
 

@@ -51,7 +51,7 @@ class RunFolder:
         """Raise UserError if there is something here that a new run would overwrite."""
         if self.exists:
             raise UserError(
-                f"{self.path} already holds a run; go on with --resume, or choose another --out"
+                f"{self.path} already holds a run; continue with --resume, or choose another --out"
             )
         if self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no run; choose another --out")

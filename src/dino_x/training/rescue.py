@@ -67,7 +67,7 @@ def line_of(trainer: Trainer, step: Step, room: float, found: OutOfMemory) -> Us
             f" {room / GIB:.2f} were free; {helps(step.at(1), numerics)}; {last_good}"
         )
     return UserError(
-        f"{message}{fits} fits {how}; {last_good}; go on with"
+        f"{message}{fits} fits {how}; {last_good}; continue with"
         f" --resume --micro-batch {fits}, which changes nothing about the result"
     )
 

@@ -92,7 +92,7 @@ class Trainer:
             self.agreement.exchange()
         if self.done < steps:
             raise StoppedError(
-                f"stopped by a signal after step {self.done}; go on with --resume",
+                f"stopped by a signal after step {self.done}; continue with --resume",
                 self.stopping,
                 says=self.ranks.rank == 0,
             )
@@ -234,7 +234,7 @@ class Trainer:
         """Say that this process waits for another in vain."""
         say(
             f"process {self.ranks.rank}: asked to stop while it waits for another process, which"
-            f" does not answer; {self.saver.last_good()}; go on with --resume"
+            f" does not answer; {self.saver.last_good()}; continue with --resume"
         )
         with contextlib.suppress(TimeoutError):
             self.saver.finish(seconds=5)
