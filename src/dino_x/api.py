@@ -281,7 +281,7 @@ def plan(
 
     Raises: UserError for a GPU that is not known, or options that do not fit.
     """
-    from dino_x.cost.cards import card_of
+    from dino_x.cost.gpus import gpu_of
     from dino_x.planning.plan import Request
     from dino_x.planning.plan import plan as make
     from dino_x.planning.table import print_plan
@@ -293,7 +293,7 @@ def plan(
         "train.steps": steps,
     }
     request = Request(
-        card=None if gpu is None else card_of(gpu),
+        gpu=None if gpu is None else gpu_of(gpu),
         gpus=gpus,
         mfu=None,
         price=None,

@@ -38,12 +38,12 @@ def run_plan(arguments: argparse.Namespace) -> None:
     """``dino-x plan``."""
     from rich.console import Console
 
-    from dino_x.cost.cards import card_of
+    from dino_x.cost.gpus import gpu_of
     from dino_x.planning.plan import Request, check_place, plan, save
     from dino_x.planning.table import print_plan
 
     request = Request(
-        card=card_of(arguments.card) if arguments.card else None,
+        gpu=gpu_of(arguments.card) if arguments.card else None,
         gpus=arguments.gpus,
         mfu=arguments.mfu,
         price=arguments.price,

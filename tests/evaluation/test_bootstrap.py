@@ -1,4 +1,4 @@
-"""Figures on draws of patients are those of scikit-learn on the images drawn, one by one."""
+"""Metrics on draws of patients are those of scikit-learn on the images drawn, one by one."""
 
 import warnings
 
@@ -9,7 +9,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from dino_x.evaluation import bootstrap
 from dino_x.evaluation.bootstrap import (
     Draws,
-    Figure,
+    Metric,
     balanced_accuracy_of_draws,
     draw_patients,
     macro_auroc_of_draws,
@@ -36,7 +36,7 @@ def case(images, patients, class_count, seed=0):
 @pytest.mark.parametrize(
     ("images", "patients", "class_count"), [(5, 3, 2), (83, 83, 2), (101, 17, 3), (67, 31, 5)]
 )
-def test_each_draw_has_the_figures_of_scikit_learn_on_its_images(
+def test_each_draw_has_the_metrics_of_scikit_learn_on_its_images(
     images, patients, class_count, monkeypatch
 ):
     monkeypatch.setattr(bootstrap, "CHUNK_ELEMENTS", 7 * images)  # several chunks, the last odd
@@ -71,7 +71,7 @@ def test_a_class_that_a_draw_lacks_takes_no_part():
 
 
 def test_draws_without_a_value_are_left_out_of_the_interval():
-    low, high = Figure(0.5, np.array([np.nan, 0.2, 0.4, np.nan])).interval
+    low, high = Metric(0.5, np.array([np.nan, 0.2, 0.4, np.nan])).interval
     assert (low, high) == pytest.approx((0.205, 0.395))
 
 
@@ -111,7 +111,7 @@ def test_the_interval_is_that_of_the_binomial_law_where_there_is_one():
     rng = np.random.default_rng(0)
     right = rng.random(400) < 0.8
     draws = draw_patients(np.arange(400).astype(str), 0)
-    low, high = Figure(right.mean(), mean_of_draws(draws, right.astype(float))).interval
+    low, high = Metric(right.mean(), mean_of_draws(draws, right.astype(float))).interval
     error = 1.96 * np.sqrt(0.8 * 0.2 / 400)
     assert high - low == pytest.approx(2 * error, rel=0.1)
     assert low < right.mean() < high
@@ -119,6 +119,6 @@ def test_the_interval_is_that_of_the_binomial_law_where_there_is_one():
 
 def test_differences_are_paired():
     draws_R = np.random.default_rng(0).normal(size=1000)
-    better = Figure(0.51, draws_R + 0.01) - Figure(0.5, draws_R)
+    better = Metric(0.51, draws_R + 0.01) - Metric(0.5, draws_R)
     assert better.value == pytest.approx(0.01)
     assert better.interval == pytest.approx((0.01, 0.01))

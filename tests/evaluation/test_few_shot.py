@@ -6,12 +6,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dino_x.evaluation.bootstrap import Figure
+from dino_x.evaluation.bootstrap import Metric
 from dino_x.evaluation.few_shot import (
     PENALTY_TIMES_WIDTH,
     draw_shots,
     few_shot_probabilities,
-    mean_figure,
+    mean_metric,
     possible_shots,
     standardised,
 )
@@ -73,8 +73,8 @@ def test_it_is_scikit_learns_logistic_regression(labelled):
 
 def test_the_interval_knows_that_other_images_could_have_been_drawn():
     draws_R = np.zeros(1000)  # no uncertainty from the patients at all
-    repeats = [Figure(value, draws_R + value) for value in (0.5, 0.6, 0.7, 0.8)]
-    mean = mean_figure(repeats, seed=0)
+    repeats = [Metric(value, draws_R + value) for value in (0.5, 0.6, 0.7, 0.8)]
+    mean = mean_metric(repeats, seed=0)
     low, high = mean.interval
     assert mean.value == pytest.approx(0.65)
     error = 1.96 * np.std([0.5, 0.6, 0.7, 0.8]) / 2  # of the mean of four

@@ -17,8 +17,8 @@ from dino_x.evaluation.patches import GRID, class_shares, patch_encoder, pixel_p
 from dino_x.evaluation.segmentation import (
     PENALTIES,
     PatchClassifier,
-    figures_of_overlap,
     fit_patches,
+    metrics_of_overlap,
     overlap,
     segment,
 )
@@ -253,11 +253,11 @@ def test_the_penalty_is_that_of_the_highest_dice_on_val(squares, monkeypatch):
         assert segment(encoders, squares, seed=0).chosen == {"pixels": good}
 
 
-def test_figures_are_means_over_images_and_classes_with_draws_of_patients():
+def test_metrics_are_means_over_images_and_classes_with_draws_of_patients():
     rng = np.random.default_rng(0)
     dice = rng.random((9, 2))
     draws = draw_patients(np.array(list("aabbccdde")), 0)
-    found = figures_of_overlap(["1", "2"], {"dice": dice}, draws)
+    found = metrics_of_overlap(["1", "2"], {"dice": dice}, draws)
     assert list(found) == ["mean", "1", "2"]
     assert found["mean"]["dice"].value == pytest.approx(dice.mean())
     assert found["2"]["dice"].value == pytest.approx(dice[:, 1].mean())

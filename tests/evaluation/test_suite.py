@@ -69,16 +69,16 @@ def printed(result, width=100):
     return stream.getvalue()
 
 
-def test_the_models_figures_are_those_of_its_features(result, tiny_model, images):
+def test_the_models_metrics_are_those_of_its_features(result, tiny_model, images):
     rows = given()
     features = embed_with(tiny_model, build_index([images], verify="headers").rows)
     classes = np.array([row["label"] == "well" for row in rows]).astype(int)
     test = np.array([row["split"] == "test" for row in rows])
     probabilities = knn_probabilities(features[~test], classes[~test], features[test], 2, k=5)
-    figures = result["results"]["model"]["knn"]["5"]
+    metrics = result["results"]["model"]["knn"]["5"]
     accuracy = balanced_accuracy(classes[test], probabilities)
-    assert figures["balanced_accuracy"]["value"] == pytest.approx(accuracy)
-    assert figures["auroc"]["value"] == pytest.approx(macro_auroc(classes[test], probabilities))
+    assert metrics["balanced_accuracy"]["value"] == pytest.approx(accuracy)
+    assert metrics["auroc"]["value"] == pytest.approx(macro_auroc(classes[test], probabilities))
 
 
 def test_every_name_has_every_task_setting_and_metric(result, other):
@@ -108,7 +108,7 @@ def test_every_name_has_every_task_setting_and_metric(result, other):
     assert settings == {"knn": "12", "linear": "all", "few_shot": "1", "segmentation": "mean"}
 
 
-def test_differences_are_between_the_figures_that_are_shown(result):
+def test_differences_are_between_the_metrics_that_are_shown(result):
     for task, found in result["verdicts"].items():
         for name, difference in found["differences"].items():
             own, its = (
@@ -124,8 +124,8 @@ def test_a_tested_image_is_never_its_own_neighbour(images, tmp_path):
     patients = np.array([int(patient.removeprefix("Doe")) for patient in labelled.patients])
     angles = 0.1 * patients[:, None]  # but for itself, nearest to its neighbours
     features = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    figures = Classification(labelled, seed=0, ks=[1]).score("knn", "angles", features)
-    assert figures["1"]["balanced_accuracy"].value == 0.5  # all nearest to patient 5, who is ill
+    metrics = Classification(labelled, seed=0, ks=[1]).score("knn", "angles", features)
+    assert metrics["1"]["balanced_accuracy"].value == 0.5  # all nearest to patient 5, who is ill
 
 
 def test_no_task_is_taught_by_val_but_the_linear_probe(images, tmp_path):

@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from dino_x.evaluation.bootstrap import Figure
+from dino_x.evaluation.bootstrap import Metric
 from dino_x.evaluation.verdict import verdict
 
 
-def figure(value, offsets):
-    return Figure(value, value + offsets)
+def metric(value, offsets):
+    return Metric(value, value + offsets)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def test_won_and_lost_only_where_the_whole_interval_says_so(offsets, pixels, noi
     own = np.random.default_rng(1).normal(scale=noise, size=1000)
     found = verdict(
         {
-            "model": figure(0.7, offsets + own),
-            "random": figure(0.5, offsets),
-            "pixels": figure(pixels, offsets),
+            "model": metric(0.7, offsets + own),
+            "random": metric(0.5, offsets),
+            "pixels": metric(pixels, offsets),
         },
         "20",
         "balanced_accuracy",
@@ -47,7 +47,7 @@ def test_won_and_lost_only_where_the_whole_interval_says_so(offsets, pixels, noi
 
 def test_the_best_baseline_is_named_then_the_start_then_the_other_models(offsets):
     values = {"model": 0.7, "random": 0.6, "pixels": 0.65, "start": 0.62, "dinov2": 0.9}
-    found = verdict({name: figure(v, offsets) for name, v in values.items()}, "all", "dice")
+    found = verdict({name: metric(v, offsets) for name, v in values.items()}, "all", "dice")
     assert found["sentence"] == (
         "the model beats raw pixels by 0.050 (0.050 to 0.050); it beats starting weights by 0.080"
         " (0.080 to 0.080); it is worse than dinov2 by 0.200 (0.200 to 0.200)"
@@ -64,11 +64,11 @@ def test_the_best_baseline_is_named_then_the_start_then_the_other_models(offsets
 
 
 def test_the_same_model_again_is_its_equal(offsets):
-    figures = {"model": figure(0.7, offsets), "pixels": figure(0.7, offsets)}
-    assert verdict(figures, "all", "dice")["sentence"] == "the model equals raw pixels"
+    metrics = {"model": metric(0.7, offsets), "pixels": metric(0.7, offsets)}
+    assert verdict(metrics, "all", "dice")["sentence"] == "the model equals raw pixels"
 
 
 def test_another_model_is_no_baseline(offsets):
     values = {"model": 0.7, "random": 0.6, "pixels": 0.65, "dinov2": 0.9}
-    found = verdict({name: figure(v, offsets) for name, v in values.items()}, "all", "dice")
+    found = verdict({name: metric(v, offsets) for name, v in values.items()}, "all", "dice")
     assert found["baseline"] == "pixels"

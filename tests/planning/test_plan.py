@@ -1,4 +1,4 @@
-"""`dino-x plan` as a user types it: with data or without, for this machine or for a card."""
+"""`dino-x plan` as a user types it: with data or without, for this machine or for a GPU."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dino_x.cli import main
-from dino_x.cost.cards import ASSUMED, CARDS, card_of
+from dino_x.cost.gpus import ASSUMED, GPUS, gpu_of
 from dino_x.planning import measure
 from tests.conftest import tiny_settings
 
@@ -110,23 +110,23 @@ def test_a_trial_ends_in_time(monkeypatch):
     assert clock[0] < 26
 
 
-@pytest.mark.parametrize("name", CARDS)
-def test_every_card(planned, name):
-    card = card_of(name)
-    precision = "fp32" if card.bf16 is None else "bf16"
+@pytest.mark.parametrize("name", GPUS)
+def test_every_gpu(planned, name):
+    gpu = gpu_of(name)
+    precision = "fp32" if gpu.bf16 is None else "bf16"
     out, plan = planned(*VITS, "--card", name, "--precision", precision, "--price", 1.5)
-    peak = card.fp32 if card.bf16 is None else card.bf16
+    peak = gpu.fp32 if gpu.bf16 is None else gpu.bf16
     flop = sum(plan["flop_per_image"].values())
     assert plan["images_per_second"] == pytest.approx(ASSUMED[precision] * peak * 1e12 / flop)
     assert plan["cost"] == pytest.approx(256_000 / plan["images_per_second"] / 3600 * 1.5)
     assert "estimate" in line(out, "speed")
     assert 256 % plan["micro_batch"] == 0
     assert plan["micro_batch"] == plan["largest_micro_batch"]
-    assert plan["memory_needed_bytes"] <= card.usable < card.memory * 2**30
-    assert card.source
+    assert plan["memory_needed_bytes"] <= gpu.usable < gpu.memory * 2**30
+    assert gpu.source
 
 
-def test_a_larger_card_holds_a_larger_micro_batch(planned):
+def test_a_larger_gpu_holds_a_larger_micro_batch(planned):
     sizes = [
         planned(*VITS, "--effective-batch", 4096, "--card", name)[1]["micro_batch"]
         for name in ("v100-16", "a100-40", "h100", "h200")
@@ -201,11 +201,11 @@ def test_silly_input_is_one_line(capsys, monkeypatch, arguments, pattern):
 
 def test_published_figures_are_dense_and_in_order():
     """Tensor cores in bfloat16 are twice as fast as in TF32, and never slower than float32."""
-    for card in CARDS.values():
-        assert card.peak("fp64") is None
-        assert card.peak("fp32") == card.fp32
-        if card.bf16 is not None:
-            assert card.bf16 == pytest.approx(2 * card.tf32, rel=0.02)
-            assert card.peak("fp32", tf32=True) == card.tf32 >= card.fp32
+    for gpu in GPUS.values():
+        assert gpu.peak("fp64") is None
+        assert gpu.peak("fp32") == gpu.fp32
+        if gpu.bf16 is not None:
+            assert gpu.bf16 == pytest.approx(2 * gpu.tf32, rel=0.02)
+            assert gpu.peak("fp32", tf32=True) == gpu.tf32 >= gpu.fp32
         else:
-            assert replace(card).peak("fp32", tf32=True) == card.fp32
+            assert replace(gpu).peak("fp32", tf32=True) == gpu.fp32

@@ -123,7 +123,7 @@ def card_of(monkeypatch):
     def make(gib: float) -> None:
         monkeypatch.setattr(micro_batch, "free_bytes", lambda device: gib * GIB)
         monkeypatch.setattr(micro_batch, "limit_bytes", lambda device: gib * GIB)
-        numerics = micro_batch.Numerics.of_card("fp32", int(gib * GIB))
+        numerics = micro_batch.Numerics.of_gpu("fp32", int(gib * GIB))
         monkeypatch.setattr(micro_batch.Numerics, "on", lambda *_: numerics)
         monkeypatch.setattr(micro_batch, "limited_memory", spared.taken)
 

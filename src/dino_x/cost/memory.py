@@ -26,7 +26,7 @@ CUDA_CONTEXT = 0.6 * GIB  # the driver's and cuBLAS's own, about
 # Measured at 1.3 to 2.3 with glibc, and near 1 where large pieces are mapped on their own
 # (MALLOC_MMAP_THRESHOLD_=131072), which takes longer; see docs/memory.md.
 CPU_GAPS = 1.9
-KEPT_FREE = 0.08  # share of a card that is left for what the allocator cannot use
+KEPT_FREE = 0.08  # share of GPU memory that is left for what the allocator cannot use
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Numerics:
         """On a device of this machine."""
         if device.type != "cuda":
             return cls(precision, "cpu", CPU_BYTES)
-        return cls.of_card(precision, torch.cuda.get_device_properties(device).total_memory)
+        return cls.of_gpu(precision, torch.cuda.get_device_properties(device).total_memory)
 
     @classmethod
-    def of_card(cls, precision: str, card_bytes: int) -> "Numerics":
-        """On a card of so much memory."""
-        return cls(precision, "cuda", card_bytes // CUDA_SHARE)
+    def of_gpu(cls, precision: str, gpu_bytes: int) -> "Numerics":
+        """The numerics on a GPU with so many bytes of memory."""
+        return cls(precision, "cuda", gpu_bytes // CUDA_SHARE)
 
     @property
     def wide(self) -> int:

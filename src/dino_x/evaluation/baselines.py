@@ -1,4 +1,4 @@
-"""What a figure must be compared with: an untrained network, and the pixels themselves."""
+"""What a metric must be compared with: an untrained network, and the pixels themselves."""
 
 import copy
 from typing import Any

@@ -1,7 +1,7 @@
-"""Intervals: the same figures on patients drawn anew, many times.
+"""Intervals: the same metrics on patients drawn again, many times.
 
 Images of one patient are alike, so the patient is what is drawn, with all its images. Drawing a
-patient twice is giving its images a weight of two, so a figure on R draws is a few products of
+patient twice is giving its images a weight of two, so a metric on R draws is a few products of
 matrices with the weights, not R passes over the images.
 
 Q tested images, P patients, R draws, C classes.
@@ -60,20 +60,20 @@ def draw_patients(patients_Q: np.ndarray, seed: int, draws: int = DRAWS) -> Draw
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure on all patients, and on each draw of them.
+class Metric:
+    """A metric on all patients, and on each draw of them.
 
     Attributes:
-        value: on all.
-        draws_R: on each draw; NaN where it is not defined.
+        value: the metric on all patients.
+        draws_R: the metric on each draw; NaN where it is not defined.
     """
 
     value: float
     draws_R: np.ndarray
 
-    def __sub__(self, other: "Figure") -> "Figure":
+    def __sub__(self, other: "Metric") -> "Metric":
         """The paired difference: draw by draw, the same patients on both sides."""
-        return Figure(self.value - other.value, self.draws_R - other.draws_R)
+        return Metric(self.value - other.value, self.draws_R - other.draws_R)
 
     @cached_property
     def interval(self) -> tuple[float, float]:
@@ -86,7 +86,7 @@ class Figure:
         return float(low), float(high)
 
     def as_json(self) -> dict[str, float]:
-        """``value``, ``low`` and ``high``."""
+        """The entries ``value``, ``low`` and ``high`` of the JSON."""
         low, high = self.interval
         return {"value": self.value, "low": low, "high": high}
 

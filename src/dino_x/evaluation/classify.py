@@ -1,6 +1,6 @@
-"""The figures of one set of features in each task that takes classes.
+"""The metrics of one set of features in each task that takes classes.
 
-Every task gives ``{setting: {metric: Figure}}``, on the same draws of patients for all features, so
+Every task gives ``{setting: {metric: Metric}}``, on the same draws of patients for all features, so
 that differences between them are paired.
 
 N images, D features, Q tested images, C classes.
@@ -15,7 +15,7 @@ from dino_x.data.index.labels import Labelled
 from dino_x.errors import UserError
 from dino_x.evaluation.baselines import principal_components
 from dino_x.evaluation.bootstrap import (
-    Figure,
+    Metric,
     balanced_accuracy_of_draws,
     draw_patients,
     macro_auroc_of_draws,
@@ -26,14 +26,14 @@ from dino_x.evaluation.few_shot import (
     REPEATS,
     draw_shots,
     few_shot_probabilities,
-    mean_figure,
+    mean_metric,
     possible_shots,
     standardised,
 )
 from dino_x.evaluation.knn import TEMPERATURE, balanced_accuracy, knn_votes, macro_auroc
 from dino_x.evaluation.linear import linear_probabilities, validation
 
-Figures = dict[str, dict[str, Figure]]  # by setting and metric
+Metrics = dict[str, dict[str, Metric]]  # by setting and metric
 
 # Pixels have a form for each task, the one that does best there: kNN wants few directions, the
 # linear probe chooses its own among more of them, and with few labels there is no telling which
@@ -57,8 +57,8 @@ class Classification:
         self.shots, self.warnings = possible_shots(labelled)
         self.chosen: dict[str, float] = {}
 
-    def score(self, task: str, name: str, features_ND: np.ndarray) -> Figures:
-        """The figures of a task.
+    def score(self, task: str, name: str, features_ND: np.ndarray) -> Metrics:
+        """The metrics of a task.
 
         Raises:
             UserError: for features that are not finite.
@@ -74,16 +74,17 @@ class Classification:
             return self._linear(name, features_ND)
         return self._few_shot(features_ND)
 
-    def main_setting(self, task: str, figures: Figures) -> str:
+    def main_setting(self, task: str, metrics: Metrics) -> str:
         """The setting of a task that its verdict is about."""
         if task == "linear":
             return ALL
         wanted = MAIN_K if task == "knn" else MAIN_SHOTS
-        numbers = [int(setting) for setting in figures]
-        return str(max((n for n in numbers if n <= wanted), default=min(numbers)))
+        numbers = [int(setting) for setting in metrics]
+        small_enough = [number for number in numbers if number <= wanted]
+        return str(max(small_enough, default=min(numbers)))
 
     def described(self, task: str) -> dict[str, Any]:
-        """What the JSON says of how it was done."""
+        """The JSON's entries on how a task was done."""
         if task == "knn":
             return {"temperature": TEMPERATURE}
         if task == "linear":
@@ -105,7 +106,7 @@ class Classification:
         more = f" and {len(few) - 3} more classes have as few" if len(few) > 3 else ""
         return [f"few tested {units} of a class ({counts}{more}): the intervals are too narrow"]
 
-    def _knn(self, features_ND: np.ndarray) -> Figures:
+    def _knn(self, features_ND: np.ndarray) -> Metrics:
         labelled = self.labelled
         votes = knn_votes(
             features_ND[labelled.is_train],
@@ -114,45 +115,47 @@ class Classification:
             len(labelled.classes),
             self.ks,
         )
-        return {str(k): self._figures(probabilities) for k, probabilities in votes.items()}
+        return {str(k): self._metrics(probabilities) for k, probabilities in votes.items()}
 
-    def _linear(self, name: str, features_ND: np.ndarray) -> Figures:
+    def _linear(self, name: str, features_ND: np.ndarray) -> Metrics:
         probabilities, self.chosen[name] = linear_probabilities(
             features_ND, self.classes_N, self.validation, self.labelled.is_test
         )
-        return {ALL: self._figures(probabilities)}
+        return {ALL: self._metrics(probabilities)}
 
-    def _few_shot(self, features_ND: np.ndarray) -> Figures:
-        labelled = self.labelled
-        standardised_ND = standardised(features_ND, labelled.is_train)
+    def _few_shot(self, features_ND: np.ndarray) -> Metrics:
+        standardised_ND = standardised(features_ND, self.labelled.is_train)
         found = {}
         for shots in self.shots:
-            repeats = [
-                self._figures(
-                    few_shot_probabilities(
-                        standardised_ND,
-                        self.classes_N,
-                        draw_shots(labelled, shots, repeat, self.seed),
-                        labelled.is_test,
-                    )
-                )
-                for repeat in range(REPEATS)
-            ]
-            found[str(shots)] = {
-                metric: mean_figure([figures[metric] for figures in repeats], self.seed)
-                for metric in repeats[0]
-            }
+            repeats = [self._shots(standardised_ND, shots, repeat) for repeat in range(REPEATS)]
+            found[str(shots)] = self._mean(repeats)
         return found
 
-    def _figures(self, probabilities_QC: np.ndarray) -> dict[str, Figure]:
+    def _shots(self, standardised_ND: np.ndarray, shots: int, repeat: int) -> dict[str, Metric]:
+        """The metrics after training on one draw of a few images a class."""
+        labelled = self.labelled
+        chosen = draw_shots(labelled, shots, repeat, self.seed)
+        probabilities = few_shot_probabilities(
+            standardised_ND, self.classes_N, chosen, labelled.is_test
+        )
+        return self._metrics(probabilities)
+
+    def _mean(self, repeats: list[dict[str, Metric]]) -> dict[str, Metric]:
+        """The mean of each metric over draws of images."""
+        found = {}
+        for name in repeats[0]:
+            found[name] = mean_metric([metrics[name] for metrics in repeats], self.seed)
+        return found
+
+    def _metrics(self, probabilities_QC: np.ndarray) -> dict[str, Metric]:
         predicted_Q = probabilities_QC.argmax(axis=1)
         class_count = len(self.labelled.classes)
         return {
-            "balanced_accuracy": Figure(
+            "balanced_accuracy": Metric(
                 balanced_accuracy(self.tested_Q, probabilities_QC),
                 balanced_accuracy_of_draws(self.draws, self.tested_Q, predicted_Q, class_count),
             ),
-            "auroc": Figure(
+            "auroc": Metric(
                 macro_auroc(self.tested_Q, probabilities_QC),
                 macro_auroc_of_draws(self.draws, self.tested_Q, probabilities_QC),
             ),

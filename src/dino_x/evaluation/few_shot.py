@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from dino_x.data.index.labels import Labelled
-from dino_x.evaluation.bootstrap import Figure
+from dino_x.evaluation.bootstrap import Metric
 from dino_x.randomness import generator
 
 SHOTS = (1, 5, 10, 50)
@@ -82,10 +82,10 @@ def few_shot_probabilities(
     return classifier.predict_proba(standardised_ND[tested])
 
 
-def mean_figure(repeats: list[Figure], seed: int) -> Figure:
+def mean_metric(repeats: list[Metric], seed: int) -> Metric:
     """The mean over draws of shots, with an interval over these draws and over the patients.
 
-    Each bootstrap draw also draws the repeats anew, with replacement, so that the interval says
+    Each bootstrap draw also draws the repeats again, with replacement, so that the interval says
     how far both the choice of the few images and that of the tested patients may move the mean.
     """
     count = len(repeats)
@@ -93,8 +93,8 @@ def mean_figure(repeats: list[Figure], seed: int) -> Figure:
     weights_RT = generator(seed, 0, "bootstrap few-shot").multinomial(
         count, np.full(count, 1 / count), size=len(draws_R)
     )
-    values_RT = np.stack([figure.draws_R for figure in repeats], axis=1)
-    return Figure(
-        float(np.mean([figure.value for figure in repeats])),
+    values_RT = np.stack([metric.draws_R for metric in repeats], axis=1)
+    return Metric(
+        float(np.mean([metric.value for metric in repeats])),
         (values_RT * weights_RT).sum(axis=1) / count,
     )

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification, and the two figures it is judged by.
+"""Weighted k-nearest-neighbour classification, and the two metrics it is judged by.
 
 N references, Q queries, D features, C classes.
 """

@@ -68,7 +68,7 @@ def linear_probabilities(
     """Logistic regression on standardised features, its L2 penalty chosen on validation images.
 
     Every class weighs the same, however many images it has. The penalty is loosened tenfold at a
-    time until the loss on the validation images rises; with the best one it is fitted anew, on
+    time until the loss on the validation images rises; with the best one it is fitted again, on
     what it was fitted and chosen on together. The tested images have no part in any of it.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the JSON says of an evaluation: counts and figures, and neither patients nor files."""
+"""What the JSON says of an evaluation: counts and metrics, and neither patients nor files."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,34 +7,37 @@ from typing import Any
 import numpy as np
 
 from dino_x.data.index.labels import Labelled
-from dino_x.evaluation.classify import Figures
+from dino_x.evaluation.classify import Metrics
 from dino_x.evaluation.masks import Masked
 
 
-def results(figures: dict[str, dict[str, Figures]]) -> dict[str, Any]:
-    """``value``, ``low`` and ``high`` by name, task, setting and metric."""
-    return {
-        name: {
-            task: {
-                setting: {metric: figure.as_json() for metric, figure in of_setting.items()}
-                for setting, of_setting in of_task.items()
-            }
-            for task, of_task in tasks.items()
-        }
-        for name, tasks in figures.items()
-    }
+def results(metrics: dict[str, dict[str, Metrics]]) -> dict[str, Any]:
+    """The results hold ``value``, ``low`` and ``high`` by name, task, setting and metric."""
+    found: dict[str, Any] = {}
+    for name, tasks in metrics.items():
+        found[name] = {task: _of_task(of_task) for task, of_task in tasks.items()}
+    return found
+
+
+def _of_task(of_task: Metrics) -> dict[str, dict[str, dict[str, float]]]:
+    """The results of one task, by setting and metric."""
+    found = {}
+    for setting, of_setting in of_task.items():
+        found[setting] = {name: metric.as_json() for name, metric in of_setting.items()}
+    return found
 
 
 def counts(labelled: Labelled) -> dict[str, dict[str, int]]:
-    """Images by split and class."""
-    return {
-        side: dict(sorted(Counter(labelled.labels[rows].tolist()).items()))
-        for side, rows in _sides(labelled).items()
-    }
+    """The number of images by split and class."""
+    found = {}
+    for side, rows in _sides(labelled).items():
+        images = Counter(labelled.labels[rows].tolist())
+        found[side] = dict(sorted(images.items()))
+    return found
 
 
 def patients(labelled: Labelled) -> dict[str, int] | None:
-    """How many by split; None where they are not known for all images."""
+    """The number of patients by split; None where they are not known for all images."""
     if not labelled.patients_known:
         return None
     return {side: len(set(labelled.patients[rows])) for side, rows in _sides(labelled).items()}

@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
 
 from dino_x.errors import UserError
-from dino_x.evaluation.bootstrap import Draws, Figure, mean_of_draws
+from dino_x.evaluation.bootstrap import Draws, Metric, mean_of_draws
 from dino_x.evaluation.embed import PLAINLY, Encoder, ImagePreparation, Progress, prepared
 from dino_x.evaluation.masks import Masked, read_mask
 from dino_x.evaluation.patches import GRID, class_shares
@@ -118,7 +118,7 @@ class Segmented:
 
     Attributes:
         dice: of each model, float64 [Q, K - 1] by image and foreground class.
-        iou: likewise.
+        iou: IoU of each model, in the same form.
         chosen: the C of each model.
         rows: positions in ``Masked`` of the Q tested images that can be decoded.
         unreadable: how many images cannot be decoded.
@@ -213,7 +213,7 @@ def segment(
     progress: Progress | None = None,
     seeing: ImagePreparation = PLAINLY,
 ) -> Segmented:
-    """Fits on train, chooses the penalty on val, fits anew on both, and scores each tested image.
+    """Fits on train, chooses the penalty on val, fits again on both, and scores each tested image.
 
     Each image is decoded once and goes through each model once. Memory does not grow with the
     images: what is kept is about 20,000 patches, drawn evenly from the images.
@@ -255,9 +255,9 @@ def segment(
     )
 
 
-def figures_of_overlap(
+def metrics_of_overlap(
     names: Sequence[str], scores: Mapping[str, np.ndarray], draws: Draws
-) -> dict[str, dict[str, Figure]]:
+) -> dict[str, dict[str, Metric]]:
     """The mean over images of each class, and of the mean over classes, with their draws.
 
     Args:
@@ -265,14 +265,14 @@ def figures_of_overlap(
         scores: by metric, [Q, K - 1].
         draws: of the patients of the Q images.
 
-    Returns: figures by class (``mean`` first) and metric.
+    Returns: metrics by class (``mean`` first) and metric.
     """
     columns = {MEAN: {metric: values.mean(axis=1) for metric, values in scores.items()}}
     for k, name in enumerate(names):
         columns[name] = {metric: values[:, k] for metric, values in scores.items()}
     return {
         name: {
-            metric: Figure(float(values_Q.mean()), mean_of_draws(draws, values_Q))
+            metric: Metric(float(values_Q.mean()), mean_of_draws(draws, values_Q))
             for metric, values_Q in column.items()
         }
         for name, column in columns.items()

@@ -1,4 +1,4 @@
-"""``dino-x evaluate``: a model in several tasks, beside what its figures must be compared with."""
+"""``dino-x evaluate``: a model in several tasks, beside what its metrics must be compared with."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ from dino_x.errors import UserError, nearest
 from dino_x.evaluation import record
 from dino_x.evaluation.baselines import pixel_encoder
 from dino_x.evaluation.bootstrap import CONFIDENCE, DRAWS, draw_patients
-from dino_x.evaluation.classify import Classification, Figures
+from dino_x.evaluation.classify import Classification, Metrics
 from dino_x.evaluation.contenders import MODEL, PIXELS, RANDOM, Contender, load_contenders
 from dino_x.evaluation.embed import Encoder, ImagePreparation, Progress, backbone_encoder, encode
 from dino_x.evaluation.masks import Masked, has_masks, load_masks
 from dino_x.evaluation.patches import GRID, patch_encoder, pixel_patch_encoder
-from dino_x.evaluation.segmentation import MEAN, figures_of_overlap, segment
+from dino_x.evaluation.segmentation import MEAN, metrics_of_overlap, segment
 from dino_x.evaluation.verdict import verdict
 from dino_x.machine.device import choose_device
 from dino_x.runs.folder import reading_of
@@ -35,14 +35,14 @@ class Outcome:
     """What has been done so far.
 
     Attributes:
-        results: figures by name, task, setting and metric.
+        results: metrics by name, task, setting and metric.
         described: how each task was done, for the JSON.
         main: the setting of each task that its verdict is about.
         left_out: how many files were not used, by reason.
         warnings: sentences for the user.
     """
 
-    results: dict[str, dict[str, Figures]]
+    results: dict[str, dict[str, Metrics]]
     described: dict[str, Any] = field(default_factory=dict)
     main: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
@@ -54,12 +54,12 @@ class Outcome:
             self.left_out[reason] = count
 
     def verdicts(self) -> dict[str, Any]:
-        """One for each task."""
+        """The verdict of each task, by task."""
         verdicts = {}
         for task, setting in self.main.items():
             metric = "dice" if task == "segmentation" else "balanced_accuracy"
-            figures = {name: of[task][setting][metric] for name, of in self.results.items()}
-            verdicts[task] = verdict(figures, setting, metric)
+            metrics = {name: of[task][setting][metric] for name, of in self.results.items()}
+            verdicts[task] = verdict(metrics, setting, metric)
         return verdicts
 
 
@@ -110,7 +110,7 @@ def evaluate(
 
     Returns:
         What JSON can hold: ``model``, ``settings``, ``counts`` (images by split and class; {}
-        without labels), ``patients`` (how many by split, or None), ``masks`` (likewise for images
+        without labels), ``patients`` (how many by split, or None), ``masks`` (the same for images
         with a mask, or None), ``left_out`` (by reason), ``results`` (``value``, ``low`` and
         ``high`` by name, task, setting and metric), ``verdicts`` (by task) and ``warnings``. No
         file and no patient is named in it.
@@ -300,7 +300,7 @@ def score_masks(
     )
     draws = draw_patients(masked.patients[found.rows], how.seed)
     for name, tasks_of in done.results.items():
-        tasks_of["segmentation"] = figures_of_overlap(
+        tasks_of["segmentation"] = metrics_of_overlap(
             masked.names, {"dice": found.dice[name], "iou": found.iou[name]}, draws
         )
     done.described["segmentation"] = {

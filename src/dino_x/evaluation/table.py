@@ -76,24 +76,24 @@ def knn_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Tab
     table.add_column("AUROC", justify="right")
     table.add_column("model minus this", justify="right")
     for name, tasks in result["results"].items():
-        figures = tasks["knn"]
+        metrics = tasks["knn"]
         cells = [
-            (with_interval if k == main else plain)(figures[k]["balanced_accuracy"])
+            (with_interval if k == main else plain)(metrics[k]["balanced_accuracy"])
             for k in settings
         ]
-        auroc = with_interval(figures[main]["auroc"])
+        auroc = with_interval(metrics[main]["auroc"])
         table.add_row(_shown(name), *cells, auroc, _difference(finding, name))
     return f"Nearest neighbours, balanced accuracy (AUROC and differences at k = {main})", table
 
 
 def linear_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Table]:
-    """Both figures and the difference in the first."""
+    """Both metrics and the difference in the first."""
     table = _empty_table()
     for column in ("balanced accuracy", "AUROC", "model minus this"):
         table.add_column(column, justify="right")
     for name, tasks in result["results"].items():
-        figures = tasks["linear"][finding["setting"]]
-        cells = [with_interval(figures[key]) for key in ("balanced_accuracy", "auroc")]
+        metrics = tasks["linear"][finding["setting"]]
+        cells = [with_interval(metrics[key]) for key in ("balanced_accuracy", "auroc")]
         table.add_row(_shown(name), *cells, _difference(finding, name))
     return "Linear probe", table
 
@@ -124,15 +124,15 @@ def segmentation_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple
         table.add_column(column, justify="right")
     classes = [key for key in result["results"]["model"]["segmentation"] if key != "mean"]
     for name, tasks in result["results"].items():
-        figures = tasks["segmentation"]["mean"]
-        cells = [with_interval(figures[key]) for key in ("dice", "iou")]
+        metrics = tasks["segmentation"]["mean"]
+        cells = [with_interval(metrics[key]) for key in ("dice", "iou")]
         table.add_row(_shown(name), *cells, _difference(finding, name))
     if len(classes) > 1:
         table.add_section()
         for label in classes:
             for name, tasks in result["results"].items():
-                figures = tasks["segmentation"][label]
-                cells = [with_interval(figures[key]) for key in ("dice", "iou")]
+                metrics = tasks["segmentation"][label]
+                cells = [with_interval(metrics[key]) for key in ("dice", "iou")]
                 table.add_row(_shown(f"{label}: {title(name)}"), *cells, "")
     grid = result["settings"]["segmentation"]["grid"]
     over = f", mean over {len(classes)} classes" if len(classes) > 1 else ""
@@ -147,25 +147,25 @@ TABLES = {
 }
 
 
-def plain(figure: dict[str, float]) -> str:
+def plain(metric: dict[str, float]) -> str:
     """The value alone."""
-    return f"{figure['value']:.3f}"
+    return f"{metric['value']:.3f}"
 
 
-def with_interval(figure: dict[str, float]) -> str:
+def with_interval(metric: dict[str, float]) -> str:
     """The value and its interval.
 
     >>> with_interval({"value": 0.8774, "low": 0.8551, "high": 0.9012})
     '0.877 (0.86-0.90)'
     """
-    return f"{figure['value']:.3f} ({figure['low']:.2f}-{figure['high']:.2f})"
+    return f"{metric['value']:.3f} ({metric['low']:.2f}-{metric['high']:.2f})"
 
 
 def _difference(finding: dict[str, Any], name: str) -> str:
-    figure = finding["differences"].get(name)
-    if figure is None:
+    metric = finding["differences"].get(name)
+    if metric is None:
         return ""
-    return f"{figure['value']:+.3f} ({figure['low']:+.2f},{figure['high']:+.2f})"
+    return f"{metric['value']:+.3f} ({metric['low']:+.2f},{metric['high']:+.2f})"
 
 
 def _empty_table() -> Table:

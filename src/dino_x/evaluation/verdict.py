@@ -1,9 +1,9 @@
-"""What the figures say, with the uncertainty that they have."""
+"""What the metrics say, with the uncertainty that they have."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from dino_x.evaluation.bootstrap import Figure
+from dino_x.evaluation.bootstrap import Metric
 from dino_x.evaluation.contenders import BASELINES, MODEL, START
 
 TITLES = {
@@ -19,44 +19,42 @@ def title(name: str) -> str:
     return TITLES.get(name, name)
 
 
-def verdict(figures: Mapping[str, Figure], setting: str, metric: str) -> dict[str, Any]:
+def verdict(metrics: Mapping[str, Metric], setting: str, metric: str) -> dict[str, Any]:
     """The model against the best of the baselines, and against all others.
 
     Args:
-        figures: of ``model``, of the baselines and of any other model, on the same draws.
-        setting: whose figures they are, such as ``20`` neighbours.
-        metric: which they are, such as ``balanced_accuracy``.
+        metrics: by name: ``model``, the baselines and any other model, on the same draws.
+        setting: the setting they were measured in, such as ``20`` neighbours.
+        metric: the name of the metric, such as ``balanced_accuracy``.
 
     Returns: ``setting``, ``metric``, ``baseline`` (the name of the best one), ``differences`` (the
-    model's figure minus that of each other name, paired) and ``sentence``.
+    model's metric minus that of each other name, paired) and ``sentence``.
     """
-    differences = {
-        name: figures[MODEL] - figure for name, figure in figures.items() if name != MODEL
-    }
-    best = max(
-        (name for name in figures if name in BASELINES), key=lambda name: figures[name].value
-    )
+    others = [name for name in metrics if name != MODEL]
+    differences = {name: metrics[MODEL] - metrics[name] for name in others}
+    baselines = [name for name in others if name in BASELINES]
+    best = max(baselines, key=lambda name: metrics[name].value)
     named = [best]
-    if START in figures and best != START:  # whether going on was worth it is always the question
+    if START in baselines and best != START:  # was it worth it to continue from these weights?
         named.append(START)
-    named += [name for name in figures if name not in (MODEL, *BASELINES)]
+    named += [name for name in others if name not in BASELINES]
     clauses = [clause(differences[name], title(name)) for name in named]
     return {
         "setting": setting,
         "metric": metric,
         "baseline": best,
-        "differences": {name: figure.as_json() for name, figure in differences.items()},
+        "differences": {name: difference.as_json() for name, difference in differences.items()},
         "sentence": f"the model {'; it '.join(clauses)}",
     }
 
 
-def clause(difference: Figure, other: str) -> str:
+def clause(difference: Metric, other: str) -> str:
     """One comparison in words: won or lost only where the whole interval says so.
 
     >>> import numpy as np
-    >>> clause(Figure(0.03, np.linspace(0.01, 0.05, 1001)), "raw pixels")
+    >>> clause(Metric(0.03, np.linspace(0.01, 0.05, 1001)), "raw pixels")
     'beats raw pixels by 0.030 (0.011 to 0.049)'
-    >>> clause(Figure(-0.01, np.linspace(-0.05, 0.03, 1001)), "raw pixels")
+    >>> clause(Metric(-0.01, np.linspace(-0.05, 0.03, 1001)), "raw pixels")
     'cannot be told from raw pixels: -0.010 (-0.048 to 0.028)'
     """
     low, high = difference.interval

@@ -25,7 +25,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """The card's name, or how many CPU threads there are."""
+    """The name of the GPU, or how many CPU threads there are."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -45,7 +45,7 @@ def autocast(precision: str, device: torch.device) -> Callable[[], AbstractConte
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory so far: of the card on a GPU, of the process on a CPU."""
+    """Peak memory so far: of the GPU, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

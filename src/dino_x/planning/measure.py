@@ -29,7 +29,7 @@ class Trial:
         device: the machine.
         images: went through the network together.
         seconds: an image, of one process.
-        memory_gib: peak, of the card or of the process.
+        memory_gib: peak, of the GPU or of the process.
         reading: images a second that are read and decoded; None without data.
     """
 

@@ -13,7 +13,7 @@ from dino_x.config.options import Options
 from dino_x.config.policy import Policy
 from dino_x.config.resolve import Facts, resolve, with_values
 from dino_x.cost import flops, memory
-from dino_x.cost.cards import ASSUMED, Card
+from dino_x.cost.gpus import ASSUMED, Gpu
 from dino_x.cost.memory import Numerics
 from dino_x.cost.shapes import Step
 from dino_x.data.image import ImageRef
@@ -49,15 +49,15 @@ class Request:
     """What is asked beside the run's own options.
 
     Attributes:
-        card: plan for it by calculation, not for this machine.
+        gpu: plan for it by calculation, not for this machine.
         gpus: processes that share a step.
-        mfu: share of a card's peak that is reached; None is what is assumed.
+        mfu: share of a GPU's peak that is reached; None is what is assumed.
         price: of a GPU (or machine) an hour, in any currency.
         measure: whether to run a trial on this machine.
         images: in the data set, where there is no data to look at.
     """
 
-    card: Card | None = None
+    gpu: Gpu | None = None
     gpus: int = 1
     mfu: float | None = None
     price: float | None = None
@@ -72,7 +72,7 @@ class Request:
             raise UserError(f"--mfu is a share of the peak, above 0 and up to 1; got {self.mfu:g}")
         if self.price is not None and not 0 <= self.price < float("inf"):
             raise UserError(f"--price is an amount an hour, from 0; got {self.price:g}")
-        if self.mfu is not None and self.card is None:
+        if self.mfu is not None and self.gpu is None:
             raise UserError("--mfu is for a calculation: name a card with --card")
 
 
@@ -93,7 +93,7 @@ class Plan:
         options: as they would be resolved.
         step: a step of one process as numbers.
         preset, policy: what is decided, in words.
-        device: the card, or this machine.
+        device: the GPU, or this machine.
         memory: bytes by part, of one process on its device.
         room: bytes that it may take there.
         fits: the largest micro-batch that fits by calculation; None if none does.
@@ -184,7 +184,7 @@ def plan(overrides: Mapping[str, Any], request: Request, console: Console) -> Pl
         request: what else is asked.
         console: for progress.
 
-    Raises: UserError for everything that would be wrong in ``pretrain``, and for a card that cannot
+    Raises: UserError for everything that would be wrong in ``pretrain``, and for a GPU that cannot
         do what is asked.
     """
     notes: list[str] = []
@@ -198,17 +198,17 @@ def plan(overrides: Mapping[str, Any], request: Request, console: Console) -> Pl
         missing = "passes over the images" if steps else "steps, time, cost, passes over the images"
         notes.append(f"not known without --data or --images: {missing}")
     check_koleo_group(options)
-    check_card(request.card, options)
+    check_gpu(request.gpu, options)
     asked, batch = options.train.micro_batch, options.train.effective_batch
     check_enough(batch, request.gpus)
     if isinstance(asked, int):
         size = usable(batch, asked, request.gpus, named=True)
         options = with_values(options, {"train.micro_batch": size})
-    measured = request.measure and request.card is None
-    device = choose_device(options.train.device if request.card is None else "cpu")
+    measured = request.measure and request.gpu is None
+    device = choose_device(options.train.device if request.gpu is None else "cpu")
     run_steps, step, held = networks(options, request, index, images, measured, device)
-    if request.card is not None:
-        step, numbers = for_card(step, request.card)
+    if request.gpu is not None:
+        step, numbers = for_gpu(step, request.gpu)
     else:
         step, numbers = for_machine(step, device, run_steps)
     trial = None
@@ -228,7 +228,7 @@ def plan(overrides: Mapping[str, Any], request: Request, console: Console) -> Pl
         step=step,
         preset=preset,
         policy=policy,
-        device=request.card.name if request.card else describe_device(device),
+        device=request.gpu.name if request.gpu else describe_device(device),
         memory=numbers["parts"],
         room=numbers["room"],
         fits=numbers["fits"],
@@ -253,13 +253,13 @@ def look_at(
     return Index([unknown]), request.images
 
 
-def check_card(card: Card | None, options: Options) -> None:
-    """Refuse a precision that a card has not, with a UserError."""
+def check_gpu(gpu: Gpu | None, options: Options) -> None:
+    """Refuse a precision that a GPU has not, with a UserError."""
     precision = options.train.precision
-    if card is not None and card.peak(precision) is None:
-        others = "fp32" if card.bf16 is None else "bf16 or fp32"
+    if gpu is not None and gpu.peak(precision) is None:
+        others = "fp32" if gpu.bf16 is None else "bf16 or fp32"
         raise UserError(
-            f"{card.name}: no figures for --precision {precision}"
+            f"{gpu.name}: no figures for --precision {precision}"
             f"{', which it cannot do in hardware' if precision == 'bf16' else ''}; choose {others}"
         )
 
@@ -304,16 +304,16 @@ def networks(
     return (steps if measured else None), step, reading
 
 
-def for_card(step: Step, card: Card) -> tuple[Step, dict[str, Any]]:
-    """With the micro-batch for a card; and its memory: parts, room, the largest that fits."""
-    numerics = Numerics.of_card(step.options.train.precision, int(card.memory * memory.GIB))
+def for_gpu(step: Step, gpu: Gpu) -> tuple[Step, dict[str, Any]]:
+    """With the micro-batch for a GPU; and its memory: parts, room, the largest that fits."""
+    numerics = Numerics.of_gpu(step.options.train.precision, int(gpu.memory * memory.GIB))
     fits = largest_by_calculation(
-        sizes_of(step), lambda n: memory.needed(step.at(n), numerics), card.usable
+        sizes_of(step), lambda n: memory.needed(step.at(n), numerics), gpu.usable
     )
     overrides = step.options.train.micro_batch
     step = step.at(overrides if isinstance(overrides, int) else fits or 1)
     parts = memory.by_part(step, numerics)
-    return step, {"numerics": numerics, "parts": parts, "room": card.usable, "fits": fits}
+    return step, {"numerics": numerics, "parts": parts, "room": gpu.usable, "fits": fits}
 
 
 def for_machine(step: Step, device: torch.device, steps: Any) -> tuple[Step, dict[str, Any]]:
@@ -353,11 +353,11 @@ def for_machine(step: Step, device: torch.device, steps: Any) -> tuple[Step, dic
 
 
 def speed(step: Step, request: Request, trial: Trial | None, flop: float) -> Speed | None:
-    """Images a second: measured, or estimated for a card, or not known."""
+    """Images a second: measured, or estimated for a GPU, or not known."""
     precision = step.options.train.precision
-    if request.card is not None:
+    if request.gpu is not None:
         tf32 = torch.get_float32_matmul_precision() != "highest"
-        peak = request.card.peak(precision, tf32=tf32)
+        peak = request.gpu.peak(precision, tf32=tf32)
         assert peak is not None
         mfu = request.mfu or ASSUMED[precision]
         how = (
