@@ -16,8 +16,8 @@ from dino_x.report.plots import (
     WIDTH,
     Chart,
     Frame,
-    Line,
-    Mark,
+    MarkedSteps,
+    PlotLine,
     Scale,
     draw,
     interval,
@@ -28,7 +28,7 @@ from dino_x.report.plots import (
 
 
 def line_of(values, label="loss"):
-    return Line(label, np.arange(1, len(values) + 1), np.asarray(values, dtype=float))
+    return PlotLine(label, np.arange(1, len(values) + 1), np.asarray(values, dtype=float))
 
 
 def points(svg, kind="line"):
@@ -80,7 +80,7 @@ def test_labels_and_names_are_text():
 
 
 def test_findings_are_stretches_with_their_number():
-    svg = draw(Chart("t", [line_of(range(11))], marks=[Mark(3, 6), Mark(4, 2, 4)]))
+    svg = draw(Chart("t", [line_of(range(11))], marks=[MarkedSteps(3, 6), MarkedSteps(4, 2, 4)]))
     root = ElementTree.fromstring(svg)
     widths = [float(r.get("width")) for r in root.iter("rect")]
     inner = WIDTH - LEFT - RIGHT

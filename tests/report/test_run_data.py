@@ -14,7 +14,7 @@ def test_everything_a_run_says(tmp_path):
     data = read_run(run)
     assert (data.name, data.images, data.done, data.steps) == ("run", 1234, STEPS, STEPS)
     assert data.finished
-    assert not data.going_on
+    assert not data.is_training
     assert data.seconds == STEPS * 16 / 8
     assert data.facts["device"] == "CPU, 1 thread"
     assert data.settings["head.prototypes"] == 64

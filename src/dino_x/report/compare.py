@@ -4,8 +4,9 @@ R: runs, called A, B, ... in the order given; A is what the others are compared 
 """
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from dino_x.report.curves import (
     LOSS,
     MORE_HEALTH,
     ONLINE,
-    Drawn,
-    Kind,
+    ChartKind,
+    DrawnChart,
+    in_words,
     numbers_of,
     reference_of,
-    told,
 )
 from dino_x.report.page import render, write_page
-from dino_x.report.plots import STYLES, Chart, Line, draw, figure, sample
+from dino_x.report.plots import STYLES, Chart, PlotLine, draw, sample, three_digits
 from dino_x.report.run_data import RunData, read_run
 from dino_x.report.scores import MODEL, Comparison
 from dino_x.report.settings import meaning_of, plain, shown
@@ -93,7 +94,7 @@ class SideBySide:
     flags: list[str]
     differences: list[Difference]
     finals: list[tuple[str, list[str]]]
-    charts: list[Drawn]
+    charts: list[DrawnChart]
     scored: list[Scored]
 
 
@@ -111,7 +112,7 @@ def compare(paths: Sequence[Path], *, hide_paths: bool = False) -> SideBySide:
     runs = [read_run(path) for path in paths]
     same_test = same_evaluation(runs)
     return SideBySide(
-        names=[f"{letter}: {run.name}" for letter, run in zip(letters(runs), runs, strict=True)],
+        names=[f"{letter}: {run.name}" for letter, run in lettered(runs)],
         flags=flags_of(runs, same_test),
         differences=differences_of(runs, hide_paths),
         finals=finals_of(runs),
@@ -127,11 +128,13 @@ def letters(runs: Sequence[RunData]) -> str:
 
 def differences_of(runs: Sequence[RunData], hide_paths: bool) -> list[Difference]:
     """Options whose values differ, in the order of the options."""
-    names = list(dict.fromkeys(name for run in runs for name in run.settings))
+    names: dict[str, None] = {}
+    for run in runs:
+        names |= dict.fromkeys(run.settings)
     found = []
     for name in names:
         values = [plain(run.settings.get(name)) for run in runs]
-        if any(value != values[0] for value in values):
+        if values.count(values[0]) < len(values):
             texts = [shown(name, value) if hide_paths else as_yaml(value) for value in values]
             found.append(Difference(name, texts, meaning_of(name)))
     return found
@@ -139,31 +142,64 @@ def differences_of(runs: Sequence[RunData], hide_paths: bool) -> list[Difference
 
 def flags_of(runs: Sequence[RunData], same_test: bool | None) -> list[str]:
     """Sentences about what must be known before the numbers are read."""
-    flags = []
-    if (data := different_data(runs)) is not None:
-        flags.append(data)
-    for letter, run in zip(letters(runs), runs, strict=True):
-        if not run.finished:
-            flags.append(f"{letter} is not finished: {state_of(run).text}.")
-    seen = [run.done * int(run.settings.get("train.effective_batch") or 0) for run in runs]
-    if len(set(seen)) > 1 and all(run.finished for run in runs):
-        flags.append(f"They saw different numbers of images: {listed(runs, seen)}.")
-    scale = [name for name in SCALES if len({str(run.settings.get(name)) for run in runs}) > 1]
-    if scale:
-        flags.append(f"Their losses are not on one scale ({', '.join(scale)} differ).")
-    missing = [
-        letter for letter, run in zip(letters(runs), runs, strict=True) if not run.evaluation
+    unfinished = [
+        f"{letter} is not finished: {state_of(run).text}."
+        for letter, run in lettered(runs)
+        if not run.finished
     ]
-    if missing:
-        flags.append(
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not evaluated."
-        )
+    flags = [
+        different_data(runs),
+        *unfinished,
+        different_lengths(runs),
+        different_scales(runs),
+        not_evaluated(runs),
+    ]
     if same_test is False:
         flags.append(
-            "They were evaluated on different images or labels, so the figures are not compared:"
+            "They were evaluated on different images or labels, so the metrics are not compared:"
             " evaluate all of them with the same --data and --labels."
         )
-    return flags
+    return [flag for flag in flags if flag]
+
+
+def lettered(runs: Sequence[RunData]) -> list[tuple[str, RunData]]:
+    """Each run with its letter."""
+    return list(zip(letters(runs), runs, strict=True))
+
+
+def different_lengths(runs: Sequence[RunData]) -> str | None:
+    """A sentence if finished runs have seen different numbers of images."""
+    seen = [images_seen(run) for run in runs]
+    if len(set(seen)) == 1 or not all(run.finished for run in runs):
+        return None
+    return f"They saw different numbers of images: {listed(runs, seen)}."
+
+
+def images_seen(run: RunData) -> int:
+    """Images that the steps so far have looked at, each as often as it was seen."""
+    return run.done * int(run.settings.get("train.effective_batch") or 0)
+
+
+def different_scales(runs: Sequence[RunData]) -> str | None:
+    """A sentence if options differ that losses depend on."""
+    differ = [name for name in SCALES if not is_same(runs, name)]
+    if not differ:
+        return None
+    return f"Their losses are not on one scale ({', '.join(differ)} differ)."
+
+
+def is_same(runs: Sequence[RunData], option: str) -> bool:
+    """Whether an option has one value in all runs."""
+    return len({str(run.settings.get(option)) for run in runs}) == 1
+
+
+def not_evaluated(runs: Sequence[RunData]) -> str | None:
+    """A sentence about the runs without an evaluation."""
+    missing = [letter for letter, run in lettered(runs) if not run.evaluation]
+    if not missing:
+        return None
+    verb = "is" if len(missing) == 1 else "are"
+    return f"{' and '.join(missing)} {verb} not evaluated."
 
 
 def listed(runs: Sequence[RunData], values: Sequence[int]) -> str:
@@ -173,19 +209,14 @@ def listed(runs: Sequence[RunData], values: Sequence[int]) -> str:
 
 def different_data(runs: Sequence[RunData]) -> str | None:
     """A sentence if the runs were trained on different images, or nobody can tell."""
-    counts = [run.images for run in runs]
-    hashes = [images_hash(run) for run in runs]
-    if len(set(counts)) > 1 and None not in counts:
-        return (
-            f"They were trained on different data: {listed(runs, [c or 0 for c in counts])} images."
-        )
+    counts = [run.images for run in runs if run.images is not None]
+    if len(counts) == len(runs) and len(set(counts)) > 1:
+        return f"They were trained on different data: {listed(runs, counts)} images."
+    hashes = {images_hash(run) for run in runs}
     if None not in hashes:
-        return (
-            "They were trained on different data, if as many images."
-            if len(set(hashes)) > 1
-            else None
-        )
-    if len({str(run.settings.get("data.paths")) for run in runs}) > 1:
+        differ = len(hashes) > 1
+        return "They were trained on different data, if as many images." if differ else None
+    if not is_same(runs, "data.paths"):
         return "Their data.paths differ, so they may have been trained on different data."
     return None
 
@@ -204,20 +235,42 @@ def images_hash(run: RunData) -> str | None:
 
 def finals_of(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
     """Where each run is, and the mean of each curve over the last tenth of its steps."""
-    rows: list[tuple[str, list[str]]] = [("state", [state_of(run).text for run in runs])]
-    batches = [int(run.settings.get("train.effective_batch") or 0) for run in runs]
-    rows.append(
-        ("images seen", [f"{run.done * b:,}" for run, b in zip(runs, batches, strict=True)])
-    )
-    rows.append(("time in steps", [duration(run.seconds) if run.seconds else "-" for run in runs]))
-    for kind in [*ONLINE, *LOSS, *HEALTH, *MORE_HEALTH]:
-        for name, label in kind.names.items():
-            if any(name in run.curves for run in runs) and not is_part(name):
-                title = kind.title if len(kind.names) == 1 else f"{kind.title}: {label}"
-                rows.append((title, [final(run, name) for run in runs]))
+    rows = [
+        ("state", [state_of(run).text for run in runs]),
+        ("images seen", [f"{images_seen(run):,}" for run in runs]),
+        ("time in steps", [time_of(run) for run in runs]),
+    ]
+    for curve in recorded(runs, at_least=1):
+        rows.append((curve.title, [final(run, curve.name) for run in runs]))
     if any(run.findings is not None for run in runs):
         rows.append(("health", [health_words(run) for run in runs]))
     return rows
+
+
+def time_of(run: RunData) -> str:
+    """The time spent in steps, or a dash."""
+    return duration(run.seconds) if run.seconds else "-"
+
+
+@dataclass(frozen=True)
+class RecordedCurve:
+    """A curve that runs have: its key in metrics.jsonl, how it is drawn, what it is called."""
+
+    name: str
+    kind: ChartKind
+    title: str
+
+
+def recorded(runs: Sequence[RunData], at_least: int) -> list[RecordedCurve]:
+    """The curves that so many runs have, in the order in which they are shown."""
+    found = []
+    for kind in [*ONLINE, *LOSS, *HEALTH, *MORE_HEALTH]:
+        for name, label in kind.names.items():
+            having = sum(name in run.curves for run in runs)
+            if having >= at_least and not is_part(name):
+                title = kind.title if len(kind.names) == 1 else f"{kind.title}: {label}"
+                found.append(RecordedCurve(name, kind, title))
+    return found
 
 
 def is_part(name: str) -> bool:
@@ -231,49 +284,48 @@ def final(run: RunData, name: str) -> str:
     if curve is None:
         return "-"
     count = max(1, round(LAST_SHARE * len(curve.values)))
-    return figure(float(curve.values[-count:].mean()))
+    return three_digits(float(curve.values[-count:].mean()))
 
 
 def health_words(run: RunData) -> str:
     """The states that were found."""
     if run.findings is None:
         return "not measured"
-    words = [f.state if f.until is None else f"{f.state}, over" for f in run.findings]
+    words = [f"{f.state}, over" if f.until is not None else f.state for f in run.findings]
     return "; ".join(words) or "good"
 
 
-def charts_of(runs: Sequence[RunData]) -> list[Drawn]:
+def charts_of(runs: Sequence[RunData]) -> list[DrawnChart]:
     """One chart a curve that at least two runs have, a line a run."""
-    charts: list[Drawn] = []
-    for kind in [*ONLINE, *LOSS, *HEALTH, *MORE_HEALTH]:
-        for name, label in kind.names.items():
-            having = [
-                (a, run) for a, run in zip(letters(runs), runs, strict=True) if name in run.curves
-            ]
-            if len(having) > 1 and not is_part(name):
-                charts.append(overlaid(kind, name, label, having, runs, len(charts) + 1))
-    return charts
+    curves = recorded(runs, at_least=2)
+    return [overlaid(curve, runs, f"chart-{i}") for i, curve in enumerate(curves, start=1)]
 
 
-def overlaid(
-    kind: Kind, name: str, label: str, having: list[tuple[str, RunData]],
-    runs: Sequence[RunData], index: int,
-) -> Drawn:  # fmt: skip
+def overlaid(curve: RecordedCurve, runs: Sequence[RunData], key: str) -> DrawnChart:
     """One curve of several runs; a run has the same colour and dash in every chart."""
-    lines = [Line(a, run.curves[name].steps, run.curves[name].values) for a, run in having]
-    references = {reference_of(kind.reference, run) for _, run in having}
+    lines, styles, legend = [], [], []
+    references = set()
+    for style, (letter, run) in enumerate(lettered(runs)):
+        if curve.name in run.curves:
+            points = run.curves[curve.name]
+            lines.append(PlotLine(letter, points.steps, points.values))
+            styles.append(style)
+            legend.append((sample(style), f"{letter}: {run.name}"))
+            references.add(reference_of(curve.kind.reference, run))
     reference = references.pop() if len(references) == 1 else None
-    title = kind.title if len(kind.names) == 1 else f"{kind.title}: {label}"
-    key = f"chart-{index}"
-    styles = [letters(runs).index(a) for a, _ in having]
     chart = Chart(
-        title, lines, reference, bounds=kind.bounds, described_by=f"{key}-words", styles=styles
-    )
-    return Drawn(
-        key, title, draw(chart),
-        [(sample(s), f"{a}: {run.name}") for s, (a, run) in zip(styles, having, strict=True)],
-        told(lines, reference), kind.meaning, [numbers_of(line) for line in lines],
+        curve.title, lines, reference, bounds=curve.kind.bounds, described_by=f"{key}-words",
+        styles=styles,
     )  # fmt: skip
+    return DrawnChart(
+        key=key,
+        title=curve.title,
+        svg=draw(chart),
+        legend=legend,
+        words=in_words(lines, reference),
+        meaning=curve.kind.meaning,
+        numbers=[numbers_of(line) for line in lines],
+    )
 
 
 def same_evaluation(runs: Sequence[RunData]) -> bool | None:
@@ -290,32 +342,52 @@ def same_evaluation(runs: Sequence[RunData]) -> bool | None:
 
 
 def scored_of(runs: Sequence[RunData], same_test: bool | None) -> list[Scored]:
-    """Each figure that at least one run has, the runs first and then the baselines."""
-    having = [(a, run) for a, run in zip(letters(runs), runs, strict=True) if run.evaluation]
-    by_key: dict[tuple[str, str, str], dict[str, scores.Score]] = {}
-    for letter, run in having:
-        for item in scores.comparisons(run.evaluation or {}):
-            inner = by_key.setdefault((item.task, item.setting, item.metric), {})
-            inner[f"{letter}: {run.name}"] = item.scores[MODEL]
-    if having and same_test is not False:
-        letter, run = having[0]
-        for item in scores.comparisons(run.evaluation or {}):
-            for name in ("random", "pixels"):
-                if name in item.scores:
-                    title = scores.title_of(name) + (f" ({letter}'s)" if name == "random" else "")
-                    by_key[(item.task, item.setting, item.metric)][title] = item.scores[name]
-    heads: dict[str, Comparison] = {}
-    for _, run in having:
-        for item in scores.headlines(run.evaluation or {}):
-            heads.setdefault(item.task, item)
-    first = {(item.task, item.setting, item.metric) for item in heads.values()}
-    names = [f"{letter}: {run.name}" for letter, run in having]
-    tasks = list(dict.fromkeys(task for task, *_ in by_key))
-    by_key = dict(sorted(by_key.items(), key=lambda item: tasks.index(item[0][0])))
+    """Each metric that at least one run has, the runs first and then the baselines."""
+    evaluated = {f"{a}: {run.name}": run.evaluation for a, run in lettered(runs) if run.evaluation}
+    found: dict[scores.Key, dict[str, scores.Score]] = {}
+    for name, evaluation in evaluated.items():
+        for item in scores.comparisons(evaluation):
+            found.setdefault(item.key, {})[name] = item.scores[MODEL]
+    if evaluated and same_test is not False:
+        for item in scores.comparisons(next(iter(evaluated.values()))):
+            found[item.key] |= baselines_of(item, letter=next(iter(evaluated))[0])
+    headlines = headlines_of(list(evaluated.values()))
+    names = list(evaluated)
     return [
-        Scored(Comparison(*key, found), names, against_first(found, names, same_test), key in first)
-        for key, found in by_key.items()
+        Scored(
+            Comparison(*key, found[key]),
+            names,
+            against_first(found[key], names, same_test),
+            key in headlines,
+        )
+        for key in by_task(found)
     ]
+
+
+def baselines_of(item: Comparison, letter: str) -> dict[str, scores.Score]:
+    """The scores of random weights, which are the run's, and of raw pixels."""
+    titles = {
+        "random": f"{scores.title_of('random')} ({letter}'s)",
+        "pixels": scores.title_of("pixels"),
+    }
+    return {title: item.scores[name] for name, title in titles.items() if name in item.scores}
+
+
+def headlines_of(evaluations: Sequence[dict[str, Any]]) -> set[scores.Key]:
+    """The metric that the verdict on each task is about, from the first run that has the task."""
+    found: dict[str, scores.Key] = {}
+    for evaluation in evaluations:
+        for item in scores.headlines(evaluation):
+            found.setdefault(item.task, item.key)
+    return set(found.values())
+
+
+def by_task(keys: Iterable[scores.Key]) -> list[scores.Key]:
+    """The keys with those of one task together, tasks in the order in which they first appear."""
+    tasks: dict[str, list[scores.Key]] = {}
+    for key in keys:
+        tasks.setdefault(key[0], []).append(key)
+    return list(chain.from_iterable(tasks.values()))
 
 
 def against_first(
@@ -324,17 +396,19 @@ def against_first(
     """Each other run against the first: by how much, and whether it exceeds the intervals."""
     if not same_test:
         return []
-    (first, base), *others = [(name, found[name]) for name in runs if name in found]
-    words = []
-    for name, score in others:
-        gain = score.value - base.value
-        exceeds = scores.apart(score, base)
-        if exceeds is None:
-            sure = "no intervals to judge it by"
-        else:
-            sure = "beyond the intervals" if exceeds else "the intervals overlap: may be chance"
-        words.append(f"{name[0]} - {first[0]} = {gain:+.3f} ({sure}).")
-    return words
+    first, *others = [name for name in runs if name in found]
+    return [difference_of(name, found[name], first, found[first]) for name in others]
+
+
+def difference_of(name: str, score: scores.Score, first: str, base: scores.Score) -> str:
+    """``B - A = +0.070 (beyond the intervals).``"""
+    certainty = {
+        None: "no intervals to judge it by",
+        True: "beyond the intervals",
+        False: "the intervals overlap: may be chance",
+    }
+    gain = score.value - base.value
+    return f"{name[0]} - {first[0]} = {gain:+.3f} ({certainty[scores.apart(score, base)]})."
 
 
 def compare_page(paths: Sequence[Path], out: Path) -> None:

@@ -1,14 +1,14 @@
 """Which curves there are, what each is compared with, and what it says in words."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from dino_x.report.plots import Chart, Line, Mark, draw, figure, number, sample
-from dino_x.report.run_data import Curve, Finding, RunData
+from dino_x.report.plots import Chart, MarkedSteps, PlotLine, draw, number, sample, three_digits
+from dino_x.report.run_data import Finding, RunData
 
 
 @dataclass(frozen=True)
-class Kind:
+class ChartKind:
     """A chart to make where its numbers were recorded.
 
     Attributes:
@@ -27,56 +27,56 @@ class Kind:
 
 
 LOSS = [
-    Kind(
+    ChartKind(
         "Loss terms", {"dino": "DINO", "ibot": "iBOT"},
         "Guessing costs log K: a run learns once it is below.", "log K",
     ),
-    Kind(
+    ChartKind(
         "KoLeo", {"koleo": "KoLeo"},
         "Minus the mean log distance to the nearest other image: lower is more spread out.",
     ),
-    Kind("Loss", {"loss": "all terms, weighted"}, "What is minimised."),
+    ChartKind("Loss", {"loss": "all terms, weighted"}, "What is minimised."),
 ]  # fmt: skip
 ONLINE = [
-    Kind(
+    ChartKind(
         "kNN while training", {"online/knn_balanced_accuracy": "balanced accuracy"},
         "Balanced accuracy on patients of the training split, measured while training.",
         bounds=(0, 1),
     ),
-    Kind(
+    ChartKind(
         "Retrieval while training", {"online/retrieval_top1": "found first"},
         "How often a view of an image finds another view of it among the other images.",
         bounds=(0, 1),
     ),
 ]  # fmt: skip
 HEALTH = [
-    Kind(
+    ChartKind(
         "Targets", {
             "health/target_entropy": "one target", "health/mean_target_entropy": "their mean",
         },
         "Entropy as a share of log K. One target falls as the teacher becomes sure; their mean"
         " stays high while all prototypes are used.", bounds=(0, 1),
     ),
-    Kind(
+    ChartKind(
         "Prototypes in use", {
             "health/prototypes": "in use", "health/prototypes_first": "first choice of a view",
         },
         "How many of the K prototypes the targets are spread over.",
     ),
-    Kind(
+    ChartKind(
         "Spread of features", {
             "health/student/feature_std": "student", "health/teacher/feature_std": "teacher",
         },
         "1 is spread in all directions, 0 is all images alike (a point).", 1.0, (0, 1),
     ),
-    Kind(
+    ChartKind(
         "Effective rank", {
             "health/student/rankme": "student", "health/teacher/rankme": "teacher",
         },
         "RankMe: in how many directions features differ. A lasting fall is a dimensional"
         " collapse.",
     ),
-    Kind(
+    ChartKind(
         "Gradient norm", {
             "gradient_norm": "all", "health/gradient/patch_embedding": "patch embedding",
             "health/gradient/layers": "layers", "health/gradient/dino_head": "DINO head",
@@ -86,30 +86,30 @@ HEALTH = [
     ),
 ]  # fmt: skip
 MORE_HEALTH = [
-    Kind(
+    ChartKind(
         "Decay of the spectrum", {
             "health/student/alpha_req": "student", "health/teacher/alpha_req": "teacher",
         },
         "Alpha-ReQ: about 1 is good; well above, a few directions hold all the variance.", 1.0,
     ),
-    Kind(
+    ChartKind(
         "Distance between images", {
             "health/koleo_distance": "to the nearest, mean", "health/koleo_nearest": "smallest",
         },
         "On the unit sphere, 0 to 2. Near 0, images fall together.",
     ),
-    Kind(
+    ChartKind(
         "Similarity of patches", {"health/patch_similarity": "mean cosine"},
         "Between two patches of one image. Near 1, patches tell nothing apart.", bounds=(0, 1),
     ),
-    Kind(
+    ChartKind(
         "Teacher", {
             "health/teacher_distance": "student from teacher",
             "health/teacher_moved": "teacher from itself before",
         },
         "As a share of the teacher's weights. 0 is a teacher that is the student, or stands still.",
     ),
-    Kind(
+    ChartKind(
         "Update of a step", {
             "health/update_ratio": "all", "health/update/patch_embedding": "patch embedding",
             "health/update/layers": "layers", "health/update/dino_head": "DINO head",
@@ -119,17 +119,19 @@ MORE_HEALTH = [
     ),
 ]  # fmt: skip
 SCHEDULES = [
-    Kind("Learning rate", {"lr": "peak of all layers"}, "Warmup, then a cosine."),
-    Kind("Weight decay", {"weight_decay": "weight decay"}, "A cosine."),
-    Kind("Teacher momentum", {"teacher_momentum": "momentum"}, "1 is a teacher that stands still."),
-    Kind("Teacher temperature", {"teacher_temperature": "temperature"}, "Of the targets."),
-    Kind("Speed", {"images_per_second": "images a second"}, "Images of the effective batch."),
-    Kind("Memory", {"memory_gib": "GiB"}, "The largest so far.", bounds=(0, 0)),
+    ChartKind("Learning rate", {"lr": "peak of all layers"}, "Warmup, then a cosine."),
+    ChartKind("Weight decay", {"weight_decay": "weight decay"}, "A cosine."),
+    ChartKind(
+        "Teacher momentum", {"teacher_momentum": "momentum"}, "1 is a teacher that stands still."
+    ),
+    ChartKind("Teacher temperature", {"teacher_temperature": "temperature"}, "Of the targets."),
+    ChartKind("Speed", {"images_per_second": "images a second"}, "Images of the effective batch."),
+    ChartKind("Memory", {"memory_gib": "GiB"}, "The largest so far.", bounds=(0, 0)),
 ]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnChart:
     """A chart on the page.
 
     Attributes:
@@ -151,64 +153,73 @@ class Drawn:
     numbers: list[tuple[str, ...]]
 
 
-def drawn(kinds: list[Kind], run: RunData, prefix: str) -> list[Drawn]:
+def drawn(kinds: list[ChartKind], run: RunData, prefix: str) -> list[DrawnChart]:
     """The charts of these kinds that there are numbers for, findings marked."""
-    marks = marks_of(run.findings or [])
-    charts: list[Drawn] = []
-    for kind in kinds:
-        curves = {name: run.curves[name] for name in kind.names if name in run.curves}
-        if curves:
-            key = f"{prefix}-{len(charts) + 1}"
-            charts.append(draw_kind(kind, curves, run, marks, key))
-    return charts
+    recorded = [kind for kind in kinds if run.curves.keys() & kind.names.keys()]
+    return [draw_kind(kind, run, f"{prefix}-{i}") for i, kind in enumerate(recorded, start=1)]
 
 
-def draw_kind(
-    kind: Kind, curves: dict[str, Curve], run: RunData, marks: list[Mark], key: str
-) -> Drawn:
+def draw_kind(kind: ChartKind, run: RunData, key: str) -> DrawnChart:
     """One chart with its legend and its words."""
-    lines = [Line(kind.names[name], c.steps, c.values) for name, c in curves.items()]
+    curves = {label: run.curves[name] for name, label in kind.names.items() if name in run.curves}
+    lines = [PlotLine(label, curve.steps, curve.values) for label, curve in curves.items()]
     reference = reference_of(kind.reference, run)
-    chart = Chart(kind.title, lines, reference, bounds=kind.bounds, described_by=f"{key}-words")
-    first = min(curve.steps[0] for curve in curves.values())
-    last = max(curve.steps[-1] for curve in curves.values())
-    shown = [mark for mark in marks if mark.start <= last and (mark.end or last) >= first]
-    legend = [(sample(i), line.label) for i, line in enumerate(lines)] if len(lines) > 1 else []
-    words, svg = told(lines, reference), draw(replace(chart, marks=shown))
-    return Drawn(key, kind.title, svg, legend, words, kind.meaning, [numbers_of(x) for x in lines])
+    first = min(line.x[0] for line in lines)
+    last = max(line.x[-1] for line in lines)
+    chart = Chart(
+        kind.title, lines, reference, marks_within(run.findings or [], first, last),
+        bounds=kind.bounds, described_by=f"{key}-words",
+    )  # fmt: skip
+    labels = list(curves) if len(curves) > 1 else []
+    return DrawnChart(
+        key=key,
+        title=kind.title,
+        svg=draw(chart),
+        legend=[(sample(style), label) for style, label in enumerate(labels)],
+        words=in_words(lines, reference),
+        meaning=kind.meaning,
+        numbers=[numbers_of(line) for line in lines],
+    )
 
 
 def reference_of(reference: str | float | None, run: RunData) -> tuple[float, str] | None:
     """A value and its name; log K and K come from the settings."""
+    if reference is None:
+        return None
+    if not isinstance(reference, str):
+        return reference, number(reference)
     prototypes = run.settings.get("head.prototypes")
-    if isinstance(reference, str):
-        if not prototypes:
-            return None
-        value = math.log(prototypes) if reference == "log K" else float(prototypes)
-        return value, f"{reference} = {figure(value)}"
-    return None if reference is None else (reference, number(reference))
+    if not prototypes:
+        return None
+    value = math.log(prototypes) if reference == "log K" else float(prototypes)
+    return value, f"{reference} = {three_digits(value)}"
 
 
-def told(lines: list[Line], reference: tuple[float, str] | None) -> str:
+def in_words(lines: list[PlotLine], reference: tuple[float, str] | None) -> str:
     """``DINO from 5.77 to 4.31, iBOT from 5.76 to 2.9; log K = 5.55.``"""
-    parts = []
-    for line in lines:
-        name = f"{line.label} " if len(lines) > 1 else ""
-        first, last = figure(line.y[0]), figure(line.y[-1])
-        if len(line.y) == 1 or first == last:
-            parts.append(f"{name}{'stays at ' if len(line.y) > 1 else ''}{last}")
-        else:
-            parts.append(f"{name}from {first} to {last}")
+    parts = [course_of(line) for line in lines]
+    if len(lines) > 1:
+        parts = [f"{line.label} {part}" for line, part in zip(lines, parts, strict=True)]
     text = ", ".join(parts)
     tail = f"; the line is {reference[1]}" if reference else ""
     return f"{text[0].upper()}{text[1:]}{tail}."
 
 
-def numbers_of(line: Line) -> tuple[str, ...]:
+def course_of(line: PlotLine) -> str:
+    """``from 5.77 to 4.31``, ``stays at 5.77``, or the only value."""
+    first, last = three_digits(line.y[0]), three_digits(line.y[-1])
+    if len(line.y) == 1:
+        return last
+    return f"stays at {last}" if first == last else f"from {first} to {last}"
+
+
+def marks_within(findings: list[Finding], first: float, last: float) -> list[MarkedSteps]:
+    """The findings in a stretch of steps, by their number in the text, from 1."""
+    marks = [MarkedSteps(i, f.since, f.until) for i, f in enumerate(findings, start=1)]
+    begun = [mark for mark in marks if mark.start <= last]
+    return [mark for mark in begun if (mark.end or last) >= first]
+
+
+def numbers_of(line: PlotLine) -> tuple[str, ...]:
     """Name, first, smallest, largest and last value."""
-    return line.label, *map(figure, (line.y[0], line.y.min(), line.y.max(), line.y[-1]))
-
-
-def marks_of(findings: list[Finding]) -> list[Mark]:
-    """Findings by their number in the text, from 1."""
-    return [Mark(i, f.since, f.until) for i, f in enumerate(findings, start=1)]
+    return line.label, *map(three_digits, (line.y[0], line.y.min(), line.y.max(), line.y[-1]))

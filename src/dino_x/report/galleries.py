@@ -16,7 +16,7 @@ from dino_x.report.maps import (
     read_snapshots,
     share_for_half,
 )
-from dino_x.report.page import Gallery, Picture, Strip
+from dino_x.report.page import Gallery, Picture, PictureRow
 from dino_x.report.pictures import colour_map, heat_map, sides, thumbnail
 from dino_x.report.run_data import RunData
 from dino_x.runs.folder import reading_of
@@ -88,7 +88,7 @@ def map_gallery(run: RunData, snapshots: Sequence[Snapshot], images: bool) -> Ga
                     f"step {snapshot.step:,}", sides(aspect), blocky=True,
                 )
             )  # fmt: skip
-        strips.append(Strip(f"Image {image + 1}", pictures))
+        strips.append(PictureRow(f"Image {image + 1}", pictures))
     grid = last.features_FYXD.shape[1:3]
     caption = (
         f"The teacher's patch features after the steps named, {grid[0]} x {grid[1]} places an"
@@ -163,7 +163,7 @@ def attention_gallery(
         " little. Below each picture, on how much of the image half of the attention lies: 50%"
         " would be the same everywhere. Attention is a hint at what is used, not a proof."
     )
-    return Gallery(caption, [Strip("Attention", pictures)], note="" if images else LEFT_OUT)
+    return Gallery(caption, [PictureRow("Attention", pictures)], note="" if images else LEFT_OUT)
 
 
 def where(attention_YX: np.ndarray) -> str:
@@ -202,7 +202,7 @@ def neighbour_gallery(looked: EmbeddedImages, images: bool) -> Gallery:
                     f"{cosine:.3f}{patient}",
                 )
             )  # fmt: skip
-        strips.append(Strip(title, pictures))
+        strips.append(PictureRow(title, pictures))
     caption = (
         f"{len(strips)} images and, of {count:,} images drawn from the run's data, those whose CLS"
         " features are nearest, with the cosine similarity. Ask what neighbours share: a finding"

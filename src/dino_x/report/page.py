@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from dino_x.errors import UserError
 from dino_x.files import write_text
-from dino_x.report.curves import Drawn
+from dino_x.report.curves import DrawnChart
 from dino_x.report.run_data import Finding
 from dino_x.report.settings import Setting
 from dino_x.report.tables import Table
@@ -42,7 +42,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Strip:
+class PictureRow:
     """Pictures that belong together, in order."""
 
     title: str
@@ -54,7 +54,7 @@ class Gallery:
     """A section of pictures: strips with how to read them, or why there are none."""
 
     caption: str
-    strips: list[Strip] = field(default_factory=list)
+    strips: list[PictureRow] = field(default_factory=list)
     missing: str = ""
     note: str = ""
 
@@ -72,11 +72,11 @@ class ReportPage:
     changed: list[Setting]
     settings: list[Setting]
     preset: str
-    loss: list[Drawn]
-    online: list[Drawn]
-    health_charts: list[Drawn]
-    more_health: list[Drawn]
-    schedules: list[Drawn]
+    loss: list[DrawnChart]
+    online: list[DrawnChart]
+    health_charts: list[DrawnChart]
+    more_health: list[DrawnChart]
+    schedules: list[DrawnChart]
     health_measured: bool
     findings: list[tuple[int, str, Finding]]
     evaluation: list[Table]

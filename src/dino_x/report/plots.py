@@ -20,7 +20,7 @@ LOG_SPAN = 30  # a positive curve whose largest value is so many times its small
 
 
 @dataclass(frozen=True)
-class Line:
+class PlotLine:
     """One curve: its name and its points, equally long, x ascending."""
 
     label: str
@@ -29,7 +29,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Mark:
+class MarkedSteps:
     """A stretch of steps that has a number in the text: from a step to another, or to the end."""
 
     number: int
@@ -53,9 +53,9 @@ class Chart:
     """
 
     title: str
-    lines: Sequence[Line]
+    lines: Sequence[PlotLine]
     reference: tuple[float, str] | None = None
-    marks: Sequence[Mark] = ()
+    marks: Sequence[MarkedSteps] = ()
     logarithmic: bool | None = None
     bounds: tuple[float, float] | None = None
     x_label: str = "step"
@@ -79,10 +79,10 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if size >= 100 else f"{value:.3g}"
 
 
-def figure(value: float) -> str:
+def three_digits(value: float) -> str:
     """A number in a text or a table: 3 digits, zeros at the end too.
 
-    >>> [figure(x) for x in (4.7, 0.25, 256.2, 1e-7, 0)]
+    >>> [three_digits(x) for x in (4.7, 0.25, 256.2, 1e-7, 0)]
     ['4.70', '0.250', '256', '1e-07', '0']
     """
     return f"{value:#.3g}" if 1e-4 <= abs(value) < 99.95 else number(value)
@@ -113,14 +113,14 @@ def log_ticks(low: float, high: float) -> list[float]:
     return powers[:: math.ceil(len(powers) / 5)]
 
 
-def thin(line: Line) -> tuple[Line, np.ndarray | None]:
+def thin(line: PlotLine) -> tuple[PlotLine, np.ndarray | None]:
     """A line of at most `MOST_POINTS`: means of equal parts, and their [low, high], or None."""
     if len(line.x) <= MOST_POINTS:
         return line, None
     parts = [slice(a[0], a[-1] + 1) for a in np.array_split(np.arange(len(line.x)), MOST_POINTS)]
     x, y = (np.array([values[part].mean() for part in parts]) for values in (line.x, line.y))
     ends = np.array([(line.y[part].min(), line.y[part].max()) for part in parts])
-    return Line(line.label, x, y), ends
+    return PlotLine(line.label, x, y), ends
 
 
 def draw(chart: Chart) -> str:
@@ -217,7 +217,7 @@ def _axes(frame: Frame, chart: Chart) -> list[str]:
     return parts
 
 
-def _marks(frame: Frame, marks: Sequence[Mark]) -> list[str]:
+def _marks(frame: Frame, marks: Sequence[MarkedSteps]) -> list[str]:
     parts = []
     for mark in marks:
         start = float(np.clip(frame.x(mark.start), LEFT, WIDTH - RIGHT))
@@ -246,7 +246,7 @@ def _reference(frame: Frame, reference: tuple[float, str] | None) -> list[str]:
     ]
 
 
-def _line(frame: Frame, line: Line, style: int) -> list[str]:
+def _line(frame: Frame, line: PlotLine, style: int) -> list[str]:
     drawn, ends = thin(line)
     parts = []
     if ends is not None:

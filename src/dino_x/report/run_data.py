@@ -1,10 +1,11 @@
-"""What a RUN folder says, whether the run is finished, going on, or was killed while writing."""
+"""What a RUN folder says, of a run that is finished, still training, or was killed."""
 
 import csv
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class RunData:
         return 0 < self.steps <= self.done
 
     @property
-    def going_on(self) -> bool:
+    def is_training(self) -> bool:
         """Whether a step was recorded lately and more are to come."""
         recent = self.quiet_seconds is not None and self.quiet_seconds < QUIET_SECONDS
         return recent and not self.finished
@@ -113,10 +114,8 @@ class RunData:
     @property
     def seconds(self) -> float | None:
         """Time spent in steps, from their speeds; None if it was not recorded."""
-        speed, batch = (
-            self.curves.get("images_per_second"),
-            self.settings.get("train.effective_batch"),
-        )
+        speed = self.curves.get("images_per_second")
+        batch = self.settings.get("train.effective_batch")
         if speed is None or not batch:
             return None
         return float((int(batch) / speed.values[speed.values > 0]).sum())
@@ -168,20 +167,26 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def read_curves(metrics: Path) -> dict[str, Curve]:
     """metrics.jsonl by name. A step that is there twice, after a resume, counts as last written."""
-    found: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[int, float]] = defaultdict(dict)
     for line in json_lines(metrics):
-        step = line.get("step")
-        if isinstance(step, bool) or not isinstance(step, int):
+        step = line.pop("step", None)
+        if type(step) is not int:
             continue
         for name, value in line.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if name != "step" and number and math.isfinite(value):
-                found.setdefault(name, {})[step] = float(value)
-    curves = {}
-    for name, values in found.items():
-        steps = sorted(values)
-        curves[name] = Curve(np.array(steps), np.array([values[step] for step in steps]))
-    return curves
+            if is_finite_number(value):
+                found[name][step] = float(value)
+    return {name: curve_of(values) for name, values in found.items()}
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number, and neither NaN nor infinite."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def curve_of(values: Mapping[int, float]) -> Curve:
+    """A curve in the order of its steps."""
+    steps = sorted(values)
+    return Curve(np.array(steps), np.array([values[step] for step in steps]))
 
 
 def read_findings(path: Path, curves: dict[str, Curve]) -> list[Finding] | None:
@@ -190,23 +195,27 @@ def read_findings(path: Path, curves: dict[str, Curve]) -> list[Finding] | None:
         return None
     findings: list[Finding] = []
     for line in json_lines(path):
-        state, since, step = (line.get(key) for key in ("state", "since", "step"))
-        if not isinstance(state, str) or not isinstance(step, int):
-            continue
-        since = since if isinstance(since, int) else step
-        if line.get("resolved"):
-            for finding in findings:
-                if (finding.state, finding.since, finding.until) == (state, since, None):
-                    finding.until = step
-            continue
-        repeated = [f for f in findings if f.state == state and f.until is None]
-        helps = [str(text).rstrip(".") for text in line.get("help") or []]
-        seen = str(line.get("seen", "")).rstrip(".")
-        if repeated:  # said again: what was seen last is what counts
-            repeated[0].seen, repeated[0].help = seen, helps
-        else:
-            findings.append(Finding(state, since, seen, helps))
+        if isinstance(line.get("state"), str) and isinstance(line.get("step"), int):
+            add_finding(findings, line)
     return sorted(findings, key=lambda finding: finding.since)
+
+
+def add_finding(findings: list[Finding], line: Mapping[str, Any]) -> None:
+    """Take a line of health.jsonl: a new state, one that is seen again, or the end of one."""
+    state, step, since = line["state"], line["step"], line.get("since")
+    since = since if isinstance(since, int) else step
+    lasting = [one for one in findings if one.state == state and one.until is None]
+    if line.get("resolved"):
+        for finding in lasting:
+            if finding.since == since:
+                finding.until = step
+        return
+    if not lasting:
+        lasting = [Finding(state, since, "")]
+        findings += lasting
+    # If a state is seen again, what was seen last counts.
+    lasting[0].seen = str(line.get("seen", "")).rstrip(".")
+    lasting[0].help = [str(text).rstrip(".") for text in line.get("help") or []]
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:
@@ -215,8 +224,9 @@ def read_evaluation(path: Path) -> dict[str, Any] | None:
         result = read_json(path)
     except UserError:
         return None
-    usable = isinstance(result, dict) and isinstance(result.get("results"), dict)
-    return result if usable and "model" in result["results"] else None
+    results = result.get("results") if isinstance(result, dict) else None
+    has_model = isinstance(results, dict) and "model" in results
+    return result if has_model else None
 
 
 def count_rows(path: Path) -> int:

@@ -1,10 +1,12 @@
 """evaluation.json as lines to show, whichever version wrote it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from dino_x.evaluation.verdict import TITLES as EVALUATION_TITLES
+
+Key = tuple[str, str, str]  # task, setting, metric
 
 MODEL = "model"
 TITLES = EVALUATION_TITLES | {MODEL: "this model"}
@@ -31,7 +33,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Score:
-    """One figure with its 95% interval, if there is one."""
+    """One metric with its 95% interval, if there is one."""
 
     value: float
     low: float | None = None
@@ -60,6 +62,11 @@ class Comparison:
     scores: dict[str, Score]
 
     @property
+    def key(self) -> Key:
+        """Task, setting and metric."""
+        return self.task, self.setting, self.metric
+
+    @property
     def task_title(self) -> str:
         """The task for people."""
         return TASKS.get(self.task, self.task)
@@ -83,93 +90,120 @@ def title_of(name: str) -> str:
     """What a row is called; of a folder only its last part, as paths can name people."""
     if name in TITLES:
         return TITLES[name]
-    is_hub_name = name.count("/") <= 1 and not name.startswith(("/", ".", "~")) and "\\" not in name
-    return name if is_hub_name else name.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1]
+    if is_hub_name(name):
+        return name
+    return name.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name can be that of a model on a hub, such as ``facebook/dinov2-small``."""
+    if name.startswith(("/", ".", "~")) or "\\" in name:
+        return False
+    return name.count("/") <= 1
 
 
 def comparisons(evaluation: dict[str, Any]) -> list[Comparison]:
     """Every task, setting and metric, in the order of the file."""
-    results = modern(evaluation)
-    found = []
-    for task, settings in results[MODEL].items():
-        for setting, metrics in settings.items():
-            for metric in metrics:
-                scores = {
-                    name: score
-                    for name, tasks in results.items()
-                    if (score := tasks.get(task, {}).get(setting, {}).get(metric)) is not None
-                }
-                found.append(Comparison(task, setting, metric, scores))
-    return found
+    results = results_of(evaluation)
+    found: dict[Key, dict[str, Score]] = {key: {} for key in results[MODEL]}
+    for name, scores in results.items():
+        for key in found.keys() & scores.keys():
+            found[key][name] = scores[key]
+    return [Comparison(*key, scores) for key, scores in found.items()]
 
 
-def modern(evaluation: dict[str, Any]) -> dict[str, dict[str, dict[str, dict[str, Score]]]]:
-    """``results[name][task][setting][metric]``; older files hold one kNN without intervals."""
-    found: dict[str, dict[str, dict[str, dict[str, Score]]]] = {}
+def results_of(evaluation: dict[str, Any]) -> dict[str, dict[Key, Score]]:
+    """Every score by its model and its (task, setting, metric)."""
+    asked = evaluation.get("settings", {})
+    found = {}
     for name, tasks in evaluation["results"].items():
-        if not isinstance(tasks, dict):
-            continue
-        if "balanced_accuracy" in tasks:
-            old = {m: Score(tasks[m]) for m in ("balanced_accuracy", "auroc") if m in tasks}
-            asked = evaluation.get("settings", {}).get("k", tasks.get("k", ""))
-            found[name] = {"knn": {str(asked): old}}
-        else:
-            for task, setting, metric, figure in leaves(tasks):
-                inner = found.setdefault(name, {}).setdefault(task, {}).setdefault(setting, {})
-                inner[metric] = Score(figure["value"], figure.get("low"), figure.get("high"))
+        if isinstance(tasks, dict):
+            scores = old_scores(tasks, asked) or dict(scores_in(tasks))
+            if scores:
+                found[name] = scores
     return found
 
 
-def leaves(tasks: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Each (task, setting, metric, figure)."""
+def old_scores(tasks: dict[str, Any], settings: dict[str, Any]) -> dict[Key, Score]:
+    """The scores of files of the first version, which hold one kNN without intervals."""
+    if "balanced_accuracy" not in tasks:
+        return {}
+    k = str(settings.get("k", tasks.get("k", "")))
+    metrics = [metric for metric in ("balanced_accuracy", "auroc") if metric in tasks]
+    return {("knn", k, metric): Score(tasks[metric]) for metric in metrics}
+
+
+def scores_in(tasks: dict[str, Any]) -> Iterator[tuple[Key, Score]]:
+    """Each score below ``task: {setting: {metric: {value, low, high}}}``."""
     for task, settings in tasks.items():
         for setting, metrics in settings.items():
-            for metric, figure in metrics.items():
-                if isinstance(figure, dict) and "value" in figure:
-                    yield task, setting, metric, figure
+            for metric, found in metrics.items():
+                if isinstance(found, dict) and "value" in found:
+                    score = Score(found["value"], found.get("low"), found.get("high"))
+                    yield (task, setting, metric), score
 
 
 def headlines(evaluation: dict[str, Any]) -> list[Comparison]:
-    """One comparison a task: the one its verdict is about, else the first."""
+    """One comparison a task: the one that the task's verdict is about, else the first."""
     chosen: dict[str, Comparison] = {}
     for comparison in comparisons(evaluation):
-        verdict = evaluation.get("verdicts", {}).get(comparison.task, {})
-        is_it = (comparison.setting, comparison.metric) == (
-            verdict.get("setting"), verdict.get("metric"),
-        )  # fmt: skip
-        if is_it or comparison.task not in chosen:
+        if comparison.task not in chosen or is_of_verdict(evaluation, comparison):
             chosen[comparison.task] = comparison
     return list(chosen.values())
+
+
+def verdict_on(evaluation: dict[str, Any], task: str) -> dict[str, Any]:
+    """The verdict on a task that the file has; empty if there is none."""
+    verdict: dict[str, Any] = evaluation.get("verdicts", {}).get(task, {})
+    return verdict
+
+
+def is_of_verdict(evaluation: dict[str, Any], comparison: Comparison) -> bool:
+    """Whether the verdict on a task is about this setting and metric."""
+    verdict = verdict_on(evaluation, comparison.task)
+    about = (verdict.get("setting"), verdict.get("metric"))
+    return about == (comparison.setting, comparison.metric)
 
 
 def sentence(evaluation: dict[str, Any], comparison: Comparison) -> str:
     """What a task says, in words, without a final dot.
 
-    The verdict that came with the figures if there is one: its differences are paired. Otherwise
+    The verdict that came with the metrics if there is one: its differences are paired. Otherwise
     the plain differences, as far as intervals allow.
     """
-    verdict = evaluation.get("verdicts", {}).get(comparison.task, {})
-    about = (verdict.get("setting"), verdict.get("metric"))
-    if about == (comparison.setting, comparison.metric) and verdict.get("sentence"):
-        text = str(verdict["sentence"])
-        for name in sorted(evaluation["results"], key=len, reverse=True):
-            text = text if name in TITLES else text.replace(name, title_of(name))
-        return text
+    verdict = verdict_on(evaluation, comparison.task)
+    if is_of_verdict(evaluation, comparison) and verdict.get("sentence"):
+        return without_paths(str(verdict["sentence"]), evaluation["results"])
     model = comparison.scores.get(MODEL)
-    parts = []
-    for name, score in comparison.scores.items():
-        if name == MODEL or model is None:
-            continue
-        gain = round(model.value - score.value, 3)
-        verb = "equals" if gain == 0 else f"is {abs(gain):.3f} {'above' if gain > 0 else 'below'}"
-        unsure = "" if apart(model, score) is not False else ", within the intervals"
-        parts.append(f"{verb} {title_of(name)}{unsure}")
-    return f"the model {' and '.join(parts)}" if parts else "there is nothing to compare it with"
+    if model is None or len(comparison.scores) == 1:
+        return "there is nothing to compare it with"
+    others = [name for name in comparison.scores if name != MODEL]
+    parts = [plain_difference(model, name, comparison.scores[name]) for name in others]
+    return f"the model {' and '.join(parts)}"
+
+
+def without_paths(text: str, names: Iterable[str]) -> str:
+    """A sentence in which each model has its title instead of its path."""
+    for name in sorted(names, key=len, reverse=True):
+        if name not in TITLES:
+            text = text.replace(name, title_of(name))
+    return text
+
+
+def plain_difference(model: Score, name: str, other: Score) -> str:
+    """``is 0.250 above random weights, within the intervals``."""
+    gain = round(model.value - other.value, 3)
+    direction = "above" if gain > 0 else "below"
+    verb = "equals" if gain == 0 else f"is {abs(gain):.3f} {direction}"
+    unsure = ", within the intervals" if apart(model, other) is False else ""
+    return f"{verb} {title_of(name)}{unsure}"
 
 
 def apart(one: Score, other: Score) -> bool | None:
-    """Whether two intervals have nothing in common; None if there are none."""
-    if one.low is None or one.high is None or other.low is None or other.high is None:
+    """Whether two intervals have nothing in common; None if one of them is missing."""
+    if one.low is None or one.high is None:
+        return None
+    if other.low is None or other.high is None:
         return None
     return one.low > other.high or other.low > one.high
 
@@ -177,14 +211,13 @@ def apart(one: Score, other: Score) -> bool | None:
 def better(evaluation: dict[str, Any], comparison: Comparison, baseline: str) -> bool | None:
     """Whether the model is better than a baseline beyond chance; None if nothing tells.
 
-    From the paired difference if the file has it for this figure, else from the two intervals.
+    From the paired difference if the file has it for this metric, else from the two intervals.
     """
-    verdict = evaluation.get("verdicts", {}).get(comparison.task, {})
-    difference = verdict.get("differences", {}).get(baseline)
-    about = (verdict.get("setting"), verdict.get("metric"))
-    if difference and about == (comparison.setting, comparison.metric):
-        return difference["low"] > 0
+    differences = verdict_on(evaluation, comparison.task).get("differences", {})
+    if differences.get(baseline) and is_of_verdict(evaluation, comparison):
+        return bool(differences[baseline]["low"] > 0)
     model, other = comparison.scores.get(MODEL), comparison.scores.get(baseline)
-    if model is None or other is None or apart(model, other) is None:
+    if model is None or other is None:
         return None
-    return bool(apart(model, other)) and model.value > other.value
+    distinct = apart(model, other)
+    return distinct and model.value > other.value

@@ -44,16 +44,21 @@ def shown(name: str, value: Any) -> str:
     >>> shown("model.name", "/home/anna/model"), shown("model.name", "facebook/dinov3-vits16")
     ('a path, not shown', 'facebook/dinov3-vits16')
     """
-    if isinstance(value, list) and any(isinstance(item, str) for item in value):
-        return f"{len(value)} path{'s' if len(value) != 1 else ''}, not shown"
-    if name in PATHS and isinstance(value, str) and value != "folder":
-        return "a path, not shown"
-    looks_like_path = isinstance(value, str) and (
-        value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1
-    )
     if value is None:
         return "not set"
-    return "a path, not shown" if looks_like_path else as_yaml(value)
+    if isinstance(value, str) and may_be_path(name, value):
+        return "a path, not shown"
+    if isinstance(value, list) and any(isinstance(item, str) for item in value):
+        plural = "s" if len(value) != 1 else ""
+        return f"{len(value)} path{plural}, not shown"
+    return as_yaml(value)
+
+
+def may_be_path(name: str, text: str) -> bool:
+    """Whether the value of an option is a path, or looks like one."""
+    if name in PATHS:
+        return text != "folder"
+    return text.startswith(("/", ".", "~")) or "\\" in text or text.count("/") > 1
 
 
 def differing_from_preset(settings: Mapping[str, Any], images: int | None) -> list[Setting]:
@@ -66,24 +71,22 @@ def differing_from_preset(settings: Mapping[str, Any], images: int | None) -> li
     base = dotted(Options().model_dump(mode="json"))
     preset, model = str(settings.get("preset")), str(settings.get("model.name"))
     base |= preset_values(preset, model, images or 1)
-    differ = {
-        name: value
-        for name, value in settings.items()
-        if name not in NOT_CHOSEN and plain(value) != plain(base.get(name))
-    }
+    differ = {}
+    for name, value in settings.items():
+        if name not in NOT_CHOSEN and plain(value) != plain(base.get(name)):
+            differ[name] = value
     derived = derived_values(settings, differ, images)
-    return [
-        Setting(name, shown(name, value), preset_value(name, base, derived), meaning_of(name))
-        for name, value in differ.items()
-        if not (name in FOUND and derived.get(name) == value)
+    chosen = [
+        name for name, value in differ.items() if name not in FOUND or derived.get(name) != value
     ]
+    usual = base | {name: value for name, value in derived.items() if name in base}
+    return [setting_of(name, differ[name], usual) for name in chosen]
 
 
-def preset_value(name: str, base: Mapping[str, Any], derived: Mapping[str, Any]) -> str:
-    """The value the option would have had."""
-    if name not in base:
-        return "not known to this version"
-    return shown(name, derived[name] if name in FOUND and name in derived else base[name])
+def setting_of(name: str, value: Any, usual: Mapping[str, Any]) -> Setting:
+    """An option beside the value that it would have had."""
+    preset = shown(name, usual[name]) if name in usual else "not known to this version"
+    return Setting(name, shown(name, value), preset, meaning_of(name))
 
 
 def derived_values(
@@ -91,15 +94,15 @@ def derived_values(
 ) -> dict[str, Any]:
     """What the run would have found by itself for the options in `FOUND`, one by one."""
     known = set(known_options())
-    differing_values = {name: value for name, value in differ.items() if name in known}
-    differing_values |= {"preset": settings.get("preset", "auto")}
+    as_set = {name: value for name, value in differ.items() if name in known}
+    as_set["preset"] = settings.get("preset", "auto")
     found = {}
     for name in FOUND:
         if name == "train.steps" and images is None:
             continue
+        # Every other option as it was set, so that warmup is that of the steps that were set.
+        others = {other: value for other, value in as_set.items() if other != name}
         try:
-            # Every other option as it was set, so that warmup is that of the steps that were set.
-            others = {n: v for n, v in differing_values.items() if n != name}
             options = resolve(others, Facts(images or 1)).options
         except UserError:
             continue

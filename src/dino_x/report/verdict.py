@@ -2,15 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dino_x.config.model_sizes import SIZES
 from dino_x.report import scores
-from dino_x.report.plots import figure
-from dino_x.report.run_data import RunData
+from dino_x.report.plots import three_digits
+from dino_x.report.run_data import Finding, RunData
 from dino_x.training.report import duration
 
-Mark = Literal["good", "watch", "problem", "note"]
+Judgement = Literal["good", "watch", "problem", "note"]
 BASELINES = ("random", "pixels", "start")  # what a model has to beat to be worth anything
 STATES = {
     "uniform": "uniform targets",
@@ -26,7 +26,7 @@ STATES = {
 class Sentence:
     """Something that is said, and how it is meant: the word stands beside it."""
 
-    mark: Mark
+    mark: Judgement
     text: str
 
 
@@ -42,33 +42,36 @@ def state_of(run: RunData) -> Sentence:
     """Where the run is."""
     if run.finished:
         return Sentence("good", f"finished after {run.done:,} steps")
-    of = f"{run.done:,} of {run.steps:,} steps" if run.steps else f"{run.done:,} steps"
     if not run.done:
         return Sentence("note", "no step is finished yet")
-    if run.going_on:
-        return Sentence("note", f"training, {of}")
-    return Sentence("watch", f"stopped after {of}: pretrain --resume goes on")
+    steps = f"{run.done:,} of {run.steps:,} steps" if run.steps else f"{run.done:,} steps"
+    if run.is_training:
+        return Sentence("note", f"training, {steps}")
+    return Sentence("watch", f"stopped after {steps}: pretrain --resume continues it")
 
 
 def training(run: RunData) -> list[Sentence]:
     """What was trained on what, for how long, and where the loss is."""
-    settings = run.settings
-    batch = int(settings.get("train.effective_batch") or 0)
     images = f"{run.images:,} images" if run.images else "images that were not counted"
-    parts = [f"{model_of(run)}, trained on {images}"]
-    if run.done and batch:
-        passes = f" ({run.done * batch / run.images:.1f} passes)" if run.images else ""
-        parts.append(f"for {run.done:,} of {run.steps:,} steps of {batch:,} images{passes}")
-    took = f" in {duration(run.seconds)}" if run.seconds else ""
-    where = ", ".join(
-        str(x) for x in (run.facts.get("device"), settings.get("train.precision")) if x
-    )
-    sentences = [Sentence("note", f"{' '.join(parts)}{took}{f'; {where}' if where else ''}.")]
+    what = f"{model_of(run)}, trained on {images}{duration_of(run)}"
+    where = [run.facts.get("device"), run.settings.get("train.precision")]
+    known = ", ".join(str(name) for name in where if name)
+    place = f"; {known}" if known else ""
+    sentences = [Sentence("note", f"{what}{place}.")]
     if run.skipped:
-        sentences.append(
-            Sentence("watch", f"{run.skipped:,} files could not be read: see skipped.csv.")
-        )
+        unread = f"{run.skipped:,} files could not be read: see skipped.csv."
+        sentences.append(Sentence("watch", unread))
     return sentences + loss_against_guessing(run)
+
+
+def duration_of(run: RunData) -> str:
+    """`` for 40 of 40 steps of 16 images (0.5 passes) in 80 s``, as far as it is known."""
+    batch = int(run.settings.get("train.effective_batch") or 0)
+    took = f" in {duration(run.seconds)}" if run.seconds else ""
+    if not run.done or not batch:
+        return took
+    passes = f" ({run.done * batch / run.images:.1f} passes)" if run.images else ""
+    return f" for {run.done:,} of {run.steps:,} steps of {batch:,} images{passes}{took}"
 
 
 def model_of(run: RunData) -> str:
@@ -78,7 +81,8 @@ def model_of(run: RunData) -> str:
     if name not in SIZES:
         return f"{scores.title_of(name)}, continued"
     width, depth, *_ = SIZES[name]
-    width, depth = settings.get("model.width") or width, settings.get("model.depth") or depth
+    width = settings.get("model.width") or width
+    depth = settings.get("model.depth") or depth
     return f"{name} ({depth} layers of {width})"
 
 
@@ -88,7 +92,10 @@ def loss_against_guessing(run: RunData) -> list[Sentence]:
     if dino is None or not prototypes:
         return []
     guessing = math.log(prototypes)
-    where = f"The DINO loss is {figure(dino.last)}, and guessing costs log K = {figure(guessing)}"
+    where = (
+        f"The DINO loss is {three_digits(dino.last)}, and guessing costs log K ="
+        f" {three_digits(guessing)}"
+    )
     if dino.last < 0.98 * guessing:
         return [Sentence("good", f"{where}: the run has left it.")]
     late = run.done >= 0.1 * run.steps and run.findings is None  # else health knows better
@@ -100,25 +107,22 @@ def health(run: RunData) -> list[Sentence]:
     """What health found, by number as in the curves."""
     if run.findings is None:
         return [Sentence("note", "Health was not measured in this run.")]
-    if not run.findings:
-        if not run.done:
-            return [Sentence("note", "Nothing to judge yet.")]
-        return [Sentence("good", "No sign of a collapse or of divergence.")]
-    sentences = []
-    for i, finding in enumerate(run.findings, start=1):
-        name = STATES.get(finding.state, finding.state)
-        if finding.until is None:
-            helps = f" Most likely to help: {finding.help[0]}." if finding.help else ""
-            seen = f"({i}) {name} since step {finding.since:,}: {finding.seen}.{helps}"
-            sentences.append(Sentence("problem", seen))
-        else:
-            sentences.append(
-                Sentence(
-                    "watch",
-                    f"({i}) {name} from step {finding.since:,} to {finding.until:,}, then over.",
-                )
-            )
-    return sentences
+    if run.findings:
+        return [state_found(i, finding) for i, finding in enumerate(run.findings, start=1)]
+    if not run.done:
+        return [Sentence("note", "Nothing to judge yet.")]
+    return [Sentence("good", "No sign of a collapse or of divergence.")]
+
+
+def state_found(number: int, finding: Finding) -> Sentence:
+    """A state that lasts, with what may help, or one that is over."""
+    name = STATES.get(finding.state, finding.state)
+    since = f"({number}) {name}"
+    if finding.until is not None:
+        over = f"{since} from step {finding.since:,} to {finding.until:,}, then over."
+        return Sentence("watch", over)
+    helps = f" Most likely to help: {finding.help[0]}." if finding.help else ""
+    return Sentence("problem", f"{since} since step {finding.since:,}: {finding.seen}.{helps}")
 
 
 def worth(run: RunData) -> list[Sentence]:
@@ -128,17 +132,22 @@ def worth(run: RunData) -> list[Sentence]:
     sentences = []
     for comparison in scores.headlines(run.evaluation):
         model = comparison.scores[scores.MODEL]
-        others = [name for name in BASELINES if name in comparison.scores]
-        beats = [scores.better(run.evaluation, comparison, name) for name in others]
-        mark: Mark = "good" if beats and all(beats) else "watch"
-        if not any(beat is not None for beat in beats):  # no intervals: only a plain loss is sure
-            worse = any(comparison.scores[name].value >= model.value for name in others)
-            mark = "watch" if worse else "note"
-        sentence = scores.sentence(run.evaluation, comparison)
-        sentences.append(
-            Sentence(mark, f"{comparison.title} {model.text}. {capitalised(sentence)}.")
-        )
+        text = capitalised(scores.sentence(run.evaluation, comparison))
+        judgement = judged(run.evaluation, comparison)
+        sentences.append(Sentence(judgement, f"{comparison.title} {model.text}. {text}."))
     return sentences
+
+
+def judged(evaluation: dict[str, Any], comparison: scores.Comparison) -> Judgement:
+    """Whether a model beats its baselines: good, to be watched, or not to be told."""
+    model = comparison.scores[scores.MODEL]
+    baselines = [name for name in BASELINES if name in comparison.scores]
+    beats = [scores.better(evaluation, comparison, name) for name in baselines]
+    if any(beat is not None for beat in beats):
+        return "good" if all(beats) else "watch"
+    # Without intervals only a plain loss is sure.
+    worse = any(comparison.scores[name].value >= model.value for name in baselines)
+    return "watch" if worse else "note"
 
 
 def capitalised(text: str) -> str:
@@ -155,12 +164,16 @@ def tiles(run: RunData) -> list[Tile]:
         found.append(Tile(f"{run.done:,}", f"of {run.steps:,} steps"))
     dino, prototypes = run.curves.get("dino"), run.settings.get("head.prototypes")
     if dino is not None and prototypes:
-        found.append(Tile(figure(dino.last), f"DINO loss; log K is {figure(math.log(prototypes))}"))
+        log_k = three_digits(math.log(prototypes))
+        found.append(Tile(three_digits(dino.last), f"DINO loss; log K is {log_k}"))
     if run.evaluation is not None:
-        first = scores.headlines(run.evaluation)[0]
-        score = first.scores[scores.MODEL]
-        metric = scores.METRICS.get(first.metric, first.metric)
-        between = "" if score.low is None else f" ({score.low:.3f} to {score.high:.3f})"
-        task = scores.SHORT.get(first.task, first.task)
-        found.append(Tile(f"{score.value:.3f}", f"{task}, {metric}{between}"))
+        found.append(score_tile(scores.headlines(run.evaluation)[0]))
     return found
+
+
+def score_tile(comparison: scores.Comparison) -> Tile:
+    """The model's score in one task, with its interval in the label."""
+    score = comparison.scores[scores.MODEL]
+    metric = scores.METRICS.get(comparison.metric, comparison.metric)
+    task = scores.SHORT.get(comparison.task, comparison.task)
+    return Tile(f"{score.value:.3f}", f"{task}, {metric} {score.between}".rstrip())
