@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +92,20 @@ def sample_refs(
             archives += 1
             if archives <= ARCHIVES:
                 refs += _some_of(file, reading, rng, max(1, count // ARCHIVES))
-            continue
-        try:
-            found = file.refs if isinstance(file, Record) else registry.refs(file.path, reading)
-        except Unreadable:
-            continue
-        refs.append(found[int(rng.integers(len(found)))])
+        else:
+            refs += _one_of(file, reading, rng)
     if not refs:
         raise UserError(UNREADABLE)
     return refs
+
+
+def _one_of(file: Record | Candidate, reading: Reading, rng: np.random.Generator) -> list[ImageRef]:
+    """Draw one image of a file; none if it cannot be read."""
+    try:
+        found = file.refs if isinstance(file, Record) else registry.refs(file.path, reading)
+    except Unreadable:
+        return []
+    return [found[int(rng.integers(len(found)))]]
 
 
 def _some_of(
@@ -168,13 +174,8 @@ def look(
 
 def same_shape(squares: list[np.ndarray]) -> list[np.ndarray]:
     """Consecutive squares of the same number of channels as batches, in order."""
-    groups: list[list[np.ndarray]] = []
-    for square in squares:
-        if groups and groups[-1][0].shape == square.shape:
-            groups[-1].append(square)
-        else:
-            groups.append([square])
-    return [np.stack(group) for group in groups]
+    runs = groupby(squares, key=np.shape)
+    return [np.stack(list(group)) for _, group in runs]
 
 
 def square_of(ref: ImageRef, preparation: Preparation) -> np.ndarray:

@@ -69,14 +69,9 @@ def number(value: float) -> str:
     >>> [number(x) for x in (0, 0.00123456, 5.5452, 256.2, 1702, 1e-7, 2.5e6)]
     ['0', '0.00123', '5.55', '256', '1,702', '1e-07', '2.5e+06']
     """
-    if value == 0:
-        return "0"
-    if not math.isfinite(value):
-        return str(value)
-    size = abs(value)
-    if size >= 1e6 or size < 1e-4:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if size >= 100 else f"{value:.3g}"
+    if 100 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 def three_digits(value: float) -> str:
@@ -106,21 +101,24 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten from low to high, thinned to 5; of a short span 1, 2 and 5 times them."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    powers = [10.0**e for e in range(first, last + 1) if low <= 10.0**e <= high]
-    if len(powers) < 2:
-        fine = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
-        return [tick for tick in fine if low <= tick <= high]
-    return powers[:: math.ceil(len(powers) / 5)]
+    powers = [10.0**exponent for exponent in range(first, last + 1)]
+    inside = [power for power in powers if low <= power <= high]
+    if len(inside) >= 2:
+        return inside[:: math.ceil(len(inside) / 5)]
+    fine = [m * power for power in powers for m in (1, 2, 5)]
+    return [tick for tick in fine if low <= tick <= high]
 
 
 def thin(line: PlotLine) -> tuple[PlotLine, np.ndarray | None]:
     """A line of at most `MOST_POINTS`: means of equal parts, and their [low, high], or None."""
     if len(line.x) <= MOST_POINTS:
         return line, None
-    parts = [slice(a[0], a[-1] + 1) for a in np.array_split(np.arange(len(line.x)), MOST_POINTS)]
-    x, y = (np.array([values[part].mean() for part in parts]) for values in (line.x, line.y))
-    ends = np.array([(line.y[part].min(), line.y[part].max()) for part in parts])
-    return PlotLine(line.label, x, y), ends
+    x_parts = np.array_split(line.x, MOST_POINTS)
+    y_parts = np.array_split(line.y, MOST_POINTS)
+    x = np.array([part.mean() for part in x_parts])
+    y = np.array([part.mean() for part in y_parts])
+    extremes = np.array([(part.min(), part.max()) for part in y_parts])
+    return PlotLine(line.label, x, y), extremes
 
 
 def draw(chart: Chart) -> str:
@@ -128,7 +126,8 @@ def draw(chart: Chart) -> str:
 
     Raises: ValueError for a chart without points, or with more lines than styles.
     """
-    if not chart.lines or len(chart.lines) > STYLES or any(not len(li.x) for li in chart.lines):
+    fewest = min((len(line.x) for line in chart.lines), default=0)
+    if fewest == 0 or len(chart.lines) > STYLES:
         raise ValueError(f"{chart.title}: {len(chart.lines)} lines, of 1 to {STYLES} with points")
     frame = Frame.around(chart)
     described = f' aria-describedby="{chart.described_by}"' if chart.described_by else ""
@@ -139,7 +138,7 @@ def draw(chart: Chart) -> str:
         *_marks(frame, chart.marks),
         *_reference(frame, chart.reference),
     ]
-    styles = chart.styles if chart.styles is not None else range(len(chart.lines))
+    styles = range(len(chart.lines)) if chart.styles is None else chart.styles
     for style, line in zip(styles, chart.lines, strict=True):
         parts += _line(frame, line, style)
     return "".join([*parts, "</svg>"])
@@ -160,22 +159,20 @@ class Frame:
         """The frame that holds all lines, the reference and the bounds."""
         x = np.concatenate([line.x for line in chart.lines]).astype(float)
         y = np.concatenate([line.y for line in chart.lines]).astype(float)
-        low, high = float(y.min()), float(y.max())
-        logarithmic = chart.logarithmic
-        if logarithmic is None:
-            logarithmic = low > 0 and high > LOG_SPAN * low and chart.bounds is None
-        extra = [*(chart.bounds or ()), *([chart.reference[0]] if chart.reference else ())]
-        extra = [value for value in extra if value > 0 or not logarithmic]
-        low, high = min([low, *extra]), max([high, *extra])
-        if logarithmic:
-            low, high = low / 1.3, high * 1.3
-        elif chart.bounds is None or (low, high) != tuple(chart.bounds):
-            pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-            low, high = low - pad * (low != 0), high + pad
         x_low, x_high = float(x.min()), float(x.max())
         if x_low == x_high:
             x_low, x_high = x_low - 0.5, x_high + 0.5
-        return cls(x_low, x_high, low, high, logarithmic)
+        logarithmic = _is_logarithmic(chart, y)
+        shown = [float(y.min()), float(y.max()), *(chart.bounds or ())]
+        if chart.reference is not None:
+            shown.append(chart.reference[0])
+        if logarithmic:
+            positive = [value for value in shown if value > 0]
+            return cls(x_low, x_high, min(positive) / 1.3, max(positive) * 1.3, True)
+        low, high = min(shown), max(shown)
+        if (low, high) != chart.bounds:
+            low, high = _with_room(low, high)
+        return cls(x_low, x_high, low, high, False)
 
     def x(self, values: np.ndarray | float) -> np.ndarray:
         """Pixels from the left."""
@@ -246,25 +243,38 @@ def _reference(frame: Frame, reference: tuple[float, str] | None) -> list[str]:
     ]
 
 
+def _with_room(low: float, high: float) -> tuple[float, float]:
+    """A range with some room at its ends, but none below 0."""
+    room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return (low - room if low != 0 else low), high + room
+
+
+def _is_logarithmic(chart: Chart, y: np.ndarray) -> bool:
+    """What the chart asks for; else whether its values span orders of magnitude."""
+    if chart.logarithmic is not None:
+        return chart.logarithmic
+    low, high = float(y.min()), float(y.max())
+    return chart.bounds is None and low > 0 and high > LOG_SPAN * low
+
+
 def _line(frame: Frame, line: PlotLine, style: int) -> list[str]:
-    drawn, ends = thin(line)
-    parts = []
-    if ends is not None:
-        points = [
-            *zip(drawn.x, ends[:, 1], strict=True),
-            *zip(drawn.x[::-1], ends[::-1, 0], strict=True),
-        ]
-        parts.append(f'<path class="band s{style}" d="{_path(frame, points)}Z"/>')
-    points = list(zip(drawn.x, drawn.y, strict=True))
-    if len(points) == 1:
-        x, y = float(frame.x(points[0][0])), float(frame.y(points[0][1]))
+    if len(line.x) == 1:
+        x, y = float(frame.x(line.x[0])), float(frame.y(line.y[0]))
         return [f'<circle class="dot s{style}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>']
-    return [*parts, f'<path class="line s{style}" d="{_path(frame, points)}"/>']
+    thinned, extremes = thin(line)
+    parts = []
+    if extremes is not None:
+        there_and_back = np.concatenate([thinned.x, thinned.x[::-1]])
+        outline = np.concatenate([extremes[:, 1], extremes[::-1, 0]])
+        band = _path(frame, there_and_back, outline)
+        parts.append(f'<path class="band s{style}" d="{band}Z"/>')
+    path = _path(frame, thinned.x, thinned.y)
+    return [*parts, f'<path class="line s{style}" d="{path}"/>']
 
 
-def _path(frame: Frame, points: Sequence[tuple[float, float]]) -> str:
-    x, y = (frame.x(np.array([p[0] for p in points])), frame.y(np.array([p[1] for p in points])))
-    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+def _path(frame: Frame, x: np.ndarray, y: np.ndarray) -> str:
+    points = zip(frame.x(x), frame.y(y), strict=True)
+    return "M" + "L".join(f"{across:.1f} {down:.1f}" for across, down in points)
 
 
 @dataclass(frozen=True)

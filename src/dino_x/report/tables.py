@@ -30,7 +30,7 @@ class Table:
 
 
 def evaluation_tables(evaluation: dict[str, Any]) -> tuple[list[Table], list[Table]]:
-    """The headline of each task, and all other figures. What they say stands at the top."""
+    """The headline of each task, and all other metrics. What they say stands at the top."""
     first = headlines(evaluation)
     others = [item for item in comparisons(evaluation) if item not in first]
     return [table_of(item, "") for item in first], [table_of(item, "") for item in others]
@@ -38,13 +38,9 @@ def evaluation_tables(evaluation: dict[str, Any]) -> tuple[list[Table], list[Tab
 
 def table_of(comparison: Comparison, words: str, main: Collection[str] = (MODEL,)) -> Table:
     """One table on one axis; the rows in ``main`` stand out."""
-    ends = [
-        value
-        for score in comparison.scores.values()
-        for value in (score.value, score.low, score.high)
-        if value is not None
-    ]
-    scale = Scale.around(ends)
+    scores = comparison.scores.values()
+    ends = [end for score in scores for end in (score.value, score.low, score.high)]
+    scale = Scale.around([end for end in ends if end is not None])
     rows = [
         Row(
             title_of(name),
@@ -68,10 +64,10 @@ def tested_on(evaluation: dict[str, Any]) -> str:
     whose = f" of {patients[side]:,} patients" if side in patients else ""
     classes = ", ".join(f"{count:,} {label}" for label, count in counts[side].items())
     how = {
-        "given": "split as given",
-        "patient": "split made by patient",
-        "image": "split made by image: patients may be on both sides",
+        "given": ", split as given",
+        "patient": ", split made by patient",
+        "image": ", split made by image: patients may be on both sides",
     }
     split = how.get(str(settings.get("split_by")), "")
     images = sum(counts[side].values())
-    return f"Tested on {images:,} images{whose} ({classes}){f', {split}' if split else ''}."
+    return f"Tested on {images:,} images{whose} ({classes}){split}."

@@ -1,11 +1,13 @@
 """A comparison of runs on the terminal."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dino_x.report.compare import SideBySide
+from dino_x.report.compare import Scored, SideBySide
 
 
 def print_comparison(result: SideBySide, console: Console) -> None:
@@ -33,28 +35,34 @@ def print_comparison(result: SideBySide, console: Console) -> None:
 
 
 def score_table(result: SideBySide) -> Table:
-    """A row a figure: the runs with their intervals, what they differ by, the baselines."""
-    names = list(dict.fromkeys(n for scored in result.scored for n in scored.comparison.scores))
+    """A row a metric: the runs with their intervals, what they differ by, the baselines."""
+    names: dict[str, None] = {}
+    for scored in result.scored:
+        names |= dict.fromkeys(scored.comparison.scores)
     table = Table(
         title="Evaluation (95% intervals)", title_justify="left", box=box.SIMPLE_HEAD,
         title_style="bold",
     )  # fmt: skip
-    table.add_column("figure", overflow="fold")
+    table.add_column("metric", overflow="fold")
     for name in names:
         table.add_column(Text(name), justify="right")
     compared = any(scored.against for scored in result.scored)
     if compared:
         table.add_column("difference")
     for scored in result.scored:
-        values = scored.comparison.scores
-        cells = [
-            (values[name].text if name in result.names else f"{values[name].value:.3f}")
-            if name in values else "-"
-            for name in names
-        ]  # fmt: skip
-        against = [Text("\n".join(scored.against))] if compared else []
-        table.add_row(Text(scored.comparison.short_title), *cells, *against)
+        cells = [score_text(scored, name, result.names) for name in names]
+        if compared:
+            cells.append(Text("\n".join(scored.against)))
+        table.add_row(Text(scored.comparison.short_title), *cells)
     return table
+
+
+def score_text(scored: Scored, name: str, runs: Sequence[str]) -> Text:
+    """A score of a run with its interval, of a baseline without; a dash if there is none."""
+    score = scored.comparison.scores.get(name)
+    if score is None:
+        return Text("-")
+    return Text(score.text if name in runs else f"{score.value:.3f}")
 
 
 def side_by_side(
