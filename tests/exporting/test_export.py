@@ -116,7 +116,7 @@ def test_the_card_says_what_it_is_and_nothing_private(run, tmp_path):
         "dino-x export second --to mine --format transformers",
         "dino-x pretrain --config config.yaml --data FOLDER --out second",
         "DINOv3 License", "inherit it", "1. run `1`", "2. file `start.pth`", "41 of 41 tensors",
-        "| figure | model | ", "effective_batch: 8",
+        "| metric | model | ", "effective_batch: 8",
     ):  # fmt: skip
         assert text in card, text
     assert re.search(r"- images: \d\d, without labels; .* were left out", card)

@@ -33,7 +33,7 @@ def test_the_last_good_one_is_kept_and_the_run_goes_on(films, tmp_path, capsys, 
     assert pretrain(films, tmp_path / "run", *FLAGS, checkpoint__every=1) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "nothing could be saved after step 2: [Errno 28] No space left" in printed
-    assert "step-00000001.pt; going on" in printed
+    assert "step-00000001.pt; training continues" in printed
     assert len(metrics(tmp_path / "run")) == 4
     kept = [path.name for path in checkpoint.checkpoints(tmp_path / "run" / "checkpoints")]
     assert kept == ["step-00000003.pt", "step-00000004.pt"]

@@ -136,12 +136,13 @@ def queues_for(images: int, passes: int) -> list[Queue]:
     """The queues, cut to what the images can fill; those that become equal only once."""
     beside = min(BESIDE_QUEUE, batch_sizes(images)[-1])
     most = (passes * images - beside) * GLOBAL_VIEWS
-    queues: list[Queue] = []
+    if most <= 0:
+        return []
+    queues: dict[int, Queue] = {}
     for asked in QUEUES:
         rows = min(asked, most)
-        if rows > 0 and rows not in [queue.rows for queue in queues]:
-            queues.append(Queue(asked, rows))
-    return queues
+        queues.setdefault(rows, Queue(asked, rows))
+    return list(queues.values())
 
 
 def _check(
@@ -153,12 +154,18 @@ def _check(
         raise UserError(f"--seed {seed} is negative")
     if rare_class is not None and labels is None:
         raise UserError(f"--rare-class {rare_class} needs --labels folder or --labels FILE.csv")
-    if out.exists() and not out.is_dir():
+    _check_folder(out)
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that holds anything but an earlier result."""
+    if not out.exists():
+        return
+    if not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
-    if out.is_dir():
-        others = sorted(entry.name for entry in out.iterdir() if entry.name not in FILES)
-        if others:
-            raise UserError(f"{out} holds other files, such as '{others[0]}'; choose another --out")
+    others = sorted({entry.name for entry in out.iterdir()} - set(FILES))
+    if others:
+        raise UserError(f"{out} holds other files, such as '{others[0]}'; choose another --out")
 
 
 def _write(result: dict[str, Any], out: Path) -> None:

@@ -9,10 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 FLOOR = 256  # the effective batch below which SK is not used by default
-SHOWN_BATCH = 16  # images a step of the recommendation: what a small card holds
+SHOWN_BATCH = 16  # images a step of the recommendation: what a small GPU holds
 NEARLY_UNIFORM = 0.95  # entropy over log K above which targets tell images hardly apart
 ALONE = "alone"
 WORTH = 1.1  # a queue that stands for fewer than so many times the images is not worth naming
+OTHERS = ("entropy", "same_top", "in_use")  # metrics beside the distance
 TINY = 1e-9  # a distance below it is rounding
 
 
@@ -71,7 +72,7 @@ def recommend(result: dict[str, Any]) -> str:
 
 
 def warnings_of(result: dict[str, Any]) -> list[str]:
-    """What a reader has to know before believing the figures."""
+    """What a reader has to know before believing the numbers."""
     found = []
     for queue in result["queues"]:
         if queue["rows"] < queue["asked"]:
@@ -94,7 +95,7 @@ def warnings_of(result: dict[str, Any]) -> list[str]:
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:
-    """One line a batch size, distances side by side; then the other figures; then the sentence."""
+    """One line a batch size, distances side by side; then the other metrics; then the sentence."""
     groups, settings = result["groups"], result["settings"]
     console.print(
         Text(
@@ -117,9 +118,10 @@ def print_table(result: dict[str, Any], console: Console) -> None:
         for arm in arms[1:]:
             table.add_column(f"queue\n{int(arm):,}", justify="right")
     for size in [point["batch"] for point in groups["all"]["curves"][ALONE]]:
-        table.add_row(
-            f"{size:,}", *(cell for name in groups for cell in _cells(groups, name, size))
-        )
+        cells = []
+        for name, group in groups.items():
+            cells += _distance_cells(group["curves"], size, interval=name == "all")
+        table.add_row(f"{size:,}", *cells)
     table.add_section()
     soft = {name: f"{group['softmax']['distance']:.3f}" for name, group in groups.items()}
     table.add_row("softmax", soft["all"], *[""] * len(arms), soft["rare"])
@@ -131,35 +133,40 @@ def print_table(result: dict[str, Any], console: Console) -> None:
     console.print(Text(f"{sentence[0].upper()}{sentence[1:]}."), style="bold")
 
 
-def _cells(groups: dict[str, Any], name: str, size: int) -> list[str]:
-    """Distances of a group at one batch size, the batch alone and each queue."""
+def _distance_at(points: list[dict[str, Any]], size: int) -> dict[str, float] | None:
+    """The distance at a batch size, or None if the curve has no point for it."""
+    return next((point["distance"] for point in points if point["batch"] == size), None)
+
+
+def _distance_cells(curves: dict[str, Any], size: int, *, interval: bool) -> list[str]:
+    """Distances of a group at one batch size: the batch alone, its interval, and each queue."""
     cells = []
-    for arm, points in groups[name]["curves"].items():
-        distance = next((p["distance"] for p in points if p["batch"] == size), None)
+    for arm, points in curves.items():
+        distance = _distance_at(points, size)
         cells.append("-" if distance is None else f"{distance['mean']:.3f}")
-        if arm == ALONE and name == "all":
+        if arm == ALONE and interval:
             assert distance is not None
             cells.append(f"{distance['low']:.3f}-{distance['high']:.3f}")
     return cells
 
 
 def _others(result: dict[str, Any]) -> Table:
+    """The other metrics of the targets of the batch alone, and of softmax centering."""
     table = Table(
         box=box.SIMPLE_HEAD, title="Targets of the batch alone, all | rare", title_justify="left"
     )
     for column in ("batch", "entropy / log K", "same top prototype", "prototypes in use"):
         table.add_column(column, justify="right")
     groups = result["groups"].values()
-    for points in zip(*(group["curves"][ALONE] for group in groups), strict=True):
-        cells = [
-            " | ".join(f"{point[name]['mean']:.2f}" for point in points)
-            for name in ("entropy", "same_top", "in_use")
-        ]
-        table.add_row(f"{points[0]['batch']:,}", *cells)
-    soft = [
-        " | ".join(f"{group['softmax'][name]:.2f}" for group in groups)
-        for name in ("entropy", "same_top", "in_use")
-    ]
+    curves = [group["curves"][ALONE] for group in groups]
+    for points in zip(*curves, strict=True):
+        means = [{name: point[name]["mean"] for name in OTHERS} for point in points]
+        table.add_row(f"{points[0]['batch']:,}", *_side_by_side(means))
     table.add_section()
-    table.add_row("softmax", *soft)
+    table.add_row("softmax", *_side_by_side([group["softmax"] for group in groups]))
     return table
+
+
+def _side_by_side(groups: list[dict[str, float]]) -> list[str]:
+    """A cell a metric, with the values of all groups in it."""
+    return [" | ".join(f"{group[name]:.2f}" for group in groups) for name in OTHERS]

@@ -1,6 +1,6 @@
 """The model card that goes with an exported model: README.md, as model hubs show it.
 
-Nothing of a patient and no path is in it: figures, settings and names of models alone.
+Nothing of a patient and no path is in it: metrics, settings and names of models alone.
 """
 
 import re
@@ -21,6 +21,16 @@ from dino_x.version import __version__
 PRIVATE = ("data.paths", "data.labels")  # never leave the machine
 DINOV3 = "dinov3"
 DINOV3_LICENSE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
+METAS_DINOV3 = (
+    "**They began with Meta's DINOv3 weights, which are under the DINOv3 License"
+    f" ({DINOV3_LICENSE}). Weights that were trained on from them inherit it**: pass the"
+    " licence on with them, and keep to it."
+)
+LIKE_DINOV3 = (
+    "What they began with has the architecture of DINOv3. If it came from Meta's DINOv3"
+    f" weights, the DINOv3 License ({DINOV3_LICENSE}) counts for these too: continued"
+    " weights inherit it."
+)
 USE = {
     "transformers": """from transformers import AutoImageProcessor, AutoModel
 
@@ -82,8 +92,10 @@ def write_card(
 
 def itself(source: Path, backbone: LoadedModel) -> dict[str, Any]:
     """A model that is no RUN, as the one link of its chain."""
-    kind = "file" if source.is_file() else "folder" if source.exists() else "hub"
-    name = str(source) if kind == "hub" else source.resolve().name
+    kind, name = "hub", str(source)
+    if source.exists():
+        kind = "file" if source.is_file() else "folder"
+        name = source.resolve().name
     return {"kind": kind, "name": name, "architecture": backbone.config.model_type}
 
 
@@ -109,7 +121,8 @@ def network(backbone: LoadedModel) -> str:
 def images(backbone: LoadedModel) -> str:
     """How the network wants its images."""
     p = backbone.preparation
-    mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (p.mean, p.std))
+    mean = ", ".join(f"{value:.4g}" for value in p.mean)
+    std = ", ".join(f"{value:.4g}" for value in p.std)
     return (
         f"Images: {p.channels} channel{'s' * (p.channels > 1)}, {p.image_size} x {p.image_size} px,"
         f" windowed to [0, 1], then minus mean ({mean}), divided by std ({std})."
@@ -141,45 +154,51 @@ def crops(settings: dict[str, Any]) -> str:
         {"global_size": settings["views.global_size"], "local_size": settings["views.local_size"]}
     ]
     several = settings["views.local_crops"]
-    local = [f" and {several} local ones of {s['local_size']} px" if several else "" for s in sets]
-    return "; or ".join(
-        f"2 global ones of {one['global_size']} px{more}"
-        for one, more in zip(sets, local, strict=True)
-    )
+    texts = []
+    for one in sets:
+        text = f"2 global ones of {one['global_size']} px"
+        if several:
+            text += f" and {several} local ones of {one['local_size']} px"
+        texts.append(text)
+    return "; or ".join(texts)
 
 
 def evaluation(run: RunFolder) -> str:
-    """The figures of evaluation.json as a table, whatever it holds; in words if there are none."""
+    """The metrics of evaluation.json as a table, whatever it holds; in words if there are none."""
     if not run.evaluation.is_file():
-        return "None was made: a figure by `dino-x evaluate` with your labels belongs here."
+        return "None was made: a metric by `dino-x evaluate` with your labels belongs here."
     result = read_json(run.evaluation)
-    figures: dict[str, dict[str, str]] = {}
+    names = list(result.get("results", {}))
+    lines = ["| metric | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for title, by_name in metrics_of(result).items():
+        cells = [by_name.get(name, "") for name in names]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    counts = result.get("counts", {})
+    sides = ", ".join(f"{sum(of.values()):,} {side}" for side, of in counts.items())
+    images = f" Images: {sides}." if sides else ""
+    return "\n".join(lines) + f"\n\nValues with their 95% intervals over patients.{images}"
+
+
+def metrics_of(result: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The metrics of an evaluation as text: by title, then by the name of the model."""
+    found: dict[str, dict[str, str]] = {}
     for name, tasks in result.get("results", {}).items():
         for task, settings in tasks.items():
             for setting, metrics in settings.items():
-                for metric, found in metrics.items():
+                for metric, values in metrics.items():
                     title = f"{task} {setting}, {metric}".replace("_", " ")
-                    figures.setdefault(title, {})[name] = with_interval(found)
-    names = list(result.get("results", {}))
-    lines = ["| figure | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    lines += [
-        f"| {title} | " + " | ".join(of.get(name, "") for name in names) + " |"
-        for title, of in figures.items()
-    ]
-    counts = result.get("counts", {})
-    sides = ", ".join(f"{sum(of.values()):,} {side}" for side, of in counts.items())
-    caption = "Values with their 95% intervals over patients."
-    return "\n".join(lines) + f"\n\n{caption}" + (f" Images: {sides}." if sides else "")
+                    found.setdefault(title, {})[name] = with_interval(values)
+    return found
 
 
 def with_interval(found: Mapping[str, Any]) -> str:
     """``0.877 (0.850 to 0.901)``, or the value alone."""
-    value, low, high = (found.get(key) for key in ("value", "low", "high"))
+    value, low, high = found.get("value"), found.get("low"), found.get("high")
     if value is None:
         return ""
-    return (
-        f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
-    )
+    if low is None or high is None:
+        return f"{value:.3f}"
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def licence_notes(chain: list[dict[str, Any]]) -> tuple[str, str]:
@@ -193,35 +212,30 @@ def licence_notes(chain: list[dict[str, Any]]) -> tuple[str, str]:
             "Trained from new weights. Their licence is for whoever made them to choose, within"
             " what the images' licence and their ethics approval allow."
         )
-    steps = "\n".join(
-        f"{n}. {link['kind']} `{link['name']}` ({link['architecture']}"
-        + (f", {link['tensors']} tensors)" if "tensors" in link else ")")
-        for n, link in enumerate(chain, start=1)
-    )
-    first, images_too = chain[-1], " The images' licence counts as well."
-    version3 = first["architecture"].startswith(DINOV3)
-    meta = first["kind"] == "file" or (first["kind"] == "hub" and "facebook/" in first["name"])
-    known = DINOV3 in first["name"].lower() or meta
-    tag = "other"
+    lines = [f"{n}. {described(link)}" for n, link in enumerate(chain, start=1)]
+    tag, note = licence_of(chain[-1])
+    steps = "\n".join(lines)
+    images_too = "The images' licence counts as well."
+    return tag, f"Started from, newest first:\n\n{steps}\n\n{note} {images_too}"
+
+
+def described(link: Mapping[str, Any]) -> str:
+    """``hub `facebook/dinov2-small` (dinov2, 223 of 223 tensors)``."""
+    tensors = f", {link['tensors']} tensors" if "tensors" in link else ""
+    return f"{link['kind']} `{link['name']}` ({link['architecture']}{tensors})"
+
+
+def licence_of(first: Mapping[str, Any]) -> tuple[str, str]:
+    """The licence that the weights of a model at the beginning of a chain hand on."""
     if first["kind"] == "run":
-        note = "That run began with new weights, whose licence its makers chose."
-    elif version3 and known:
-        note = (
-            "**They began with Meta's DINOv3 weights, which are under the DINOv3 License"
-            f" ({DINOV3_LICENSE}). Weights that were trained on from them inherit it**: pass the"
-            " licence on with them, and keep to it."
-        )
-    elif version3:
-        note = (
-            "What they began with has the architecture of DINOv3. If it came from Meta's DINOv3"
-            f" weights, the DINOv3 License ({DINOV3_LICENSE}) counts for these too: continued"
-            " weights inherit it."
-        )
-    elif meta:
-        tag, note = "apache-2.0", "They began with Meta's DINOv2 weights, under Apache-2.0."
-    else:
-        note = "The licence of what they began with counts for these too."
-    return tag, f"Started from, newest first:\n\n{steps}\n\n{note}{images_too}"
+        return "other", "That run began with new weights, whose licence its makers chose."
+    by_meta = first["kind"] == "file" or (first["kind"] == "hub" and "facebook/" in first["name"])
+    if first["architecture"].startswith(DINOV3):
+        named = DINOV3 in first["name"].lower()
+        return "other", METAS_DINOV3 if named or by_meta else LIKE_DINOV3
+    if by_meta:
+        return "apache-2.0", "They began with Meta's DINOv2 weights, under Apache-2.0."
+    return "other", "The licence of what they began with counts for these too."
 
 
 def public(settings: dict[str, Any], chain: list[dict[str, Any]]) -> str:
@@ -231,11 +245,12 @@ def public(settings: dict[str, Any], chain: list[dict[str, Any]]) -> str:
         settings: a run's, as ``section.key`` values.
         chain: where its weights come from; names on the hub are no paths.
     """
-    hub = {link["name"] for link in chain if link["kind"] == "hub"}
+    on_hub = {link["name"] for link in chain if link["kind"] == "hub"}
 
     def name_of(value: Any) -> Any:
-        is_path = isinstance(value, str) and re.search(r"[/\\]", value) and value not in hub
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_path else value
+        if not isinstance(value, str) or value in on_hub:
+            return value
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if re.search(r"[/\\]", value) else value
 
     kept = {name: name_of(v) for name, v in settings.items() if name not in PRIVATE}
     return yaml.safe_dump(nested(kept), sort_keys=False)

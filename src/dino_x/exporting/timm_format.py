@@ -116,7 +116,7 @@ def timm_state(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
 
 
 def _timm_block(block: Mapping[str, Tensor], version3: bool) -> dict[str, Tensor]:
-    """One block; queries, keys and values joined."""
+    """One block under timm's names, with queries, keys and values joined."""
     up = "mlp.fc1_x" if "mlp.gate_proj.weight" in block else "mlp.fc1"
     names = BLOCK | {"mlp.gate_proj": "mlp.fc1_g", "mlp.up_proj": up}
     out = {}
@@ -124,15 +124,16 @@ def _timm_block(block: Mapping[str, Tensor], version3: bool) -> dict[str, Tensor
         layer, _, leaf = name.rpartition(".")
         if layer in names:
             out[f"{names[layer]}.{leaf}"] = tensor
+    scale = "gamma_{}" if version3 else "ls{}.gamma"
     for number in "12":
-        scale = block[f"layer_scale{number}.lambda1"]
-        out[f"gamma_{number}" if version3 else f"ls{number}.gamma"] = scale
-    query, key, value = (f"attention.{part}_proj" for part in "qkv")
-    out["attn.qkv.weight"] = torch.cat([block[f"{part}.weight"] for part in (query, key, value)])
+        out[scale.format(number)] = block[f"layer_scale{number}.lambda1"]
+    joined = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+    out["attn.qkv.weight"] = torch.cat([block[f"{name}.weight"] for name in joined])
     if version3:
-        out["attn.q_bias"], out["attn.v_bias"] = block[f"{query}.bias"], block[f"{value}.bias"]
+        out["attn.q_bias"] = block["attention.q_proj.bias"]
+        out["attn.v_bias"] = block["attention.v_proj.bias"]
     else:
-        out["attn.qkv.bias"] = torch.cat([block[f"{part}.bias"] for part in (query, key, value)])
+        out["attn.qkv.bias"] = torch.cat([block[f"{name}.bias"] for name in joined])
     return out
 
 

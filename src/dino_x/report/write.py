@@ -33,7 +33,7 @@ print(feature.shape, patches.shape)
 def report(
     path: Path, out: Path | None = None, *, images: bool = True, quick: bool = False
 ) -> Path:
-    """Write the page about a run, from its files alone; the run may be going on.
+    """Write the page about a run, from its files alone; the run may still be training.
 
     Args:
         path: the RUN folder.

@@ -102,7 +102,7 @@ def load_newest(
             damaged = damaged or f"checkpoint {path} is damaged ({first_line(error)})"
             continue
         if damaged:
-            say(f"{damaged}; going on from the one before, {path.name}")
+            say(f"{damaged}; continuing from the one before, {path.name}")
         return state
     if damaged:
         raise UserError(f"{damaged}, and there is no other that is whole; start a new run")

@@ -53,10 +53,12 @@ class RunFolder:
             raise UserError(
                 f"{self.path} already holds a run; continue with --resume, or choose another --out"
             )
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and holds no run; choose another --out")
-        if self.path.exists() and not self.path.is_dir():
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
             raise UserError(f"{self.path} is a file; --out takes a folder")
+        if any(self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and holds no run; choose another --out")
 
     def create(self, options: Options, facts: dict[str, Any]) -> None:
         """Make the folder, and write its settings and its facts.
@@ -99,7 +101,7 @@ class RunFolder:
         return read_config(self.path / CONFIG)
 
     def remove_leftovers(self) -> None:
-        """Remove what a run leaves half-written that is killed; what is whole stays."""
+        """Remove the half-written files of a run that was killed; whole files stay."""
         with contextlib.suppress(OSError):
             for file in self.path.rglob("*.partial"):
                 if file.is_dir():
@@ -109,10 +111,7 @@ class RunFolder:
             checkpoint.remove_leftovers(self.checkpoints)
 
     def truncate_metrics(self, steps: int) -> None:
-        """Keep the metrics of the first ``steps`` steps; what follows will be written again.
-
-        And what health found in them.
-        """
+        """Keep the metrics and findings of the first ``steps`` steps; later ones come again."""
         for path in (self.metrics, self.health):
             if path.is_file():
                 kept = sum(length for _, length in _whole_lines(path, steps))
@@ -122,14 +121,14 @@ class RunFolder:
 def lines(path: Path, steps: int) -> Iterator[dict[str, Any]]:
     """The objects of a file of JSON lines that are about the first ``steps`` steps, in order.
 
-    What was not finite, null in the file, is not-a-number again.
+    A null, which stands in the file for NaN or infinity, is NaN.
     """
     for value, _ in _whole_lines(path, steps):
         yield {key: math.nan if v is None else v for key, v in value.items()}
 
 
 def _whole_lines(path: Path, steps: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """The same as they stand in the file, and their lengths in bytes."""
+    """Each whole line of such a file as an object, and its length in bytes."""
     if not path.is_file():
         return
     with path.open("rb") as file:

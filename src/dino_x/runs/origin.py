@@ -18,21 +18,26 @@ def origin_of(name: str, backbone: Backbone) -> list[dict[str, Any]]:
     """The chain of models that one started from; empty for new weights."""
     if is_size(name) or backbone.accounting is None:
         return []
-    run, path = RunFolder(Path(name)), Path(name)
-    if run.exists:
-        kind = "run"
-    elif is_file_of_weights(name):
-        kind = "file"
-    else:
-        kind = "folder" if path.exists() else "hub"
+    kind = kind_of(name)
     accounting = backbone.accounting
     link = {
         "kind": kind,
-        "name": name if kind == "hub" else path.resolve().name,
+        "name": name if kind == "hub" else Path(name).resolve().name,
         "architecture": backbone.vit.config.model_type,
         "tensors": f"{accounting.loaded} of {accounting.total}",
     }
-    return [link, *(read_origin(run) if kind == "run" else [])]
+    earlier = read_origin(RunFolder(Path(name))) if kind == "run" else []
+    return [link, *earlier]
+
+
+def kind_of(name: str) -> str:
+    """What the name of a model stands for: run, file, folder or hub."""
+    path = Path(name)
+    if RunFolder(path).exists:
+        return "run"
+    if is_file_of_weights(name):
+        return "file"
+    return "folder" if path.exists() else "hub"
 
 
 def write_origin(run: RunFolder, name: str, backbone: Backbone) -> None:

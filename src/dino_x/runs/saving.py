@@ -1,4 +1,4 @@
-"""Checkpoints written in a thread, from a copy of the state, while training goes on."""
+"""Checkpoints written in a thread, from a copy of the state, while training continues."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +22,7 @@ class FindingListener(Protocol):
     """What is told of a checkpoint that could not be written; see report.py."""
 
     def finding(self, text: str) -> None:
-        """A paragraph."""
+        """Show a paragraph to the user."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Saver:
         self._running = step, written
 
     def finish(self, seconds: float | None = None) -> Failure | None:
-        """Wait for the write that is going on, if there is one; what became of it.
+        """Wait for the write in progress, if there is one; what became of it.
 
         Args:
             seconds: to wait at most. Raises: TimeoutError after them.
@@ -94,7 +94,7 @@ class Saver:
         return None
 
     def saved(self, report: FindingListener, last: bool = False) -> None:
-        """Wait for the write that is going on, if there is one, and tell if it failed.
+        """Wait for the write in progress, if there is one, and tell if it failed.
 
         Raises: UserError for that, if it was the last: of others there is a next one.
         """
@@ -107,7 +107,7 @@ class Saver:
         if last:
             raise UserError(f"{line}; make room, and finish with --resume") from failure.error
         report.finding(
-            f"{line}; going on, and trying again after the next {self.options.every} steps"
+            f"{line}; training continues, and tries again after the next {self.options.every} steps"
         )
 
     def last_good(self) -> str:
@@ -132,7 +132,7 @@ def _copied_if_it_fits(state: dict[str, Any]) -> dict[str, Any] | None:
     try:
         copy = copied(state)
         if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # copies from the card run beside Python
+            torch.cuda.synchronize()  # copies from the GPU run beside Python
         return copy
     except (MemoryError, RuntimeError) as error:  # torch has no class of its own for it on a CPU
         if isinstance(error, MemoryError) or "memory" in str(error):
@@ -148,9 +148,9 @@ def copied(value: Any) -> Any:
     """
     if isinstance(value, Tensor):
         value = value.detach()
-        on_card = value.is_cuda
-        there = torch.empty_like(value, device="cpu", pin_memory=on_card)
-        return there.copy_(value, non_blocking=on_card)
+        on_gpu = value.is_cuda
+        there = torch.empty_like(value, device="cpu", pin_memory=on_gpu)
+        return there.copy_(value, non_blocking=on_gpu)
     if isinstance(value, dict):
         return {key: copied(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

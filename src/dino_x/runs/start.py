@@ -51,26 +51,37 @@ def inherited(overrides: Mapping[str, Any]) -> dict[str, Any]:
     Returns: ``section.key`` values; nothing but new heads if the model is no RUN.
     """
     name, wanted = str(overrides.get("model.name", "")), overrides.get("model.heads_from", "auto")
+    new_heads = {"model.heads_from": "new"}
     if overrides.get("teacher.model"):
-        return {"model.heads_from": "new", **of_distilled(str(overrides["teacher.model"]))}
+        return new_heads | of_distilled(str(overrides["teacher.model"]))
     run = RunFolder(Path(name))
-    if is_size(name) or not name or not run.exists:
-        return {} if wanted == "run" else {"model.heads_from": "new"}
+    if not name or is_size(name) or not run.exists:
+        return {} if wanted == "run" else new_heads
     saved = run.settings()
-    values = {n: v for n, v in saved.items() if n.startswith(HANDED_ON)}
-    heads = {n: v for n, v in saved.items() if n.startswith("head.")}
-    asked = {
-        n: v for n, v in dotted(check(overrides).model_dump(mode="json")).items() if n in overrides
-    }
-    same = all(asked[n] == v for n, v in heads.items() if n in asked)
-    if wanted == "new" or not has_heads(name) or (wanted == "auto" and not same):
-        return values | {"model.heads_from": "new"}
-    trained = {
-        "model.heads_from": "run",
-        "teacher.temperature": saved["teacher.temperature"],
-        "teacher.temperature_warmup": 0,
-    }
-    return values | heads | trained
+    values = {option: value for option, value in saved.items() if option.startswith(HANDED_ON)}
+    heads = sizes_of_heads(saved)
+    other_heads = wanted == "auto" and asks_for_others(overrides, heads)
+    if wanted == "new" or other_heads or not has_heads(name):
+        return values | new_heads
+    return values | heads | handed_on_temperature(saved) | {"model.heads_from": "run"}
+
+
+def sizes_of_heads(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run's projection heads."""
+    return {option: value for option, value in saved.items() if option.startswith("head.")}
+
+
+def asks_for_others(overrides: Mapping[str, Any], heads: Mapping[str, Any]) -> bool:
+    """Whether the user asks for heads of other sizes than these."""
+    checked = dotted(check(overrides).model_dump(mode="json"))
+    asked = overrides.keys() & heads.keys()
+    return any(checked[option] != heads[option] for option in asked)
+
+
+def handed_on_temperature(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The target temperature that a run ended with, from the first step on."""
+    temperature = saved["teacher.temperature"]
+    return {"teacher.temperature": temperature, "teacher.temperature_warmup": 0}
 
 
 def of_distilled(teacher: str) -> dict[str, Any]:
@@ -85,9 +96,7 @@ def of_distilled(teacher: str) -> dict[str, Any]:
             " --set optim.freeze_backbone=N"
         )
     saved = RunFolder(Path(teacher)).settings()
-    heads = {n: v for n, v in saved.items() if n.startswith("head.")}
-    temperature = {"teacher.temperature": saved["teacher.temperature"]}
-    return heads | temperature | {"teacher.temperature_warmup": 0}
+    return sizes_of_heads(saved) | handed_on_temperature(saved)
 
 
 def load_run(name: str | Path, device: torch.device) -> RunNetwork:
