@@ -157,9 +157,9 @@ class _Pass:
         seed: int,
         batch_size: int,
         progress: Progress | None,
-        seeing: ImagePreparation,
+        preparation: ImagePreparation,
     ) -> None:
-        self.seeing = seeing
+        self.preparation = preparation
         self.encoders, self.masked, self.seed = encoders, masked, seed
         self.batch_size, self.progress = batch_size, progress
         self.done = self.unreadable = 0
@@ -175,7 +175,9 @@ class _Pass:
         refs = [self.masked.refs[row] for row in rows]
         forms = {encoder.form for encoder in self.encoders.values()}
         readable = 0
-        for positions, batches in prepared(refs, forms, self.batch_size, self._told, self.seeing):
+        for positions, batches in prepared(
+            refs, forms, self.batch_size, self._told, self.preparation
+        ):
             readable += len(positions)
             if not positions:
                 continue
@@ -211,7 +213,7 @@ def segment(
     seed: int,
     batch_size: int = 16,
     progress: Progress | None = None,
-    seeing: ImagePreparation = PLAINLY,
+    preparation: ImagePreparation = PLAINLY,
 ) -> Segmented:
     """Fits on train, chooses the penalty on val, fits again on both, and scores each tested image.
 
@@ -224,12 +226,12 @@ def segment(
         seed: of the patches that are kept.
         batch_size: images that go through a model together.
         progress: told (images done, images in all).
-        seeing: how the images are prepared.
+        preparation: how the images are prepared.
 
     Raises:
         UserError: for features that are not finite, or masks of one class only.
     """
-    walk = _Pass(encoders, masked, seed, batch_size, progress, seeing)
+    walk = _Pass(encoders, masked, seed, batch_size, progress, preparation)
     for image in walk.images("fit"):
         walk.keep(*image)
     chosen = _choose(walk) if masked.validation != "none" else dict.fromkeys(encoders, UNCHOSEN)
