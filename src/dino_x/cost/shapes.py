@@ -203,7 +203,7 @@ class Step:
 
     @property
     def parts(self) -> int:
-        """In how many parts networks and optimizer are, one a process."""
+        """The number of shards of networks and optimizer, one a process."""
         return self.processes if self.options.train.shard == "full" else 1
 
     @property

@@ -42,9 +42,9 @@ class Snapshots:
     for D = 1,024.
 
     Attributes:
-        folder: where they go.
-        options: resolved.
-        images: how many there are to choose from.
+        folder: the folder of the snapshots.
+        options: the resolved options of the run.
+        images: the number of images to choose from.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class Snapshots:
         """
         steps = self.options.train.steps
         assert steps is not None
-        takes_part = ranks.rank == 0 or is_sharded(teacher)  # then each has a part of the teacher
+        takes_part = ranks.rank == 0 or is_sharded(teacher)  # each rank has a shard of it
         wanted = self.options.report.snapshots and takes_part
         if not wanted or done not in snapshot_steps(steps):
             return
