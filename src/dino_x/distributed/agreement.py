@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other in every step, so that none continues without others.
+"""An exchange between the processes of a run in every step, so that none continues alone.
 
 Between two exchanges a process computes by itself. At the next one all learn whether one of them
 met an error that it cannot continue after, or was asked to stop, and all draw the same conclusion.

@@ -65,10 +65,10 @@ class Watch:
         while not self._stopped.wait(BEAT):
             self.missed = [number + 1 for number in self.missed]
             lost = [rank for rank, number in enumerate(self.missed) if number > MOST_MISSED]
-            if not lost or self._stopped.is_set():
-                continue
-            self.end(self._message(lost) if self._speaks(lost) else "")
-            return
+            if lost and not self._stopped.is_set():
+                message = self._message(lost) if self._speaks(lost) else ""
+                self.end(message)
+                return
 
     def _speaks(self, lost: list[int]) -> bool:
         """Whether this process prints the message: the first that is left does.

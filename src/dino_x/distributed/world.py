@@ -47,7 +47,7 @@ class ProcessInfo:
 def process_info(environment: Mapping[str, str]) -> ProcessInfo:
     """Which process this is: from torchrun's variables, else SLURM's, else one process alone.
 
-    Raises: UserError for variables that are incomplete or no numbers.
+    Raises: UserError for variables that are incomplete or not numbers.
     """
     try:
         if "WORLD_SIZE" in environment and "RANK" in environment:

@@ -17,10 +17,11 @@ def choose_device(name: str) -> torch.device:
 
     Raises: UserError if there is no GPU that PyTorch can use.
     """
-    if name == "cuda" and not torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
         raise UserError("no GPU that PyTorch can use; choose --device cpu or auto")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if has_gpu else "cpu"
     return torch.device(name)
 
 

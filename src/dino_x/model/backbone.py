@@ -175,7 +175,7 @@ class Backbone(nn.Module):
 
 
 def places_of(patches_W: np.ndarray, rows: int, tokens: int, registers: int) -> np.ndarray:
-    """Where the CLS token of each row and then the patches looked at are in [B * T] tokens."""
+    """Places in [B * T] tokens of the CLS token of each row, then of the patches looked at."""
     first = 1 + registers
     row_W, patch_W = np.divmod(patches_W, tokens - first)
     return np.concatenate([np.arange(rows) * tokens, row_W * tokens + first + patch_W])

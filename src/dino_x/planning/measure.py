@@ -72,7 +72,7 @@ def read_some(loader: Loader, count: int, images: int) -> tuple[Canvases, float]
 def trial_steps(
     options: Options, backbone: Backbone, canvases: Canvases, images: int, device: torch.device
 ) -> Steps:
-    """Steps of a run that trains nothing and writes nothing."""
+    """The steps of a run that trains nothing and writes nothing."""
     dtype = dtype_of(options.train.precision)
     cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
     return Steps(options, RepeatedCanvases(canvases), images, cutter, backbone)

@@ -1,4 +1,4 @@
-"""From what the user would train to what it will take: the plan of a run."""
+"""The plan of a run: the memory, time and cost of what the user would train."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

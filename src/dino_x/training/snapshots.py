@@ -111,7 +111,7 @@ def snapshot_steps(steps: int) -> list[int]:
 
 
 def fixed_images(seed: int, images: int) -> np.ndarray:
-    """Which images are looked at: their positions, in order, from the seed alone."""
+    """The positions of the images that are looked at, in order, from the seed alone."""
     count = min(IMAGES, images)
     return np.sort(generator(seed, 0, "snapshots").choice(images, count, replace=False))
 

@@ -1,4 +1,4 @@
-"""Which settings are most likely to help, for each state of ``states.py``: two or three.
+"""The two or three settings that are most likely to help, for each state of ``states.py``.
 
 Each is ``section.key=value: why``, with a value that differs from the run's own.
 """

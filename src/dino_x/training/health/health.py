@@ -134,7 +134,7 @@ class Health:
         self.numbers["rows"] = float(sample.patch_similarity_VS.numel())
 
     def after_update(self, student: Network, teacher: Network) -> dict[str, float]:
-        """All numbers of the step, as ``health/...``."""
+        """Take numbers after the update; return all numbers of the step, as ``health/...``."""
         if self.looking:
             before, now, averages = (
                 self.student_before, weights_by_part(student), weights_by_part(teacher),
