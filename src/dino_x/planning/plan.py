@@ -321,11 +321,10 @@ def networks(
         return None, Step.of(options, student, **known), None
     reading = None
     count = min(CPU_MICRO_BATCH, options.train.effective_batch)
+    canvases = measure.made_up(count, form.channels, form.side)
     if options.data.paths and measured:
         with Loader(index, form, cache_bytes=0, workers=options.data.workers) as loader:
             canvases, reading = measure.read_some(loader, count, len(index))
-    else:
-        canvases = measure.made_up(count, form.channels, form.side)
     steps = measure.trial_steps(options, backbone, canvases, images or count, device)
     gram = steps.gram.backbone if steps.gram else None
     gram_patch = gram.patch_size if gram else backbone.patch_size

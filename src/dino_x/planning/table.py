@@ -15,9 +15,8 @@ BESIDE = 104  # columns of a terminal that has room for both tables beside each 
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print lines on the run, two tables, and lines on what it takes."""
-    for name, line in before(plan).items():
-        style = "yellow" if name == "centering" and plan.policy.warning else None
-        say(console, name, line, style)
+    warned = {"centering"} if plan.policy.warning else set()
+    say_all(console, before(plan), warned)
     console.print()
     gib = {name: value / GIB for name, value in plan.memory.items()}
     memory = shares("Memory at the peak of a step", "GiB", gib, digits=2)
@@ -28,9 +27,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     else:
         console.print(memory, "", work, sep="\n")
     console.print()
-    for name, line in after(plan).items():
-        warned = name == "memory" and not fits(plan)
-        say(console, name, line, "yellow" if warned else None)
+    warned = set() if fits(plan) else {"memory"}
+    say_all(console, after(plan), warned)
     for note in plan.notes:
         say(console, "note", note, "yellow")
 
@@ -38,6 +36,12 @@ def print_plan(plan: Plan, console: Console) -> None:
 def fits(plan: Plan) -> bool:
     """Whether the micro-batch fits into memory, by calculation."""
     return plan.fits is not None and plan.step.micro_batch <= plan.fits
+
+
+def say_all(console: Console, lines: dict[str, str], warned: set[str]) -> None:
+    """Print lines by name; those whose name is in ``warned`` in yellow."""
+    for name, line in lines.items():
+        say(console, name, line, "yellow" if name in warned else None)
 
 
 def say(console: Console, name: str, line: str, style: str | None = None) -> None:
