@@ -1,1 +1,1 @@
-"""What a step takes: operations and memory, by arithmetic on shapes."""
+"""The operations and the memory of a step, by arithmetic on shapes."""

@@ -21,12 +21,12 @@ ATTENTION_BACKWARD = 2.5
 
 
 def patch_embedding(vit: Vit, side: int) -> float:
-    """Of one crop."""
+    """The FLOP of the patch embedding of one crop."""
     return 2.0 * vit.patches(side) * vit.width * vit.patch**2 * vit.channels
 
 
 def blocks(vit: Vit, side: int, looked: float | None = None) -> tuple[float, float]:
-    """Of one crop, in all blocks: products with matrices, and attention (logits, sums of values).
+    """The FLOP of one crop in all blocks: matrices, and attention (logits, sums of values).
 
     Args:
         vit: its sizes.
@@ -40,7 +40,7 @@ def blocks(vit: Vit, side: int, looked: float | None = None) -> tuple[float, flo
 
 
 def forward(vit: Vit, side: int, looked: float | None = None, keep: float = 1.0) -> float:
-    """Of one crop through a backbone; ``keep`` of its branches are computed."""
+    """The FLOP of one crop through a backbone that computes ``keep`` of its branches."""
     return patch_embedding(vit, side) + keep * sum(blocks(vit, side, looked))
 
 
@@ -52,7 +52,7 @@ def training(vit: Vit, side: int, looked: float | None = None, keep: float = 1.0
 
 
 def again(vit: Vit, side: int, looked: float | None = None, keep: float = 1.0) -> float:
-    """What activation checkpointing adds to one crop: its blocks' forward.
+    """The FLOP that activation checkpointing adds to one crop: its blocks' forward.
 
     Without what their last matrix gives, which no backward needs if no branch is dropped.
     """
@@ -63,7 +63,7 @@ def again(vit: Vit, side: int, looked: float | None = None, keep: float = 1.0) -
 
 
 def head_mlp(head: HeadShape, rows: float) -> float:
-    """Of so many rows to their bottlenecks."""
+    """The FLOP of a head's MLP, from rows to their bottlenecks."""
     return 2.0 * head.matrices * rows
 
 
@@ -80,7 +80,7 @@ def prototype_loss(head: HeadShape, students: float, teachers: float, paired: fl
 
 
 def sinkhorn(step: Step, rows: float, working_bytes: int = CPU_BYTES) -> float:
-    """Of a step's rows of one head: their logits, once in each iteration unless they are kept."""
+    """The FLOP of one head's logits in a step: once in each iteration, unless they are kept."""
     head, loss = step.teacher_head, step.options.loss
     if loss.centering != "sinkhorn":
         return 2.0 * head.prototypes * head.bottleneck  # of the mean
@@ -167,7 +167,7 @@ def needed(step: Step) -> float:
 
 
 def gram(step: Step, sizes: CropSizes) -> float:
-    """Of one crop through the Gram teacher, and of the distance between its patches and ours."""
+    """The FLOP of one crop through the Gram teacher, and of the distance between the patches."""
     assert step.gram is not None
     patches = step.student.patches(sizes.global_size)
     distance = 2.0 * patches**2 * (2 * step.student.width + step.gram.width)

@@ -1,4 +1,4 @@
-"""GPUs that one can rent or buy, with the numbers of their makers (dense, without sparsity)."""
+"""GPUs that one can rent or buy, with their makers' numbers (dense, without sparsity)."""
 
 from dataclasses import dataclass
 

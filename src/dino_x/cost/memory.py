@@ -88,7 +88,7 @@ def of_layer(vit: Vit, numerics: Numerics, looked: float = 1.0) -> float:
 
 
 def of_matrices(vit: Vit, numerics: Numerics) -> float:
-    """Bytes of a layer's matrices as they are multiplied, made anew in each forward: queries, keys
+    """Bytes of a layer's matrices as they are multiplied, made again in each forward: queries, keys
     and values in one, and the last of both branches with their scales in it.
     """
     return float((4 * vit.width**2 + vit.width * vit.hidden) * numerics.narrow)
@@ -170,7 +170,7 @@ def making_views(step: Step, views: int, side: int, numerics: Numerics) -> float
 
 
 def weights(step: Step, numerics: Numerics) -> dict[str, float]:
-    """Bytes of what is there before the first step; of networks in parts, of this process's."""
+    """Bytes of the weights before the first step; of sharded networks, of this process's shard."""
     wide = numerics.wide
     parts = {
         "student, backbone": step.student.weights * wide,
@@ -198,7 +198,7 @@ def optimizer(step: Step, numerics: Numerics) -> dict[str, float]:
 
 
 def put_together(step: Step, numerics: Numerics) -> dict[str, float]:
-    """Bytes of what is whole for a while where networks are in parts.
+    """Bytes of the weights that are gathered for a while where networks are sharded.
 
     A block and the next one, a block's gradient, a head's MLP, and in the losses the prototypes of
     student and teacher.
@@ -322,7 +322,7 @@ def moments(step: Step, numerics: Numerics) -> list[dict[str, float]]:
     holds their gradient of each weight until that of the global crops comes to it: a copy of the
     backbone, in the place of the activations of the local crops. With one micro-batch a step there
     are no gradients yet when activations are held, but the heads' come before the backbone's.
-    Networks in parts have two backwards.
+    Sharded networks have two backwards.
     """
     there = weights(step, numerics) | optimizer(step, numerics) | kept(step, numerics)
     there |= put_together(step, numerics)

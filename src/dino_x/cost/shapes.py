@@ -1,4 +1,4 @@
-"""What a step works on, as numbers: what its memory and its products are counted from.
+"""The sizes of a step as numbers, from which its memory and its products are counted.
 
 B images of the effective batch, b of a micro-batch, T tokens of a crop, N patches, D features.
 """
@@ -44,7 +44,7 @@ class Vit:
 
     @classmethod
     def of(cls, backbone: Backbone) -> "Vit":
-        """Of a network on any device, meta too."""
+        """The sizes of a network on any device, meta too."""
         config, layers = backbone.vit.config, layers_of(backbone.vit)
         return cls(
             weights=numbers(backbone.parameters()),
@@ -60,11 +60,11 @@ class Vit:
         )
 
     def patches(self, side: int) -> int:
-        """N of a crop of so many pixels."""
+        """The number of patches, N, of a crop of so many pixels."""
         return (side // self.patch) ** 2
 
     def tokens(self, side: int) -> int:
-        """T of a crop of so many pixels."""
+        """The number of tokens, T, of a crop of so many pixels."""
         return self.patches(side) + self.extra
 
     @property
@@ -74,7 +74,7 @@ class Vit:
 
     @property
     def hidden(self) -> int:
-        """Width of the MLP."""
+        """The width of the MLP."""
         return (self.matrices - 4 * self.width**2) // ((3 if self.gated else 2) * self.width)
 
 
@@ -97,7 +97,7 @@ class HeadShape:
 
     @classmethod
     def of(cls, head: Head) -> "HeadShape":
-        """Of a network's head."""
+        """The sizes of a network's head."""
         linears = [layer for layer in head.mlp if isinstance(layer, nn.Linear)]
         prototypes, bottleneck = head.last_layer.shape
         return cls(
@@ -114,7 +114,7 @@ class HeadShape:
 
     @property
     def weights(self) -> int:
-        """All of its numbers."""
+        """The number of all weights of the head."""
         return self.mlp + self.prototypes * self.bottleneck
 
 
@@ -160,7 +160,7 @@ class Step:
         channels: int = 1,
         images: int | None = None,
     ) -> "Step":
-        """From networks on any device.
+        """The step of networks on any device.
 
         Args:
             options: resolved.
@@ -188,7 +188,7 @@ class Step:
         )
 
     def at(self, micro_batch: int) -> "Step":
-        """The same with another micro-batch."""
+        """The same step with another micro-batch."""
         return replace(self, micro_batch=micro_batch)
 
     @property
@@ -203,7 +203,7 @@ class Step:
 
     @property
     def parts(self) -> int:
-        """In how many parts networks and optimizer are, one a process."""
+        """The number of shards of networks and optimizer, one a process."""
         return self.processes if self.options.train.shard == "full" else 1
 
     @property
@@ -218,7 +218,7 @@ class Step:
 
     @property
     def locals(self) -> int:
-        """Local crops an image."""
+        """The number of local crops an image."""
         return self.options.views.local_crops
 
     def masked(self, sizes: CropSizes) -> float:
@@ -249,5 +249,5 @@ class Step:
 
 
 def numbers(weights: Iterable) -> int:
-    """How many there are in all."""
+    """The number of elements of some tensors, in all."""
     return sum(weight.numel() for weight in weights)

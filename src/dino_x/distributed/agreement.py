@@ -1,17 +1,18 @@
-"""What the processes of a run tell each other in every step, so that none goes on without others.
+"""An exchange between the processes of a run in every step, so that none continues alone.
 
 Between two exchanges a process computes by itself. At the next one all learn whether one of them
-met something it cannot go on with, or was asked to stop, and all draw the same conclusion.
+met an error that it cannot continue after, or was asked to stop, and all draw the same conclusion.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 
-from dino_x.distributed.world import gather_objects
-from dino_x.errors import SaidElsewhereError, UserError
+from dino_x.distributed.world import first_error, gather_objects
+from dino_x.errors import UserError
 from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.machine.out_of_memory import OutOfMemory, caught
@@ -22,15 +23,16 @@ Trouble = NotFiniteError | UserError | OutOfMemory
 
 @dataclass
 class Agreement:
-    """Of the processes of one run.
+    """The agreement of the processes of one run on errors and on stopping.
 
     Attributes:
         ranks: the processes.
-        device: of the exchanged numbers.
-        asked: the number of the signal that asked this process to stop, or 0.
+        device: the device of the exchanged numbers.
+        asked: returns the number of the signal that asked this process to stop, or 0.
         stop: the signal for which all have agreed to stop, or 0.
-        exchanges: how many there were.
-        kept: what this process met where others do not wait for it; told at the next exchange.
+        exchanges: the number of exchanges so far.
+        kept: an error that this process met while others did not wait for it; it is told at the
+            next exchange.
     """
 
     ranks: Ranks = ALONE
@@ -42,7 +44,7 @@ class Agreement:
 
     @contextmanager
     def part(self, *, joint: bool = False) -> Iterator[None]:
-        """Work that every process does, with an exchange at its end.
+        """The block is work that every process does, with an exchange at its end.
 
         Args:
             joint: whether the processes wait for each other in it, too. One that is out of memory
@@ -50,7 +52,7 @@ class Agreement:
                 others, who wait for it elsewhere, end as well.
 
         Raises: in every process what one of them raised: OutOfMemory, the UserError of the first
-            that gave up, which the first process says, or NotFiniteError, in this order.
+            that gave up, which rank 0 prints, or NotFiniteError, in this order.
         """
         trouble: Trouble | None = None
         try:
@@ -66,7 +68,7 @@ class Agreement:
 
     @contextmanager
     def this_rank_only(self, *, joint: bool = False) -> Iterator[None]:
-        """Work that only this process does: what it cannot go on with is told at the next exchange.
+        """The block is work of this process alone; its errors are told at the next exchange.
 
         Args:
             joint: see ``part``.
@@ -76,21 +78,26 @@ class Agreement:
         try:
             with caught():
                 yield
-        except (UserError, OutOfMemory) as error:
-            if self.ranks.world_size == 1 or (joint and isinstance(error, OutOfMemory)):
+        except OutOfMemory as error:
+            if joint or self.ranks.world_size == 1:
                 raise
-            kept = OutOfMemory(str(error)) if isinstance(error, OutOfMemory) else error
-            self.kept = self.kept or kept
+            # A new error has no frames, which would hold the activations.
+            self.kept = self.kept or OutOfMemory(str(error))
+        except UserError as error:
+            if self.ranks.world_size == 1:
+                raise
+            self.kept = self.kept or error
 
     def exchange(self, trouble: Trouble | None = None) -> None:
         """Tell the others of some trouble, or of none; see ``part``."""
         if not isinstance(trouble, OutOfMemory):
             trouble = self.kept or trouble
-        own = severity(trouble)
-        told = self.ranks.numbers([own, self.asked()], self.device)
+        told = self.ranks.numbers([severity(trouble), self.asked()], self.device)
         self.exchanges += 1
-        self.stop = self.stop or max(signal for _, signal in told)
-        worst = max(state for state, _ in told)
+        severities = [state for state, _ in told]
+        signals = [signal for _, signal in told]
+        self.stop = self.stop or max(signals)
+        worst = max(severities)
         if worst == FINE:
             return
         if self.ranks.world_size == 1:
@@ -99,19 +106,29 @@ class Agreement:
         if worst == NOT_FINITE:
             raise trouble or NotFiniteError("not finite in another process")
         if worst == NO_MEMORY:
-            rank = next(n for n, (state, _) in enumerate(told) if state == NO_MEMORY)
-            message = str(trouble) if rank == self.ranks.rank else f"in process {rank}"
-            raise OutOfMemory(message, told=True)
-        messages = gather_objects(self.ranks, str(trouble) if own == GIVES_UP else None)
-        rank, message = next((n, text) for n, text in enumerate(messages) if text is not None)
-        kind = UserError if self.ranks.rank == 0 else SaidElsewhereError
-        raise kind(message if rank == 0 else f"process {rank}: {message}")
+            self._raise_out_of_memory(trouble, severities.index(NO_MEMORY))
+        self._raise_first_message(trouble)
+
+    def _raise_out_of_memory(self, trouble: Trouble | None, rank: int) -> NoReturn:
+        """Raise OutOfMemory in every process, with the reason in the one that met it."""
+        message = f"in process {rank}"
+        if rank == self.ranks.rank:
+            message = str(trouble)
+        raise OutOfMemory(message, told=True)
+
+    def _raise_first_message(self, trouble: Trouble | None) -> NoReturn:
+        """Raise the UserError of the first process that gave up, in every process."""
+        gave_up = isinstance(trouble, UserError)
+        messages = gather_objects(self.ranks, str(trouble) if gave_up else None)
+        raise first_error(self.ranks, messages)
 
 
 def severity(trouble: Trouble | None) -> int:
-    """What is told of some trouble: of several, the largest counts."""
+    """The number that is told for an error; of several, the largest counts."""
     if trouble is None:
         return FINE
     if isinstance(trouble, OutOfMemory):
         return NO_MEMORY
-    return GIVES_UP if isinstance(trouble, UserError) else NOT_FINITE
+    if isinstance(trouble, UserError):
+        return GIVES_UP
+    return NOT_FINITE

@@ -1,6 +1,6 @@
 """The processes of a run, as the exact step sees them: replicated or sharded networks.
 
-Both tell each other of errors at the end of each pass, so that none goes on without the others.
+Both tell each other of errors at the end of each pass, so that none continues without the others.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class Replicated(Processes):
-    """Processes that each hold whole networks; one process alone is such a one, too.
+    """Processes that each hold whole networks; a run of one process is of this kind, too.
 
     Args:
-        agreement: of the processes.
+        agreement: how the processes agree on errors.
     """
 
     def __init__(self, agreement: Agreement) -> None:
@@ -27,7 +27,7 @@ class Replicated(Processes):
         self.agreement = agreement
 
     def phase(self) -> AbstractContextManager:
-        """Surrounds the work of one pass, at whose end errors are exchanged."""
+        """A context for the work of one pass, at whose end errors are exchanged."""
         return self.agreement.part()
 
 
@@ -43,15 +43,15 @@ class Sharded(Replicated):
         self._held_back: tuple[Tensor, Tensor] | None = None
 
     def phase(self) -> AbstractContextManager:
-        """Surrounds the work of one pass, in which the processes wait for each other."""
+        """A context for the work of one pass, in which the processes wait for each other."""
         return self.agreement.part(joint=True)
 
     def alone(self) -> AbstractContextManager:
-        """Surrounds what a process does by itself between forwards and backwards of all."""
+        """A context for the work of one process between forwards and backwards of all."""
         return self.agreement.part()
 
     def each(self, micro_batches: Iterable[T]) -> Iterator[T]:
-        """The micro-batches of a pass, each once all processes have one."""
+        """Yields the micro-batches of a pass, each once all processes have one."""
         waiting = iter(micro_batches)
         while True:
             with self.alone():
@@ -61,10 +61,10 @@ class Sharded(Replicated):
             yield micro
 
     def hold_back(self, features: Tensor) -> Tensor:
-        """Features of the local crops, whose backward has to come after that of the global crops.
+        """Detach features of the local crops: their backward comes after that of the global crops.
 
         In one backward no block's gradient is whole before both kinds of crops have been through
-        it, and FSDP cannot cut it into parts before.
+        it, and FSDP cannot shard it before.
         """
         if not features.requires_grad:
             return features
@@ -73,7 +73,7 @@ class Sharded(Replicated):
         return leaf
 
     def backward(self, loss: Tensor) -> None:
-        """The backward of one micro-batch's loss, and then that of what was held back."""
+        """Run the backward of one micro-batch's loss, and then of the features held back."""
         held_back, self._held_back = self._held_back, None
         super().backward(loss)
         if held_back is not None and loss.requires_grad:
@@ -85,5 +85,7 @@ class Sharded(Replicated):
 
 
 def processes_of(agreement: Agreement, *, sharded: bool) -> Replicated:
-    """The processes of a run."""
-    return Sharded(agreement) if sharded else Replicated(agreement)
+    """The processes of a run, with sharded or with whole networks."""
+    if sharded:
+        return Sharded(agreement)
+    return Replicated(agreement)

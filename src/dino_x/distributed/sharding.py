@@ -1,10 +1,10 @@
-"""Networks in parts, one a process, for models that do not fit on one card (PyTorch's FSDP2).
+"""Sharded networks, for models that do not fit on one GPU (PyTorch's FSDP2).
 
-A block's weights are put together just before it is needed and thrown away after it; its gradient
-is summed over the processes and cut into their parts as soon as a backward has made it. Teacher
-and optimizer are cut likewise. What everything computes stays the same, to rounding.
+A block's weights are gathered just before it is needed and freed after it; its gradient is summed
+over the processes and sharded as soon as a backward has made it. Teacher and optimizer are sharded
+in the same way. What everything computes stays the same, to rounding.
 
-What is here works on whole networks too, and then leaves them as they are.
+The functions here work on whole networks too, and then leave them as they are.
 """
 
 from collections.abc import Mapping
@@ -24,15 +24,15 @@ from dino_x.model.head import Head
 
 
 def shard(network: nn.Module, device: torch.device, ranks: Ranks) -> None:
-    """Cut every backbone and head in a network, in place: each process keeps its part on its card.
+    """Shard every backbone and head in a network, in place: each process keeps its shard.
 
-    Each block is a unit that is put together by itself, and so are what a backbone has beside its
-    blocks, and a head's MLP. Prototypes are a tensor that its ``prototypes()`` puts together.
+    Each block is a unit that is gathered by itself. So are the rest of a backbone, and a head's
+    MLP. Prototypes are a tensor that the head's ``prototypes()`` gathers.
 
     Args:
-        network: whole, and the same in every process; best on the CPU, so that no card ever holds
+        network: whole, and the same in every process; best on the CPU, so that no GPU ever holds
             all of it.
-        device: where the parts go.
+        device: the device that the shards go to.
         ranks: two processes or more.
     """
     assert ranks.group is not None
@@ -45,12 +45,12 @@ def shard(network: nn.Module, device: torch.device, ranks: Ranks) -> None:
         elif isinstance(part, Head):
             _unit(part.mlp, mesh)
             rows = part.last_layer
-            cut = distribute_tensor(rows.detach().to(device), mesh, [Shard(0)])
-            part.last_layer = nn.Parameter(cut, requires_grad=rows.requires_grad)
+            rows_shard = distribute_tensor(rows.detach().to(device), mesh, [Shard(0)])
+            part.last_layer = nn.Parameter(rows_shard, requires_grad=rows.requires_grad)
 
 
 def _unit(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Put a module's weights together for its forward and its backward alone.
+    """Make a module a unit, whose weights are gathered for its forward and its backward alone.
 
     Gradients are summed, where FSDP2 would take their mean: a micro-batch's loss is its share of
     the effective batch's already. A weight that one process does not use, as in a branch that
@@ -74,22 +74,26 @@ def check_torch() -> None:
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether a network is in parts."""
+    """Whether a network is sharded."""
     return any(isinstance(weight, DTensor) for weight in network.parameters())
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together from its parts, by all processes at once."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """A tensor gathered from its shards, by all processes at once."""
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    return tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """The shard of a tensor that this process holds."""
+    if isinstance(tensor, DTensor):
+        return tensor.to_local()
+    return tensor
 
 
 def norms_of(tensors: list[Tensor]) -> Tensor:
-    """The Euclidean norm of each tensor; of those in parts with one message for all."""
+    """The Euclidean norm of each tensor; for sharded tensors with one message for all."""
     norms = torch.stack(torch._foreach_norm([own_part(tensor) for tensor in tensors]))
     first = tensors[0]
     if isinstance(first, DTensor):
@@ -99,7 +103,7 @@ def norms_of(tensors: list[Tensor]) -> Tensor:
 
 
 def as_part(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every process has, cut as another one is."""
+    """The shard of a whole tensor for this process, sharded as another tensor is."""
     if not isinstance(like, DTensor):
         return tensor
     where = like.device_mesh.device_type
@@ -109,13 +113,15 @@ def as_part(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def gathered(state: Any, ranks: Ranks) -> Any:
-    """A state dict with whole tensors in the place of parts: on the first process's CPU.
+    """A state dict with whole tensors in the place of shards: on the CPU of rank 0.
 
-    Every process takes part, one tensor at a time; the others have nothing of it in the end.
+    Every process takes part, one tensor at a time; on the other ranks, sharded tensors become None.
     """
     if isinstance(state, DTensor):
-        all_or_none = state.full_tensor()
-        return all_or_none.cpu() if ranks.rank == 0 else None
+        gathered_tensor = state.full_tensor()
+        if ranks.rank == 0:
+            return gathered_tensor.cpu()
+        return None
     if isinstance(state, Mapping):
         return {key: gathered(value, ranks) for key, value in state.items()}
     if isinstance(state, list):
@@ -124,22 +130,30 @@ def gathered(state: Any, ranks: Ranks) -> Any:
 
 
 def load_network(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a network the weights of a whole one; each process takes its part."""
+    """Give a network the weights of a whole one; each process takes its shard."""
     own = network.state_dict()
     network.load_state_dict({name: as_part(value, own[name]) for name, value in state.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Give an optimizer the state of one over a whole network."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    parts = {
-        number: {
-            name: as_part(value, weights[number]) if value.shape == weights[number].shape else value
-            for name, value in values.items()
-        }
-        for number, values in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": parts})
+    weights: list[Tensor] = []
+    for group in optimizer.param_groups:
+        weights += group["params"]
+    shards = {}
+    for number, values in state["state"].items():
+        shards[number] = _moments_as(weights[number], values)
+    optimizer.load_state_dict({**state, "state": shards})
+
+
+def _moments_as(weight: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An optimizer's state of one weight, sharded as the weight is; counts of steps stay whole."""
+    shards = {}
+    for name, value in values.items():
+        if value.shape == weight.shape:
+            value = as_part(value, weight)
+        shards[name] = value
+    return shards
 
 
 def check_fits(what: str, network: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -149,17 +163,21 @@ def check_fits(what: str, network: nn.Module, state: Mapping[str, Tensor]) -> No
     """
     own = network.state_dict()
     for name in [*own, *state]:
-        its, ours = (
-            "none" if tensor is None else "x".join(map(str, tensor.shape)) or "one number"
-            for tensor in (state.get(name), own.get(name))
-        )
+        its, ours = _shape_in_words(state.get(name)), _shape_in_words(own.get(name))
         if its != ours:
             raise UserError(f"{what} has other weights than this model ({name}: {its}, not {ours})")
 
 
+def _shape_in_words(tensor: Tensor | None) -> str:
+    """The shape of a tensor for a message, such as ``3x4``."""
+    if tensor is None:
+        return "none"
+    return "x".join(map(str, tensor.shape)) or "one number"
+
+
 @torch.no_grad()
 def copy_of(backbone: Backbone) -> Backbone:
-    """A frozen copy of a backbone in parts, in such parts, made without putting it together."""
+    """A frozen copy of a sharded backbone, sharded in the same way; it is never gathered."""
     with torch.device("meta"):
         twin = Backbone(type(backbone.vit)(backbone.vit.config), 0.0)
     first = next(backbone.parameters())

@@ -9,17 +9,17 @@ from dino_x.losses.ranks import share_of
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, largest first."""
+    """All divisors of a number, largest first."""
     return [n for n in range(number, 0, -1) if number % n == 0]
 
 
 def parts_of_a_share(effective_batch: int, micro_batch: int, ranks: int = 1) -> int:
-    """Micro-batches of each process: as few as the largest share needs."""
+    """The number of micro-batches of each process: as few as the largest share needs."""
     return -(-largest_share(effective_batch, ranks) // micro_batch)
 
 
 def largest_share(effective_batch: int, ranks: int) -> int:
-    """Images of the process that has the most."""
+    """The number of images of the process that has the most."""
     return -(-effective_batch // ranks)
 
 
@@ -29,23 +29,32 @@ def cut(share: slice, parts: int) -> list[slice]:
     >>> cut(slice(5, 12), 2)
     [slice(5, 8, None), slice(8, 12, None)]
     """
-    within = (share_of(share.stop - share.start, number, parts) for number in range(parts))
-    return [slice(share.start + s.start, share.start + s.stop) for s in within if s.start < s.stop]
+    spans = []
+    for number in range(parts):
+        within = share_of(share.stop - share.start, number, parts)
+        if within.start < within.stop:
+            spans.append(slice(share.start + within.start, share.start + within.stop))
+    return spans
 
 
 def all_sizes(effective_batch: int, micro_batch: int, ranks: int = 1) -> list[int]:
-    """Images of each micro-batch of each process, in their order.
+    """The number of images of each micro-batch of each process, in their order.
 
     >>> all_sizes(16, 4, ranks=3)
     [2, 3, 2, 3, 3, 3]
     """
     parts = parts_of_a_share(effective_batch, micro_batch, ranks)
-    shares = (share_of(effective_batch, rank, ranks) for rank in range(ranks))
-    return [span.stop - span.start for share in shares for span in cut(share, parts)]
+    sizes = []
+    for rank in range(ranks):
+        spans = cut(share_of(effective_batch, rank, ranks), parts)
+        sizes += [span.stop - span.start for span in spans]
+    return sizes
 
 
 def choices(effective_batch: int, ranks: int = 1, *, equally_many: bool = False) -> list[int]:
-    """Micro-batches there are, largest first: one process divides, several cut their shares.
+    """The possible micro-batch sizes, largest first.
+
+    One process divides the effective batch; several cut their shares.
 
     >>> choices(12), choices(16, ranks=3)
     ([12, 6, 4, 3, 2, 1], [6, 3, 2, 1])
@@ -59,7 +68,9 @@ def choices(effective_batch: int, ranks: int = 1, *, equally_many: bool = False)
         return divisors(effective_batch)
     share = largest_share(effective_batch, ranks)
     sizes = sorted({-(-share // parts) for parts in range(1, share + 1)}, reverse=True)
-    return [n for n in sizes if not equally_many or are_equally_many(effective_batch, n, ranks)]
+    if not equally_many:
+        return sizes
+    return [size for size in sizes if are_equally_many(effective_batch, size, ranks)]
 
 
 def check_divides(effective_batch: int, micro_batch: int) -> None:
@@ -69,8 +80,9 @@ def check_divides(effective_batch: int, micro_batch: int) -> None:
     """
     if effective_batch % micro_batch:
         below = effective_batch // micro_batch * micro_batch
-        nearest = ", ".join(str(n) for n in (below, below + micro_batch) if n)
-        kind = "is" if "," not in nearest else "are"
+        nearest, kind = f"{below}, {below + micro_batch}", "are"
+        if below == 0:
+            nearest, kind = str(micro_batch), "is"
         raise UserError(
             f"effective batch {effective_batch} is not a multiple of micro-batch {micro_batch};"
             f" the nearest that {kind}: {nearest}"
@@ -80,7 +92,7 @@ def check_divides(effective_batch: int, micro_batch: int) -> None:
 def usable(effective_batch: int, micro_batch: int, ranks: int, named: bool) -> int:
     """The largest micro-batch there is when none may be larger than ``micro_batch``.
 
-    A run that goes on with another number of processes may have one that does not divide a share
+    A run that resumes with another number of processes may have one that does not divide a share
     any more. Nothing of the result depends on it, so it is refused only where it is named.
 
     Raises: UserError for one process and a micro-batch that is named and does not divide.
@@ -111,8 +123,9 @@ def are_equally_many(effective_batch: int, micro_batch: int, ranks: int) -> bool
 
 
 def check_equally_many(effective_batch: int, micro_batch: int, ranks: int) -> None:
-    """Refuse a cut in which a process has a micro-batch less than others; where networks are
-    in parts, each waits for all in each micro-batch.
+    """Refuse a cut in which a process has a micro-batch less than others.
+
+    With sharded networks each process waits for all others in each micro-batch.
 
     Raises: UserError.
     """

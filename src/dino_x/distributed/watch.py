@@ -1,7 +1,7 @@
 """Whether the other processes are still there, while this one waits for them.
 
 A process that is killed closes its connections, and whoever waits for it is told at once. Not so
-for one that waits for a third, such as the first in a long evaluation, nor if a process or a
+for one that waits for a third, such as rank 0 in a long evaluation, nor if a process or a
 machine is frozen. So each counts up a number of its own at the launcher's store, a few seconds
 apart, and ends the whole process when another's number stands still.
 """
@@ -20,10 +20,10 @@ MOST_MISSED = 9  # in a row: so after 45 to 50 seconds
 class Watch:
     """Gives signs of life, and looks for those of the others, until it is stopped.
 
-    Time is counted in beats of its own: a job that is suspended as a whole, and resumed, goes on.
+    Time is counted in beats of its own: a job that is suspended and resumed as a whole continues.
 
     Attributes:
-        own, count: number of this process, and of all.
+        own, count: the rank of this process, and the number of processes.
         missed: beats since each process was last heard of; all of them if the store is gone.
     """
 
@@ -41,32 +41,45 @@ class Watch:
             threading.Thread(target=work, name=f"watch {work.__name__}", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more. The others may miss this process from now on."""
+        """Stop both threads. The others may miss this process from now on."""
         self._stopped.set()
 
     def _beat(self) -> None:
-        """Count up the own number, read the others'; it may hang with the store's machine."""
+        """Exchange beats until stopped; this may hang with the store's machine."""
         heard = [0] * self.count
         while not self._stopped.wait(BEAT):
             try:
-                for rank in range(self.count):
-                    number = self._store.add(f"beat/{rank}", int(rank == self.own))
-                    if number != heard[rank]:
-                        heard[rank], self.missed[rank] = number, 0
+                self._exchange_beats(heard)
             except RuntimeError:  # the process or machine that has the store is gone
                 return
 
+    def _exchange_beats(self, heard: list[int]) -> None:
+        """Add one to the own number; the processes whose number moved are not missed."""
+        for rank in range(self.count):
+            number = self._store.add(f"beat/{rank}", int(rank == self.own))
+            if number != heard[rank]:
+                heard[rank], self.missed[rank] = number, 0
+
     def _look(self) -> None:
+        """Count beats without a sign of life; end this process if another one is lost."""
         while not self._stopped.wait(BEAT):
             self.missed = [number + 1 for number in self.missed]
             lost = [rank for rank, number in enumerate(self.missed) if number > MOST_MISSED]
             if lost and not self._stopped.is_set():
-                there = [rank for rank in range(self.count) if rank not in lost]
-                says_it = self.own == min(there, default=self.own)  # of all, if the store is gone
-                self.end(self._message(lost) if says_it else "")
+                message = self._message(lost) if self._speaks(lost) else ""
+                self.end(message)
                 return
 
+    def _speaks(self, lost: list[int]) -> bool:
+        """Whether this process prints the message: the first that is left does.
+
+        If the store is gone, all count as lost, and every process prints it.
+        """
+        there = [rank for rank in range(self.count) if rank not in lost]
+        return self.own == min(there, default=self.own)
+
     def _message(self, lost: list[int]) -> str:
+        """The message for the user about the processes that are lost."""
         others = ", ".join(str(rank) for rank in lost if rank != self.own)
         seconds = round(BEAT * MOST_MISSED)
         return (

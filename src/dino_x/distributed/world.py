@@ -1,7 +1,7 @@
 """The processes that share a run: joined by what torchrun or SLURM says, kept in agreement.
 
 All hold the same networks and draw the same windows; each reads and computes its share of the
-images. The first one reads the folder, writes the run and speaks.
+images. Rank 0 reads the folder, writes the run and prints.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ from dino_x.distributed.watch import Watch, end_process
 from dino_x.errors import SaidElsewhereError, UserError
 from dino_x.losses.ranks import ALONE, Ranks
 
-TIMEOUT = timedelta(minutes=30)  # of one wait: the first process may evaluate while others wait;
+TIMEOUT = timedelta(minutes=30)  # of one wait: rank 0 may evaluate while others wait;
 # processes that are gone are found in less than a minute, see watch.py
 LOST = ("Connection closed", "Connection reset", "Broken pipe", "NCCL", "Socket")  # of a peer
 SLURM_PORTS = (20_000, 20_000)  # first, and how many: each job its own
@@ -34,7 +34,7 @@ class ProcessInfo:
         rank: its number, from 0.
         world_size: processes in all.
         local_rank: its number on this machine.
-        address, port: where the first process listens.
+        address, port: where rank 0 listens.
     """
 
     rank: int = 0
@@ -45,35 +45,47 @@ class ProcessInfo:
 
 
 def process_info(environment: Mapping[str, str]) -> ProcessInfo:
-    """From torchrun's variables, else from SLURM's, else one process alone.
+    """Which process this is: from torchrun's variables, else SLURM's, else one process alone.
 
-    Raises: UserError for variables that are incomplete or no numbers.
+    Raises: UserError for variables that are incomplete or not numbers.
     """
     try:
         if "WORLD_SIZE" in environment and "RANK" in environment:
-            return ProcessInfo(
-                int(environment["RANK"]),
-                int(environment["WORLD_SIZE"]),
-                int(environment.get("LOCAL_RANK", environment["RANK"])),
-                environment["MASTER_ADDR"],
-                int(environment["MASTER_PORT"]),
-            )
+            return _from_torchrun(environment)
         # In an sbatch script outside srun there is one process, whatever was asked for.
         if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in environment:
-            (first, ports), job = SLURM_PORTS, int(environment["SLURM_JOB_ID"])
-            return ProcessInfo(
-                int(environment["SLURM_PROCID"]),
-                int(environment["SLURM_NTASKS"]),
-                int(environment["SLURM_LOCALID"]),
-                environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
-                int(environment.get("MASTER_PORT") or first + job % ports),
-            )
+            return _from_slurm(environment)
     except (KeyError, ValueError) as error:
         raise UserError(
             f"the launcher's variables are incomplete ({error}); start several processes with"
             " torchrun --nproc-per-node N --no-python dino-x ..., or with srun"
         ) from error
     return ProcessInfo()
+
+
+def _from_torchrun(environment: Mapping[str, str]) -> ProcessInfo:
+    """Which process this is, from torchrun's variables."""
+    return ProcessInfo(
+        rank=int(environment["RANK"]),
+        world_size=int(environment["WORLD_SIZE"]),
+        local_rank=int(environment.get("LOCAL_RANK", environment["RANK"])),
+        address=environment["MASTER_ADDR"],
+        port=int(environment["MASTER_PORT"]),
+    )
+
+
+def _from_slurm(environment: Mapping[str, str]) -> ProcessInfo:
+    """Which process this is, from the variables of SLURM's srun."""
+    job = int(environment["SLURM_JOB_ID"])
+    first_port, ports = SLURM_PORTS
+    port_of_job = first_port + job % ports
+    return ProcessInfo(
+        rank=int(environment["SLURM_PROCID"]),
+        world_size=int(environment["SLURM_NTASKS"]),
+        local_rank=int(environment["SLURM_LOCALID"]),
+        address=environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
+        port=int(environment.get("MASTER_PORT") or port_of_job),
+    )
 
 
 def first_host(nodes: str) -> str:
@@ -90,49 +102,31 @@ def first_host(nodes: str) -> str:
 
 
 def device_of(chosen: torch.device, where: ProcessInfo) -> torch.device:
-    """The card of a process: the one with its local number.
+    """The GPU of a process: the one with its local rank.
 
-    Raises: UserError if there are fewer cards than processes on this machine.
+    Raises: UserError if there are fewer GPUs than processes on this machine.
     """
     if chosen.type != "cuda" or where.world_size == 1:
         return chosen
-    cards = torch.cuda.device_count()
-    if where.local_rank >= cards:
+    gpus = torch.cuda.device_count()
+    if where.local_rank >= gpus:
         raise UserError(
-            f"process {where.local_rank + 1} of this machine has no GPU: it has {cards}; start"
-            f" {cards} processes a machine (torchrun --nproc-per-node {cards})"
+            f"process {where.local_rank + 1} of this machine has no GPU: it has {gpus}; start"
+            f" {gpus} processes a machine (torchrun --nproc-per-node {gpus})"
         )
     return torch.device("cuda", where.local_rank)
 
 
 @contextmanager
 def joined(where: ProcessInfo, device: torch.device) -> Iterator[Ranks]:
-    """The processes of a run, until the block ends.
+    """A context in which the processes of a run are joined.
 
     Raises: UserError if they do not find each other.
     """
     if where.world_size == 1:
         yield ALONE
         return
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.set_device(device)
-    try:
-        dist.init_process_group(
-            "nccl" if cuda else "gloo",
-            init_method=f"tcp://{where.address}:{where.port}",
-            rank=where.rank,
-            world_size=where.world_size,
-            timeout=TIMEOUT,
-            device_id=device if cuda else None,
-        )
-        watch = Watch(where.address, where.port, where.rank, where.world_size, end_process)
-    except (RuntimeError, ValueError) as error:  # torch has no common class for what can go wrong
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the {where.world_size} processes did not find each other at"
-            f" {where.address}:{where.port}: {reason}; is the port in use? set another MASTER_PORT"
-        ) from error
+    watch = _join(where, device)
     try:
         yield Ranks(dist.group.WORLD)
     except RuntimeError as error:
@@ -147,10 +141,37 @@ def joined(where: ProcessInfo, device: torch.device) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def _join(where: ProcessInfo, device: torch.device) -> Watch:
+    """Join the processes, and start to watch them.
+
+    Raises: UserError if they do not find each other.
+    """
+    backend, device_id = "gloo", None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend, device_id = "nccl", device
+    try:
+        dist.init_process_group(
+            backend,
+            init_method=f"tcp://{where.address}:{where.port}",
+            rank=where.rank,
+            world_size=where.world_size,
+            timeout=TIMEOUT,
+            device_id=device_id,
+        )
+        return Watch(where.address, where.port, where.rank, where.world_size, end_process)
+    except (RuntimeError, ValueError) as error:  # torch has no common class for what can go wrong
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the {where.world_size} processes did not find each other at"
+            f" {where.address}:{where.port}: {reason}; is the port in use? set another MASTER_PORT"
+        ) from error
+
+
 def all_or_none(ranks: Ranks, work: Callable[[], T]) -> T:
     """Do something that may fail in one process, and fail in all of them if it did.
 
-    Raises: UserError in every process, with the first one's message.
+    Raises: UserError in every process, with the message of the first that failed.
     """
     if ranks.world_size == 1:
         return work()
@@ -159,18 +180,25 @@ def all_or_none(ranks: Ranks, work: Callable[[], T]) -> T:
         result = work()
     except UserError as error:
         message = str(error)
-    messages: list[str | None] = [None] * ranks.world_size
-    dist.all_gather_object(messages, message, group=ranks.group)
-    for rank, text in enumerate(messages):
-        if text is not None:
-            raise _said(ranks, text if rank == 0 else f"process {rank}: {text}")
+    messages = gather_objects(ranks, message)
+    if any(text is not None for text in messages):
+        raise first_error(ranks, messages)
     return result  # type: ignore[return-value]
 
 
-def broadcast_from_rank0(ranks: Ranks, work: Callable[[], T]) -> T:
-    """What the first process finds, in all of them.
+def first_error(ranks: Ranks, messages: list[str | None]) -> UserError:
+    """An error with the message of the first process that has one, for every process to raise."""
+    found = [(rank, text) for rank, text in enumerate(messages) if text is not None]
+    rank, message = found[0]
+    if rank > 0:
+        message = f"process {rank}: {message}"
+    return _printed_once(ranks, message)
 
-    Raises: UserError in every process if it fails there.
+
+def broadcast_from_rank0(ranks: Ranks, work: Callable[[], T]) -> T:
+    """The result of work that rank 0 does, in every process.
+
+    Raises: UserError in every process if the work fails on rank 0.
     """
     result = all_or_none(ranks, lambda: work() if ranks.rank == 0 else None)
     if ranks.world_size == 1:
@@ -181,7 +209,7 @@ def broadcast_from_rank0(ranks: Ranks, work: Callable[[], T]) -> T:
 
 
 def gather_objects(ranks: Ranks, own: T) -> list[T]:
-    """What each process has, in the order of their numbers."""
+    """The objects of all processes, in the order of their ranks."""
     if ranks.world_size == 1:
         return [own]
     found: list[Any] = [None] * ranks.world_size
@@ -194,13 +222,10 @@ def check_same(ranks: Ranks, what: str, value: str) -> None:
 
     Raises: UserError in every process.
     """
-    if ranks.world_size == 1:
-        return
-    values: list[str] = [""] * ranks.world_size
-    dist.all_gather_object(values, value, group=ranks.group)
+    values = gather_objects(ranks, value)
     other = [rank for rank, theirs in enumerate(values) if theirs != values[0]]
     if other:
-        raise _said(
+        raise _printed_once(
             ranks,
             f"process {other[0]} has other {what} than process 0: do all machines see the same"
             " folders, and run the same version with the same settings?",
@@ -208,7 +233,7 @@ def check_same(ranks: Ranks, what: str, value: str) -> None:
 
 
 def check_alike(network: nn.Module, ranks: Ranks) -> None:
-    """Refuse to go on with processes whose weights have come apart.
+    """Refuse to continue with processes whose weights have come apart.
 
     Raises: UserError; it means faulty hardware or machines that compute differently.
     """
@@ -217,13 +242,15 @@ def check_alike(network: nn.Module, ranks: Ranks) -> None:
     total = torch.stack([weight.detach().double().sum() for weight in network.parameters()]).sum()
     largest, smallest = ranks.max_(total.clone()), -ranks.max_(-total)
     if not torch.equal(largest, smallest):
-        raise _said(
+        raise _printed_once(
             ranks,
             "the processes' weights have come apart, which only faulty memory or machines that"
             " compute differently explain; start again with --resume, on machines of one kind",
         )
 
 
-def _said(ranks: Ranks, message: str) -> UserError:
-    """An error that all processes raise, and the first one says."""
-    return UserError(message) if ranks.rank == 0 else SaidElsewhereError(message)
+def _printed_once(ranks: Ranks, message: str) -> UserError:
+    """An error that all processes raise, and rank 0 prints."""
+    if ranks.rank == 0:
+        return UserError(message)
+    return SaidElsewhereError(message)

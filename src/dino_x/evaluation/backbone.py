@@ -69,7 +69,7 @@ def load_backbone(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{name} cannot be loaded as a model: {first_line(error)}") from error
     missing = sorted(report["missing_keys"])
-    if missing:  # transformers would fill them with random numbers and go on
+    if missing:  # transformers would fill them with random numbers and continue
         raise UserError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}")
     model = model.to(where).eval()
     _check_pooled(name, model, preparation)

@@ -46,7 +46,7 @@ FEW_PATIENTS = 5
 
 
 class Classification:
-    """Labelled images, and all that is drawn once for all features."""
+    """Labelled images, and everything that is drawn once for all features."""
 
     def __init__(self, labelled: Labelled, seed: int, ks: Sequence[int]) -> None:
         self.labelled, self.seed, self.ks = labelled, seed, ks
@@ -94,16 +94,18 @@ class Classification:
     def thin_classes(self) -> list[str]:
         """A sentence where a class has so few tested patients that intervals mislead."""
         labelled = self.labelled
-        tested = {
-            label: len(set(labelled.patients[labelled.is_test & (labelled.labels == label)]))
-            for label in labelled.classes
-        }
+        tested = {}
+        for label in labelled.classes:
+            rows = labelled.is_test & (labelled.labels == label)
+            tested[label] = len(set(labelled.patients[rows]))
         few = [label for label, count in tested.items() if count < FEW_PATIENTS]
         if not few:
             return []
         units = "patients" if labelled.patients_known else "files"
         counts = ", ".join(f"'{label}' {tested[label]}" for label in few[:3])
-        more = f" and {len(few) - 3} more classes have as few" if len(few) > 3 else ""
+        more = ""
+        if len(few) > 3:
+            more = f" and {len(few) - 3} more classes have as few"
         return [f"few tested {units} of a class ({counts}{more}): the intervals are too narrow"]
 
     def _knn(self, features_ND: np.ndarray) -> Metrics:

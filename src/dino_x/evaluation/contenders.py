@@ -1,4 +1,4 @@
-"""Who takes part: the model, what it must be compared with, and what the user named beside it."""
+"""The models that are compared: the model itself, its baselines, and others that the user named."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ def load_contenders(
 
 
 def starting_weights(model: str | Path) -> str | None:
-    """The model that a run went on from; None where it began anew, or is no run.
+    """The model whose weights a run started from; None for new weights, or if it is no run.
 
     A run that cannot be read has none either: what is evaluated is its model.
     """
@@ -89,7 +89,9 @@ def starting_weights(model: str | Path) -> str | None:
         name = run.settings().get("model.name")
     except UserError:
         return None
-    return None if name is None or is_size(name) else str(name)
+    if name is None or is_size(name):
+        return None
+    return str(name)
 
 
 def _warn_of_assumptions(whose: str, preparation: Preparation) -> list[str]:

@@ -26,10 +26,10 @@ def possible_shots(
 ) -> tuple[list[int], list[str]]:
     """The shots that every class has patients for, and a sentence where some are left out."""
     train = labelled.is_train
-    patients = {
-        label: len(set(labelled.patients[train & (labelled.labels == label)]))
-        for label in labelled.classes
-    }
+    patients = {}
+    for label in labelled.classes:
+        rows = train & (labelled.labels == label)
+        patients[label] = len(set(labelled.patients[rows]))
     fewest = min(patients, key=lambda label: patients[label])
     possible = [count for count in shots if count <= patients[fewest]]
     left_out = [str(count) for count in shots if count > patients[fewest]]

@@ -55,20 +55,22 @@ def knn_votes(
     ks: Sequence[int],
     temperature: float = TEMPERATURE,
 ) -> dict[int, np.ndarray]:
-    """``knn_probabilities`` for several k at the cost of the largest.
+    """The ``knn_probabilities`` for several k at the cost of the largest.
 
     Args: as there; a k that is larger than the number of references counts as that number.
 
     Returns: the probabilities [Q, C] by k, ascending; fewer than ``ks`` where some are the same.
     """
-    if not len(references_ND) or not ks or min(ks) < 1 or temperature <= 0:
+    least_k = min(ks, default=0)
+    if len(references_ND) == 0 or least_k < 1 or temperature <= 0:
         raise ValueError(f"{len(references_ND)} references, k={ks}, temperature={temperature}")
     references = torch.nn.functional.normalize(torch.from_numpy(references_ND), dim=1)
     queries = torch.nn.functional.normalize(torch.from_numpy(queries_QD), dim=1)
     classes = torch.from_numpy(classes_N).long()
     used = sorted({min(k, len(references)) for k in ks})
     chunks: dict[int, list[torch.Tensor]] = {k: [] for k in used}
-    for queries_chunk in queries.split(max(1, CHUNK_ELEMENTS // len(references))):
+    chunk_size = max(1, CHUNK_ELEMENTS // len(references))
+    for queries_chunk in queries.split(chunk_size):
         cosine, nearest = (queries_chunk @ references.T).topk(used[-1], dim=1)  # nearest first
         weights = ((cosine - 1) / temperature).exp()  # cosine <= 1: never overflows
         for k in used:

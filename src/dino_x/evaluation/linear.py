@@ -25,7 +25,7 @@ MOST_ITERATIONS = 500
 
 @dataclass(frozen=True)
 class Validation:
-    """What the regularisation is chosen on.
+    """The images that the regularisation is chosen on.
 
     Attributes:
         fit: [N] bool, images that candidates are fitted on.
@@ -51,10 +51,11 @@ def validation(labelled: Labelled) -> Validation:
     items = [Item(Path(), key=patient, label=label, patient=patient) for patient, label in names]
     choose = np.zeros(len(train), dtype=bool)
     choose[rows] = np.array(make_split(items, FIT_SHARE)) == "test"
-    enough = min(
-        len(set(labelled.labels[choose])), len(set(labelled.labels[train & ~choose]))
-    ) == len(labelled.classes)
-    if not enough:  # too few patients of some class to set one aside
+    classes_chosen_on = len(set(labelled.labels[choose]))
+    classes_fitted_on = len(set(labelled.labels[train & ~choose]))
+    if min(classes_chosen_on, classes_fitted_on) < len(
+        labelled.classes
+    ):  # too few patients of some class to set one aside
         return Validation(train, np.zeros_like(train), "none")
     return Validation(train & ~choose, choose, "patient" if labelled.patients_known else "image")
 
@@ -81,11 +82,13 @@ def linear_probabilities(
 
     Source: Alain and Bengio 2017, linear classifier probes; Oquab et al. 2023 (DINOv2), appendix B.
     """
-    chosen = choose_penalty(features_ND, classes_N, parts) if parts.how != "none" else UNCHOSEN
-    all_or_none = parts.fit | parts.choose
-    scaler = StandardScaler().fit(features_ND[all_or_none].astype(np.float64))
+    chosen = UNCHOSEN
+    if parts.how != "none":
+        chosen = choose_penalty(features_ND, classes_N, parts)
+    fitted = parts.fit | parts.choose
+    scaler = StandardScaler().fit(features_ND[fitted].astype(np.float64))
     classifier = _classifier(chosen)
-    _fit(classifier, scaler.transform(features_ND[all_or_none]), classes_N[all_or_none])
+    _fit(classifier, scaler.transform(features_ND[fitted]), classes_N[fitted])
     return classifier.predict_proba(scaler.transform(features_ND[tested])), chosen
 
 

@@ -1,4 +1,4 @@
-"""Masks of images: which belongs to which, and that they fit.
+"""Masks of images: the mask of each image, checked to fit it.
 
 A mask is an image of the same height and width whose values are classes: 0 is the background,
 every other value a class of its own.
@@ -25,12 +25,10 @@ from dino_x.data.readers import registry
 from dino_x.data.readers.registry import ImageRef, Unreadable
 from dino_x.errors import UserError
 
-MOST_VALUES = 150  # in one mask; more are no classes
+MOST_VALUES = 150  # different values in one mask; with more they cannot be classes
 FIT_SHARE = 0.8  # of the training patients, where a validation set is made of the others
-PURPOSES = {
-    "train": "fit",
-    "test": "choose",
-}  # of the two sides that the training patients split in
+# The purposes of the two sides that the training patients are split into.
+PURPOSES = {"train": "fit", "test": "choose"}
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,10 @@ class Masked:
     Attributes:
         refs: the N images.
         masks: the mask of each.
-        side: what each is for: ``fit``, ``choose`` or ``test``, [N] strings.
+        side: the purpose of each: ``fit``, ``choose`` or ``test``, [N] strings.
         patients: the patient of each, or its file where the patient is not known, [N]; never to be
             written out.
-        values: of the K foreground classes, ascending.
+        values: the values of the K foreground classes, ascending.
         patients_known: whether ``patients`` are patients for every image.
         tested: what the tested split is called, ``test`` or ``val``.
         validation: how the images to choose on were found: ``given``, ``patient``, ``image`` or
@@ -67,18 +65,23 @@ class Masked:
 
     @property
     def names(self) -> list[str]:
-        """Of the K classes: ``foreground`` where there is one, else their values."""
-        return ["foreground"] if len(self.values) == 1 else [str(value) for value in self.values]
+        """The names of the K classes: ``foreground`` where there is one, else their values."""
+        if len(self.values) == 1:
+            return ["foreground"]
+        return [str(value) for value in self.values]
 
 
 def has_masks(labels: str | Path | None) -> bool:
     """Whether a table of labels has a column ``mask`` that is not empty."""
-    if labels is None or str(labels) == "folder" or not Path(labels).is_file():
+    if labels is None or str(labels) == "folder":
+        return False
+    if not Path(labels).is_file():
         return False
     try:
-        return any(row["mask"] for _, row in read_csv(Path(labels), "mask"))
+        masks = [row["mask"] for _, row in read_csv(Path(labels), "mask")]
     except UserError:
         return False
+    return any(masks)
 
 
 def load_masks(
@@ -107,35 +110,34 @@ def load_masks(
     for ref in refs:
         frames.setdefault(ref.path, []).append(ref)
     roots = [Path(path) for path in data_paths]
-    if Path(masks).is_dir():
-        items, left_out = _items_from_folder(Path(masks), labels, frames, roots)
-        files = {item.file: Path(item.label) for item in items}
-    else:
-        items, left_out = items_from_csv(Path(masks), list(frames), roots, "mask")
-        left_out["images without a mask"] = len(frames) - len(items)
-        left_out.pop("images with an empty label", None)
-        files = {item.file: _find_mask(Path(masks), item, roots) for item in items}
-    items = [replace(item, label="mask") for item in items]
+    items, files, left_out = _items_with_masks(Path(masks), labels, frames, roots)
     sides, split_by = sides_of(items)
     tested = tested_side(sides)
-    purpose, validation = _purposes(items, sides, tested)
-    rows = [
-        (ref, mask, item, what)
-        for item, what in zip(items, purpose, strict=True)
-        for ref, mask in _frame_by_frame(frames[item.file], files[item.file])
-    ]
-    side = np.array([what for *_, what in rows])
+    purposes, validation = _purposes(items, sides, tested)
+    images: list[ImageRef] = []
+    masks_of_images: list[ImageRef] = []
+    patients: list[str] = []
+    side_of_images: list[str] = []
+    for item, purpose in zip(items, purposes, strict=True):
+        pairs = _frame_by_frame(frames[item.file], files[item.file])
+        images += [image for image, _ in pairs]
+        masks_of_images += [mask for _, mask in pairs]
+        patients += [item.patient or f"file {item.key}"] * len(pairs)
+        side_of_images += [purpose] * len(pairs)
+    side = np.array(side_of_images)
     for needed, called in (("fit", "train"), ("test", tested)):
         if needed not in side:
             raise UserError(f"no image of {called} has a mask: masks are needed in train and test")
-    found = _check_all([ref for ref, *_ in rows], [mask for _, mask, *_ in rows])
-    if validation != "given" and _values(found, side == "choose") - _values(found, side == "fit"):
-        side[side == "choose"], validation = "fit", "none"  # a class too rare to be on both
+    found = _check_all(images, masks_of_images)
+    if validation != "given":
+        only_chosen_on = _values(found, side == "choose") - _values(found, side == "fit")
+        if only_chosen_on:  # a class too rare to be on both sides
+            side[side == "choose"], validation = "fit", "none"
     return Masked(
-        refs=[ref for ref, *_ in rows],
-        masks=[mask for _, mask, *_ in rows],
+        refs=images,
+        masks=masks_of_images,
         side=side,
-        patients=np.array([item.patient or f"file {item.key}" for *_, item, _ in rows]),
+        patients=np.array(patients),
         values=_classes(found, side, tested),
         patients_known=all(item.patient is not None for item in items),
         tested=tested,
@@ -144,6 +146,24 @@ def load_masks(
         left_out={reason: count for reason, count in left_out.items() if count},
         warnings=[f"masks: {line}" for line in warn_of_unknown_patients(items, split_by)],
     )
+
+
+def _items_with_masks(
+    masks: Path,
+    labels: str | Path | None,
+    frames: dict[Path, list[ImageRef]],
+    roots: list[Path],
+) -> tuple[list[Item], dict[Path, Path], dict[str, int]]:
+    """The images that have a mask, the file of each one's mask, and counts of those left out."""
+    if masks.is_dir():
+        items, left_out = _items_from_folder(masks, labels, frames, roots)
+        files = {item.file: Path(item.label) for item in items}
+    else:
+        items, left_out = items_from_csv(masks, list(frames), roots, "mask")
+        left_out["images without a mask"] = len(frames) - len(items)
+        left_out.pop("images with an empty label", None)
+        files = {item.file: _find_mask(masks, item, roots) for item in items}
+    return [replace(item, label="mask") for item in items], files, left_out
 
 
 def read_mask(ref: ImageRef) -> np.ndarray:
@@ -169,11 +189,14 @@ def read_mask(ref: ImageRef) -> np.ndarray:
 
 
 def _palette_indices(path: Path) -> np.ndarray | None:
+    """The values of a file with a palette, [1, H, W]; None for any other file."""
     try:
         with Pillow.open(path, formats=("PNG", "BMP")) as picture:
-            return np.asarray(picture)[None] if picture.mode == "P" else None
+            if picture.mode == "P":
+                return np.asarray(picture)[None]
     except OSError:
-        return None
+        pass
+    return None
 
 
 def _items_from_folder(
@@ -188,35 +211,42 @@ def _items_from_folder(
     if labels is not None and str(labels) != "folder":
         rows, _ = items_from_csv(Path(labels), list(frames), roots, "path")
         table = {item.file: item for item in rows}
-    images = sum(not file.is_relative_to(folder) for file in frames)
+    images = [file for file in frames if not file.is_relative_to(folder)]  # others are masks
     if not images:
         raise UserError(f"all images are below the folder of masks {folder}: keep them apart")
     items = []
-    for file, found in frames.items():
-        if file.is_relative_to(folder):
-            continue  # a mask
-        root = next((root for root in roots if file.is_relative_to(root)), file.parent)
-        key = file.relative_to(root)
+    for file in images:
+        key = _relative(file, roots)
         in_place = by_path.get(str(key.with_name(_stem(file))))
         masks = [in_place] if in_place else by_name.get(_stem(file), [])
-        if not masks or (table and file not in table):
+        unlisted = bool(table) and file not in table
+        if not masks or unlisted:
             continue
         if len(masks) > 1:
             raise UserError(
                 f"{len(masks)} masks below {folder} are called '{_stem(file)}', and none lies"
                 " where its image does: name them in a CSV file with the columns path and mask"
             )
-        row = table.get(file, Item(file, str(key), "", found[0].patient))
+        row = table.get(file, Item(file, str(key), "", frames[file][0].patient))
         items.append(replace(row, label=str(masks[0])))
     if not items:
         raise UserError(
             f"no mask in {folder} is called as an image is, such as"
             f" '{_stem(next(iter(frames)))}.png'"
         )
-    return items, {"images without a mask": images - len(items)}
+    return items, {"images without a mask": len(images) - len(items)}
+
+
+def _relative(file: Path, roots: list[Path]) -> Path:
+    """The path of an image below the first data path that it is in; its name if it is in none."""
+    for root in roots:
+        if file.is_relative_to(root):
+            return file.relative_to(root)
+    return Path(file.name)
 
 
 def _masks_below(folder: Path) -> tuple[dict[str, Path], dict[str, list[Path]]]:
+    """The masks in a folder, by their path without suffix and by their name without suffix."""
     by_path: dict[str, Path] = {}
     by_name: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*")):
@@ -227,10 +257,18 @@ def _masks_below(folder: Path) -> tuple[dict[str, Path], dict[str, list[Path]]]:
 
 
 def _stem(file: Path) -> str:
-    return file.stem.removesuffix(".nii") if file.suffix == ".gz" else file.stem
+    """The name of a file without its suffix, ``.nii.gz`` being one."""
+    if file.suffix == ".gz":
+        return file.stem.removesuffix(".nii")
+    return file.stem
 
 
 def _find_mask(table: Path, item: Item, roots: list[Path]) -> Path:
+    """The file of a mask that a row of a table names.
+
+    Raises:
+        UserError: if there is none.
+    """
     for base in (table.parent, *roots):
         if (base / item.label).is_file():
             return base / item.label
@@ -241,6 +279,11 @@ def _find_mask(table: Path, item: Item, roots: list[Path]) -> Path:
 
 
 def _frame_by_frame(images: list[ImageRef], file: Path) -> list[tuple[ImageRef, ImageRef]]:
+    """The frames of an image, each with the frame of its mask.
+
+    Raises:
+        UserError: for a mask that cannot be read or has too few frames.
+    """
     try:
         masks = {mask.frame: mask for mask in registry.refs(file)}
     except Unreadable as error:
@@ -257,13 +300,17 @@ def _purposes(items: list[Item], sides: list[str], tested: str) -> tuple[list[st
         return [names[side] for side in sides], "given"
     train = [item for item, side in zip(items, sides, strict=True) if side == "train"]
     made = iter(make_split(train, FIT_SHARE))
-    purpose = ["test" if side == tested else PURPOSES[next(made)] for side in sides]
-    if "choose" not in purpose:
-        return purpose, "none"
-    return purpose, "patient" if all(item.patient is not None for item in train) else "image"
+    purposes = []
+    for side in sides:
+        purposes.append("test" if side == tested else PURPOSES[next(made)])
+    if "choose" not in purposes:
+        return purposes, "none"
+    patients_known = all(item.patient is not None for item in train)
+    return purposes, "patient" if patients_known else "image"
 
 
 def _is_jpeg(path: Path) -> bool:
+    """Whether a file begins as a JPEG does."""
     with path.open("rb") as file:
         return file.read(3) == b"\xff\xd8\xff"
 
@@ -283,7 +330,8 @@ def _check_all(refs: list[ImageRef], masks: list[ImageRef]) -> list[np.ndarray]:
                 f" {image.width} x {image.height} px: a mask must be as large as its image"
             )
         values = np.unique(read_mask(mask))
-        if len(values) > MOST_VALUES or (len(values) > 2 and _is_jpeg(mask.path)):
+        too_many = len(values) > MOST_VALUES
+        if too_many or (len(values) > 2 and _is_jpeg(mask.path)):
             raise UserError(
                 f"the mask {mask.path} has {len(values)} different values: is it an image, or was"
                 " it saved as JPEG, which changes values? Save masks as PNG"

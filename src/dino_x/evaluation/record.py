@@ -1,4 +1,4 @@
-"""What the JSON says of an evaluation: counts and metrics, and neither patients nor files."""
+"""The JSON of an evaluation: counts and metrics, and neither patients nor files."""
 
 from collections import Counter
 from pathlib import Path
@@ -50,11 +50,12 @@ def masks(masked: Masked) -> dict[str, Any]:
     if masked.validation != "given":
         sides = {"train": ~is_test}
     sides[masked.tested] = is_test
+    known_patients = None
+    if masked.patients_known:
+        known_patients = {side: len(set(masked.patients[rows])) for side, rows in sides.items()}
     return {
         "images": {side: int(rows.sum()) for side, rows in sides.items()},
-        "patients": {side: len(set(masked.patients[rows])) for side, rows in sides.items()}
-        if masked.patients_known
-        else None,
+        "patients": known_patients,
         "classes": masked.names,
         "split_by": masked.split_by,
         "tested_split": masked.tested,

@@ -114,7 +114,7 @@ def overlap(
 
 @dataclass(frozen=True)
 class Segmented:
-    """What came of it.
+    """The results of the segmentation.
 
     Attributes:
         dice: of each model, float64 [Q, K - 1] by image and foreground class.
@@ -157,9 +157,9 @@ class _Pass:
         seed: int,
         batch_size: int,
         progress: Progress | None,
-        seeing: ImagePreparation,
+        preparation: ImagePreparation,
     ) -> None:
-        self.seeing = seeing
+        self.preparation = preparation
         self.encoders, self.masked, self.seed = encoders, masked, seed
         self.batch_size, self.progress = batch_size, progress
         self.done = self.unreadable = 0
@@ -175,7 +175,9 @@ class _Pass:
         refs = [self.masked.refs[row] for row in rows]
         forms = {encoder.form for encoder in self.encoders.values()}
         readable = 0
-        for positions, batches in prepared(refs, forms, self.batch_size, self._told, self.seeing):
+        for positions, batches in prepared(
+            refs, forms, self.batch_size, self._told, self.preparation
+        ):
             readable += len(positions)
             if not positions:
                 continue
@@ -211,7 +213,7 @@ def segment(
     seed: int,
     batch_size: int = 16,
     progress: Progress | None = None,
-    seeing: ImagePreparation = PLAINLY,
+    preparation: ImagePreparation = PLAINLY,
 ) -> Segmented:
     """Fits on train, chooses the penalty on val, fits again on both, and scores each tested image.
 
@@ -224,15 +226,17 @@ def segment(
         seed: of the patches that are kept.
         batch_size: images that go through a model together.
         progress: told (images done, images in all).
-        seeing: how the images are prepared.
+        preparation: how the images are prepared.
 
     Raises:
         UserError: for features that are not finite, or masks of one class only.
     """
-    walk = _Pass(encoders, masked, seed, batch_size, progress, seeing)
+    walk = _Pass(encoders, masked, seed, batch_size, progress, preparation)
     for image in walk.images("fit"):
         walk.keep(*image)
-    chosen = _choose(walk) if masked.validation != "none" else dict.fromkeys(encoders, UNCHOSEN)
+    chosen = dict.fromkeys(encoders, UNCHOSEN)
+    if masked.validation != "none":
+        chosen = _choose(walk)
     final = {name: walk.sample.fit(name, chosen[name]) for name in encoders}
     dice: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     iou: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
@@ -270,25 +274,35 @@ def metrics_of_overlap(
     columns = {MEAN: {metric: values.mean(axis=1) for metric, values in scores.items()}}
     for k, name in enumerate(names):
         columns[name] = {metric: values[:, k] for metric, values in scores.items()}
-    return {
-        name: {
-            metric: Metric(float(values_Q.mean()), mean_of_draws(draws, values_Q))
-            for metric, values_Q in column.items()
-        }
-        for name, column in columns.items()
-    }
+    found: dict[str, dict[str, Metric]] = {}
+    for name, column in columns.items():
+        found[name] = {}
+        for metric, values_Q in column.items():
+            mean = float(values_Q.mean())
+            found[name][metric] = Metric(mean, mean_of_draws(draws, values_Q))
+    return found
+
+
+def _mean_dice(
+    candidates: Sequence[PatchClassifier], of_image: np.ndarray, mask_HW: np.ndarray, classes: int
+) -> np.ndarray:
+    """The Dice of one image by each candidate, the mean over classes."""
+    found = []
+    for candidate in candidates:
+        predicted_HW = candidate.predict(of_image, *mask_HW.shape)
+        dice, _ = overlap(mask_HW, predicted_HW, classes)
+        found.append(dice.mean())
+    return np.array(found)
 
 
 def _choose(walk: _Pass) -> dict[str, float]:
     """The penalty of the highest mean Dice on the images to choose on, which join the sample."""
-    candidates = {
-        name: [walk.sample.fit(name, penalty) for penalty in PENALTIES] for name in walk.encoders
-    }
-    scores = {name: np.zeros(len(PENALTIES)) for name in walk.encoders}
+    candidates, scores = {}, {}
+    for name in walk.encoders:
+        candidates[name] = [walk.sample.fit(name, penalty) for penalty in PENALTIES]
+        scores[name] = np.zeros(len(PENALTIES))
     for row, mask_HW, tokens in walk.images("choose"):
         for name, of_image in tokens.items():
-            for i, candidate in enumerate(candidates[name]):
-                predicted_HW = candidate.predict(of_image, *mask_HW.shape)
-                scores[name][i] += overlap(mask_HW, predicted_HW, walk.class_count)[0].mean()
+            scores[name] += _mean_dice(candidates[name], of_image, mask_HW, walk.class_count)
         walk.keep(row, mask_HW, tokens)
     return {name: PENALTIES[int(np.argmax(totals))] for name, totals in scores.items()}

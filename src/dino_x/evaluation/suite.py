@@ -32,13 +32,13 @@ KS = (10, 20, 50)
 
 @dataclass
 class Outcome:
-    """What has been done so far.
+    """The results so far.
 
     Attributes:
         results: metrics by name, task, setting and metric.
         described: how each task was done, for the JSON.
         main: the setting of each task that its verdict is about.
-        left_out: how many files were not used, by reason.
+        left_out: the number of files that were not used, by reason.
         warnings: sentences for the user.
     """
 
@@ -71,7 +71,7 @@ class Execution:
     precision: str
     batch_size: int
     seed: int
-    seeing: ImagePreparation
+    preparation: ImagePreparation
 
 
 def evaluate(
@@ -124,10 +124,9 @@ def evaluate(
     if masks is None and has_masks(labels):
         masks = labels
     chosen = choose_tasks(tasks, labels is not None, masks is not None)
-    index = build_index(
-        [Path(path) for path in data_paths], verify="headers", reading=reading_of(model)
-    )
-    labelled = masked = None
+    folders = [Path(path) for path in data_paths]
+    index = build_index(folders, verify="headers", reading=reading_of(model))
+    labelled, masked = None, None
     if labels is not None and chosen != ["segmentation"]:
         labelled = load_labels(
             labels, index.rows, data_paths, label_column=label_column, with_val=True
@@ -140,40 +139,44 @@ def evaluate(
     preparation = contenders[MODEL].preparation
     if labelled is not None and preparation.slices == 3:
         labelled = without_uneven(labelled, index.rows)
-    seeing = ImagePreparation(preparation.windows, index.rows)
-    how = Execution(choose_device(device).type, precision, batch_size, seed, seeing)
-    patch_encoders = patch_encoders_of(contenders, how) if masked is not None else {}
+    images = ImagePreparation(preparation.windows, index.rows)
+    how = Execution(choose_device(device).type, precision, batch_size, seed, images)
+    patch_encoders = {}
+    if masked is not None:
+        patch_encoders = patch_encoders_of(contenders, how)
 
-    work = _Work(progress, len(labelled.refs) if labelled else 0, len(masked.refs) if masked else 0)
+    work = _Work(progress, labelled, masked)
     done = Outcome({name: {} for name in names_of(contenders)}, warnings=warnings)
     done.leave_out("files that cannot be read", len(index.skipped))
+    settings: dict[str, Any] = {
+        "labels": record.file_name(labels),
+        "label_column": label_column,
+        "masks": None,
+        "split_by": None,
+        "tested_split": None,
+        "image_size": preparation.image_size,
+        "mean": list(preparation.mean),
+        "std": list(preparation.std),
+        "device": how.device,
+        "precision": precision,
+        "batch_size": batch_size,
+        "seed": seed,
+        "bootstrap_draws": DRAWS,
+        "confidence": CONFIDENCE,
+    }
+    on_images: dict[str, Any] = {"counts": {}, "patients": None, "masks": None}
     if labelled is not None:
         labelled = classify(labelled, contenders, chosen, ks, how, done, work)
+        settings |= {"split_by": labelled.split_by, "tested_split": labelled.tested}
+        on_images |= {"counts": record.counts(labelled), "patients": record.patients(labelled)}
     if masked is not None:
         score_masks(masked, patch_encoders, how, done, work)
+        settings["masks"] = record.file_name(masks)
+        on_images["masks"] = record.masks(masked)
     return {
         "model": str(model),
-        "settings": {
-            "tasks": list(done.main),
-            "labels": record.file_name(labels),
-            "label_column": label_column,
-            "masks": record.file_name(masks) if masked is not None else None,
-            "split_by": labelled.split_by if labelled else None,
-            "tested_split": labelled.tested if labelled else None,
-            "image_size": preparation.image_size,
-            "mean": list(preparation.mean),
-            "std": list(preparation.std),
-            "device": how.device,
-            "precision": precision,
-            "batch_size": batch_size,
-            "seed": seed,
-            "bootstrap_draws": DRAWS,
-            "confidence": CONFIDENCE,
-            **done.described,
-        },
-        "counts": record.counts(labelled) if labelled else {},
-        "patients": record.patients(labelled) if labelled else None,
-        "masks": record.masks(masked) if masked is not None else None,
+        "settings": {"tasks": list(done.main), **settings, **done.described},
+        **on_images,
         "left_out": done.left_out,
         "results": record.results(done.results),
         "verdicts": done.verdicts(),
@@ -182,7 +185,7 @@ def evaluate(
 
 
 def without_uneven(labelled: Labelled, rows: Sequence[ImageRef]) -> Labelled:
-    """Without the slices of volumes that 2.5D cannot use."""
+    """The labelled images without the slices of volumes that 2.5D cannot use."""
     refused = {rows[row] for row in neighbours(rows).refused}
     usable = np.array([ref not in refused for ref in labelled.refs])
     if usable.all():
@@ -198,14 +201,20 @@ def choose_tasks(wanted: Sequence[str] | None, labels: bool, masks: bool) -> lis
     """
     if not labels and not masks:
         raise UserError("nothing to evaluate on: give --labels, --masks or both")
-    possible = [task for task in TASKS if (masks if task == "segmentation" else labels)]
-    for task in wanted or ():
+    possible = []
+    if labels:
+        possible += [task for task in TASKS if task != "segmentation"]
+    if masks:
+        possible.append("segmentation")
+    if not wanted:
+        return possible
+    needed = "--masks, or labels with a column 'mask'" if labels else "--labels"
+    for task in wanted:
         if task not in TASKS:
             raise UserError(f"no task '{task}'{nearest(task, TASKS)} (tasks: {', '.join(TASKS)})")
         if task not in possible:
-            needed = "--masks, or labels with a column 'mask'" if labels else "--labels"
             raise UserError(f"the task {task} needs {needed}")
-    return [task for task in possible if not wanted or task in wanted]
+    return [task for task in possible if task in wanted]
 
 
 def names_of(contenders: dict[str, Contender]) -> list[str]:
@@ -224,7 +233,7 @@ def classify(
     done: Outcome,
     work: "_Work",
 ) -> Labelled:
-    """Adds the tasks on classes to what is done; the images that could be decoded."""
+    """Adds the tasks on classes to the results; returns the images that could be decoded."""
     encoders = {
         name: backbone_encoder(
             contender.network,
@@ -239,7 +248,7 @@ def classify(
     } | {PIXELS: pixel_encoder()}
     features, unreadable = encode(
         encoders, labelled.refs, batch_size=how.batch_size, progress=work.part("classes"),
-        seeing=how.seeing,
+        seeing=how.preparation,
     )  # fmt: skip
     if unreadable:
         readable = np.ones(len(labelled.refs), dtype=bool)
@@ -259,12 +268,13 @@ def classify(
     for reason, count in labelled.left_out.items():
         done.leave_out(reason, count)
     done.warnings += labelled.warnings + classification.thin_classes()
-    done.warnings += classification.warnings if "few_shot" in tasks else []
+    if "few_shot" in tasks:
+        done.warnings += classification.warnings
     return labelled
 
 
 def patch_encoders_of(contenders: dict[str, Contender], how: Execution) -> dict[str, Encoder]:
-    """Each network's patches, and the pixels'.
+    """The encoders of patches, of each network and of the pixels.
 
     Raises:
         UserError: for a network without patches.
@@ -289,14 +299,14 @@ def score_masks(
     done: Outcome,
     work: "_Work",
 ) -> None:
-    """Adds the segmentation to what is done."""
+    """Adds the segmentation to the results."""
     found = segment(
         {name: encoders[name] for name in done.results},
         masked,
         seed=how.seed,
         batch_size=max(1, how.batch_size // 4),  # hundreds of patches an image
         progress=work.part("masks"),
-        seeing=how.seeing,
+        preparation=how.preparation,
     )
     draws = draw_patients(masked.patients[found.rows], how.seed)
     for name, tasks_of in done.results.items():
@@ -319,11 +329,16 @@ def score_masks(
 class _Work:
     """One bar for all parts: images to encode for classes, images with masks, and scores."""
 
-    def __init__(self, progress: Progress | None, labelled: int, masked: int) -> None:
+    def __init__(
+        self, progress: Progress | None, labelled: Labelled | None, masked: Masked | None
+    ) -> None:
         self.progress = progress
-        self.sizes = {"classes": labelled, "scores": labelled, "masks": 10 * masked}
+        labels = len(labelled.refs) if labelled else 0
+        masks = len(masked.refs) if masked else 0
+        self.sizes = {"classes": labels, "scores": labels, "masks": 10 * masks}
 
     def part(self, name: str) -> Callable[[int, int], None]:
+        """The function that a part tells (work done, work in all) of its own."""
         before = sum(list(self.sizes.values())[: list(self.sizes).index(name)])
         whole = sum(self.sizes.values())
 

@@ -1,4 +1,4 @@
-"""The evaluation for people: a table a task, one sentence below each."""
+"""The evaluation for people: a table for each task, one sentence below each."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ HOW = {"given": "given", "patient": "made by patient", "image": "made by image"}
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:
-    """What was compared on what, a table and a sentence for each task, then the warnings."""
+    """Print the data, a table and a sentence for each task, then the warnings."""
     settings = result["settings"]
     if result["counts"]:
         print_counts(result, console)
@@ -46,7 +46,7 @@ def print_table(result: dict[str, Any], console: Console) -> None:
 
 
 def print_counts(result: dict[str, Any], console: Console) -> None:
-    """Images by split and class."""
+    """Print the number of images by split and class."""
     counts, patients = result["counts"], result["patients"]
     console.print(
         f"{len(counts['train'])} classes, split {HOW[result['settings']['split_by']]}:",
@@ -59,7 +59,7 @@ def print_counts(result: dict[str, Any], console: Console) -> None:
 
 
 def print_masks(masks: dict[str, Any], console: Console) -> None:
-    """Images with a mask by split."""
+    """Print the number of images with a mask by split."""
     names = ", ".join(masks["classes"])
     console.print(Text(f"Masks of {names}, split {HOW[masks['split_by']]}:"))
     for side, images in masks["images"].items():
@@ -68,7 +68,7 @@ def print_masks(masks: dict[str, Any], console: Console) -> None:
 
 
 def knn_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Table]:
-    """Balanced accuracy for each k, with its interval and the rest for one."""
+    """The table of kNN: balanced accuracy for each k, with its interval and the rest for one."""
     main, table = finding["setting"], _empty_table()
     settings = list(result["results"]["model"]["knn"])
     for k in settings:
@@ -77,17 +77,17 @@ def knn_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Tab
     table.add_column("model minus this", justify="right")
     for name, tasks in result["results"].items():
         metrics = tasks["knn"]
-        cells = [
-            (with_interval if k == main else plain)(metrics[k]["balanced_accuracy"])
-            for k in settings
-        ]
+        cells = []
+        for k in settings:
+            shown = with_interval if k == main else plain
+            cells.append(shown(metrics[k]["balanced_accuracy"]))
         auroc = with_interval(metrics[main]["auroc"])
         table.add_row(_shown(name), *cells, auroc, _difference(finding, name))
     return f"Nearest neighbours, balanced accuracy (AUROC and differences at k = {main})", table
 
 
 def linear_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Table]:
-    """Both metrics and the difference in the first."""
+    """The table of the linear probe: both metrics, and the difference in the first."""
     table = _empty_table()
     for column in ("balanced accuracy", "AUROC", "model minus this"):
         table.add_column(column, justify="right")
@@ -99,7 +99,7 @@ def linear_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, 
 
 
 def few_shot_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Table]:
-    """Balanced accuracy for each number of images a class."""
+    """The table of few labels: balanced accuracy for each number of images a class."""
     table = _empty_table()
     for shots in result["results"]["model"]["few_shot"]:
         table.add_column(f"{shots} a class", justify="right")
@@ -148,12 +148,12 @@ TABLES = {
 
 
 def plain(metric: dict[str, float]) -> str:
-    """The value alone."""
+    """The value of a metric alone."""
     return f"{metric['value']:.3f}"
 
 
 def with_interval(metric: dict[str, float]) -> str:
-    """The value and its interval.
+    """The value of a metric and its interval.
 
     >>> with_interval({"value": 0.8774, "low": 0.8551, "high": 0.9012})
     '0.877 (0.86-0.90)'
@@ -177,4 +177,6 @@ def _empty_table() -> Table:
 def _shown(name: str) -> Text:
     """The name for people; of a long path, its end."""
     name = title(name)
-    return Text(name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}")
+    if len(name) > NAME_WIDTH:
+        name = f"…{name[1 - NAME_WIDTH :]}"
+    return Text(name)

@@ -1,4 +1,4 @@
-"""What the metrics say, with the uncertainty that they have."""
+"""The verdict on a model: its metrics against the baselines, with their uncertainty."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ TITLES = {
 
 
 def title(name: str) -> str:
-    """What a name of the results is called for people."""
+    """The title of a name of the results, for people."""
     return TITLES.get(name, name)
 
 

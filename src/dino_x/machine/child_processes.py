@@ -11,7 +11,7 @@ _lock = threading.Lock()
 
 @contextmanager
 def without_main() -> Iterator[None]:
-    """Processes that are started in here do not run the caller's script again.
+    """A context in which processes that are started do not run the caller's script again.
 
     multiprocessing makes every process that it spawns import the script, so that functions of the
     script can be called there. Ours call functions of this package alone. A script without

@@ -17,10 +17,11 @@ def choose_device(name: str) -> torch.device:
 
     Raises: UserError if there is no GPU that PyTorch can use.
     """
-    if name == "cuda" and not torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
         raise UserError("no GPU that PyTorch can use; choose --device cpu or auto")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if has_gpu else "cpu"
     return torch.device(name)
 
 
@@ -33,12 +34,12 @@ def describe_device(device: torch.device) -> str:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Of weights and views: float64 for fp64, else float32 (bf16 is mixed precision)."""
+    """The type of weights and views: float64 for fp64, else float32 (bf16 is mixed precision)."""
     return torch.float64 if precision == "fp64" else torch.float32
 
 
 def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """Opens the context in which a forward runs."""
+    """A function that opens the context in which a forward runs."""
     if precision == "bf16":
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext
@@ -49,12 +50,14 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
+    if sys.platform == "darwin":  # in bytes there, in KiB on Linux
+        return peak / GIB
+    return peak * 1024 / GIB
 
 
 @contextmanager
 def limited_memory(device: torch.device, spared: float) -> Iterator[None]:
-    """On a GPU, so many bytes less than are free can be allocated while the block runs."""
+    """A context in which ``spared`` of a GPU's free bytes cannot be allocated."""
     if device.type != "cuda":
         yield
         return

@@ -1,4 +1,4 @@
-"""Running out of memory, whichever library says it, as one kind of error."""
+"""One kind of error for running out of memory, whichever library raises it."""
 
 import traceback
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-# How libraries say it that have no class for it: PyTorch's CPU allocator, oneDNN, C++.
+# Words in the messages of libraries without a class for it: PyTorch's CPU allocator, oneDNN, C++.
 WORDS = (
     "DefaultCPUAllocator",
     "can't allocate memory",
@@ -21,7 +21,7 @@ class OutOfMemory(Exception):  # noqa: N818 as PyTorch's own
     """Memory ran out, here or in another process; the message says for what.
 
     Attributes:
-        told: whether all processes of the run know, so that the first one says it.
+        told: whether all processes of the run know, so that rank 0 prints it.
     """
 
     def __init__(self, message: str, told: bool = False) -> None:
@@ -33,22 +33,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemory):
         return True
-    return isinstance(error, RuntimeError | OSError) and any(w in str(error) for w in WORDS)
+    if not isinstance(error, RuntimeError | OSError):
+        return False
+    return any(word in str(error) for word in WORDS)
 
 
 def asked_for(error: BaseException) -> str:
     """The part of the message that says how much was asked for; else the first line."""
-    text = str(error)
+    text = str(error).strip()
     for start in ("tried to allocate", "Tried to allocate", "allocate"):
         if start in text:
             sentence = text[text.index(start) :].split(". ")[0].splitlines()[0]
             return sentence[0].lower() + sentence[1:]
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if not text:
+        return type(error).__name__
+    return text.splitlines()[0]
 
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Whatever says that memory ran out becomes ``OutOfMemory``."""
+    """A context in which every error that means that memory ran out becomes ``OutOfMemory``."""
     message = None
     try:
         yield

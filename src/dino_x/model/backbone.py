@@ -6,7 +6,7 @@ B: rows of a forward (crops), L: layers.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,12 +104,12 @@ class Backbone(nn.Module):
 
     @property
     def width(self) -> int:
-        """Features of a token, D."""
+        """The number of features of a token, D."""
         return self.vit.config.hidden_size
 
     @property
     def depth(self) -> int:
-        """Layers, L."""
+        """The number of layers, L."""
         return self.vit.config.num_hidden_layers
 
     @property
@@ -119,7 +119,7 @@ class Backbone(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Input channels, 1 or 3."""
+        """The number of input channels, 1 or 3."""
         return self.vit.config.num_channels
 
     def forward(
@@ -134,7 +134,7 @@ class Backbone(nn.Module):
         Args:
             crops_BCOO: images of side O.
             mask_BN: patches that are hidden from the network.
-            randomness: none if None.
+            randomness: the random numbers of the forward; None for a forward without any.
             patches_W: the patches that are looked at, as places in [B * N]; patch tokens are then
                 [W, D], and the last block computes no others. None looks at all.
         """
@@ -143,19 +143,21 @@ class Backbone(nn.Module):
         rope = None if self.rope is None else self.rope(crops_BCOO)
         tokens = self.vit.embeddings(crops_BCOO, bool_masked_pos=mask_BN)
         rows, count = tokens.shape[:2]
-        keep_L2B = None if randomness is None or not self.drop_path else randomness.keep
+        registers = registers_of(self.vit.config)
+        keep_by_layer: Sequence[np.ndarray | None] = [None] * self.depth  # [2, B] each
+        if randomness is not None and self.drop_path:
+            keep_by_layer = list(randomness.keep)
         looked = None
         if patches_W is not None:
-            places = places_of(patches_W, rows, count, registers_of(self.vit.config))
-            keep_2B = None if keep_L2B is None else keep_L2B[-1]
-            looked = NeededTokens.at(places, keep_2B, count, tokens.device)
+            places = places_of(patches_W, rows, count, registers)
+            looked = NeededTokens.at(places, keep_by_layer[-1], count, tokens.device)
         for index, block in enumerate(layers_of(self.vit)):
-            keep_2B = None if keep_L2B is None else keep_L2B[index]
+            is_last = index == self.depth - 1
             run = partial(
                 block,
                 position_embeddings=rope,
-                looked=looked if index == self.depth - 1 else None,
-                **kept_rows(keep_2B, self.drop_path, tokens.device),
+                looked=looked if is_last else None,
+                **kept_rows(keep_by_layer[index], self.drop_path, tokens.device),
             )
             if self.recompute and torch.is_grad_enabled():  # nothing in a block is drawn
                 tokens = checkpoint(run, tokens, use_reentrant=False, preserve_rng_state=False)
@@ -164,7 +166,7 @@ class Backbone(nn.Module):
         tokens = final_norm(self.vit)(tokens)
         if looked is not None:
             return tokens[:rows], tokens[rows:]
-        return tokens[:, 0], tokens[:, 1 + registers_of(self.vit.config) :]
+        return tokens[:, 0], tokens[:, 1 + registers :]
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Have torch.compile make the blocks, for any number of rows; copies made later are not."""
@@ -173,7 +175,7 @@ class Backbone(nn.Module):
 
 
 def places_of(patches_W: np.ndarray, rows: int, tokens: int, registers: int) -> np.ndarray:
-    """Where the CLS token of each row and then the patches looked at are in [B * T] tokens."""
+    """Places in [B * T] tokens of the CLS token of each row, then of the patches looked at."""
     first = 1 + registers
     row_W, patch_W = np.divmod(patches_W, tokens - first)
     return np.concatenate([np.arange(rows) * tokens, row_W * tokens + first + patch_W])
@@ -188,11 +190,19 @@ def kept_rows(
     """
     if keep_2B is None:
         return {}
-    attention, mlp = (
-        None if keep.all() else torch.from_numpy(np.flatnonzero(keep)).to(device, non_blocking=True)
-        for keep in keep_2B
-    )
-    return {"attention_rows": attention, "mlp_rows": mlp, "factor": 1 / (1 - rate)}
+    attention_B, mlp_B = keep_2B
+    return {
+        "attention_rows": _rows_of(attention_B, device),
+        "mlp_rows": _rows_of(mlp_B, device),
+        "factor": 1 / (1 - rate),
+    }
+
+
+def _rows_of(keep_B: np.ndarray, device: torch.device) -> Tensor | None:
+    """The rows that keep a branch, as numbers on a device; None if all do."""
+    if keep_B.all():
+        return None
+    return torch.from_numpy(np.flatnonzero(keep_B)).to(device, non_blocking=True)
 
 
 def new_backbone(options: ModelOptions, image_size: int) -> Any:
@@ -204,12 +214,8 @@ def new_backbone(options: ModelOptions, image_size: int) -> Any:
         )
     width, depth, heads, patch = SIZES[options.name]
     width = options.width or width
-    heads = options.heads or (heads if width % heads == 0 else width // 64)
-    if heads < 1 or width % heads or (width // heads) % 4:
-        raise UserError(
-            f"model.width {width} does not split into {heads} heads of a multiple of 4 features;"
-            f" set model.heads"
-        )
+    heads = heads_for(width, options.heads, heads)
+    init_std = INIT_STD if options.init == "normal" else (2 * width) ** -0.5
     config = DINOv3ViTConfig(
         hidden_size=width,
         num_hidden_layers=options.depth or depth,
@@ -218,11 +224,27 @@ def new_backbone(options: ModelOptions, image_size: int) -> Any:
         patch_size=options.patch_size or patch,
         num_register_tokens=REGISTERS if options.registers is None else options.registers,
         layerscale_value=options.layerscale or LAYERSCALE,
-        initializer_range=INIT_STD if options.init == "normal" else (2 * width) ** -0.5,
+        initializer_range=init_std,
         image_size=image_size,
         num_channels=options.channels or CHANNELS,
     )
     return DINOv3ViTModel(config)
+
+
+def heads_for(width: int, asked: int | None, usual: int) -> int:
+    """The number of attention heads: as asked, else as usual for the size, else 64 wide.
+
+    Raises: UserError if the width does not split into them.
+    """
+    heads = usual if width % usual == 0 else width // 64
+    if asked:
+        heads = asked
+    if heads < 1 or width % heads or (width // heads) % 4:
+        raise UserError(
+            f"model.width {width} does not split into {heads} heads of a multiple of 4 features;"
+            f" set model.heads"
+        )
+    return heads
 
 
 def build_backbone(options: ModelOptions, image_size: int, seed: int) -> Backbone:

@@ -40,7 +40,7 @@ class NeededTokens:
     def at(
         cls, tokens_W: np.ndarray, keep_2B: np.ndarray | None, tokens: int, device: torch.device
     ) -> "NeededTokens":
-        """Of a block that keeps the branches of some rows, or all; ``tokens`` is T."""
+        """The tokens of a block that keeps the branches of some rows or all; ``tokens`` is T."""
 
         def there(places: np.ndarray) -> Tensor:
             return torch.from_numpy(places).to(device, non_blocking=True)
@@ -138,13 +138,9 @@ class Block(nn.Module):
     def attended(self, tokens_BTF: Tensor, rope: Rope | None) -> Tensor:
         """Values averaged by attention, [B, T, F], before the output projection."""
         tokens_BTF = self.norm1(tokens_BTF)
-        parts = [self.attention.q_proj, self.attention.k_proj, self.attention.v_proj]
-        biases = [part.bias for part in parts]
-        bias = None
-        if any(b is not None for b in biases):  # DINOv3 has none for keys
-            like = next(b for b in biases if b is not None)
-            bias = torch.cat([torch.zeros_like(like) if b is None else b for b in biases])
-        qkv = functional.linear(tokens_BTF, torch.cat([part.weight for part in parts]), bias)
+        layers = [self.attention.q_proj, self.attention.k_proj, self.attention.v_proj]
+        weight = torch.cat([layer.weight for layer in layers])
+        qkv = functional.linear(tokens_BTF, weight, joined_bias([layer.bias for layer in layers]))
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B, T, H, C] each
         if rope is not None:
             q, k = Rotate.apply(q, *rope), Rotate.apply(k, *rope)
@@ -168,6 +164,15 @@ class Block(nn.Module):
             expanded = mlp.activation_fn(mlp.fc1(tokens))
         last = mlp.down_proj if hasattr(mlp, "down_proj") else mlp.fc2
         return scaled(last, self.layer_scale2, factor, expanded)
+
+
+def joined_bias(biases: list[Tensor | None]) -> Tensor | None:
+    """One bias from those of several layers; zeros for a layer without, None if none has one."""
+    given = [bias for bias in biases if bias is not None]
+    if not given:
+        return None
+    zeros = torch.zeros_like(given[0])  # DINOv3 has no bias for keys
+    return torch.cat([zeros if bias is None else bias for bias in biases])
 
 
 def with_branch(tokens: Tensor, rows: Tensor | None, branch: Callable[[Tensor], Tensor]) -> Tensor:

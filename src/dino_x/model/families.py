@@ -36,11 +36,13 @@ def layers_of(vit: nn.Module) -> nn.ModuleList:
 
 def final_norm(vit: Any) -> nn.Module:
     """The norm after the last block."""
-    return vit.layernorm if hasattr(vit, "layernorm") else vit.norm
+    if hasattr(vit, "layernorm"):
+        return vit.layernorm
+    return vit.norm
 
 
 def registers_of(config: Any) -> int:
-    """Register tokens between CLS and patches; DINOv2 without registers has none."""
+    """The number of register tokens between CLS and patches; DINOv2 without registers has none."""
     return getattr(config, "num_register_tokens", 0)
 
 

@@ -22,6 +22,7 @@ from dino_x.model.families import LAYERS, PATCH_KERNELS, POSITIONS
 SUFFIXES = (".pth", ".pt")
 WRAPPERS = ("teacher", "student", "model", "state_dict")  # keys that hold the state dict
 PREFIXES = ("module.", "backbone.")  # before every name of a training checkpoint
+PERIODS = "rope_embed.periods"
 HEAD_WIDTH = 64  # of every released DINOv2, whose file does not say it
 
 TOKENS = {  # outside the blocks, both versions
@@ -82,26 +83,29 @@ def read_file(path: Path) -> dict[str, Tensor]:
             f"{path} is no file of plain tensors ({type(error).__name__}); save its state dict"
             " alone, with torch.save(model.state_dict(), FILE)"
         ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    tensors = content.items() if isinstance(content, Mapping) else ()
-    state = {str(name): value for name, value in tensors if isinstance(value, Tensor)}
+    state = _unwrapped(content)
     for prefix in PREFIXES:
-        if any(name == prefix + "cls_token" for name in state):
+        if prefix + "cls_token" in state:
             state = {name.removeprefix(prefix): value for name, value in state.items()}
-    needed = ("cls_token", "patch_embed.proj.weight")
-    lacking = [name for name in needed if name not in state]
-    if lacking:
-        raise UserError(
-            f"{path} is no DINOv2 or DINOv3 ViT as Meta released them: it has no '{lacking[0]}'"
-        )
+    for needed in ("cls_token", "patch_embed.proj.weight"):
+        if needed not in state:
+            raise UserError(
+                f"{path} is no DINOv2 or DINOv3 ViT as Meta released them: it has no '{needed}'"
+            )
     return state
 
 
+def _unwrapped(content: Any) -> dict[str, Tensor]:
+    """The tensors of a file's content, or of the first wrapper in it; none if it has no names."""
+    if not isinstance(content, Mapping):
+        return {}
+    inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+    named = inner[0] if inner else content
+    return {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
+
+
 def convert(path: Path, heads: int | None) -> Converted:
-    """A released backbone, tensor by tensor.
+    """Convert a released backbone, tensor by tensor.
 
     Args:
         path: the ``.pth`` file.
@@ -114,21 +118,21 @@ def convert(path: Path, heads: int | None) -> Converted:
     kind = config.model_type
     converted = Converted(config)
     key_bias = kind != "dinov3_vit" or config.key_bias
-    blocks: dict[tuple[str, str], Tensor] = {}
+    blocks: dict[str, dict[str, Tensor]] = {}  # by number and name
     for name, tensor in state.items():
         block = re.fullmatch(r"blocks\.(?:\d+\.)?(\d+)\.(.+)", name)
         if block:  # blocks may lie in chunks, "blocks.0.11."; the second number counts through
-            blocks[block.group(1), block.group(2)] = tensor.float()
+            number, inner_name = block.groups()
+            blocks.setdefault(number, {})[inner_name] = tensor.float()
         else:
             _convert_outside(name, tensor.float(), kind, converted)
-    for number in dict.fromkeys(number for number, _ in blocks):
-        inside = {name: value for (of, name), value in blocks.items() if of == number}
+    for number, inside in blocks.items():
         _convert_block(number, inside, kind, key_bias, converted)
     return converted
 
 
 def _convert_outside(name: str, tensor: Tensor, kind: str, converted: Converted) -> None:
-    """Tokens, positions, patch embedding, final norm; the rest is not used."""
+    """Convert a tensor outside the blocks: tokens, positions, patch embedding, final norm."""
     version = "dinov3_vit" if kind == "dinov3_vit" else "dinov2"
     final = re.fullmatch(r"norm\.(weight|bias)", name)
     patch = re.fullmatch(r"patch_embed\.proj\.(weight|bias)", name)
@@ -142,7 +146,7 @@ def _convert_outside(name: str, tensor: Tensor, kind: str, converted: Converted)
         converted.state[f"{FINAL_NORM[version]}.{final.group(1)}"] = tensor
     elif patch:
         converted.state[f"{PATCH_KERNELS[kind]}.{patch.group(1)}"] = tensor
-    elif name == "rope_embed.periods":
+    elif name == PERIODS:
         converted.unused[name] = "computed from rope_theta"
     elif name.startswith(LOCAL_NORM):
         converted.unused[name] = "for local crops in training only"
@@ -153,7 +157,7 @@ def _convert_outside(name: str, tensor: Tensor, kind: str, converted: Converted)
 def _convert_block(
     number: str, block: dict[str, Tensor], kind: str, key_bias: bool, converted: Converted
 ) -> None:
-    """One block: most tensors by name, queries with keys and values cut in three."""
+    """Convert a block: most tensors by name; queries, keys and values are cut from one matrix."""
     prefix = f"{LAYERS[kind]}.{number}."
     mlp = MLP["dinov3_vit" if kind == "dinov3_vit" else "dinov2"]
     for name, tensor in block.items():
@@ -184,7 +188,7 @@ BIAS_MASK = "attn.qkv.bias_mask"
 def _cut(
     prefix: str, layers: tuple[str, ...], leaf: str, tensor: Tensor, converted: Converted
 ) -> None:
-    """Equal parts of a tensor, along its rows, for several layers."""
+    """Cut a tensor along its rows into equal parts, one for each of several layers."""
     for position, part in enumerate(tensor.tensor_split(len(layers))):
         name = f"{prefix}{layers[position]}.{leaf}"
         converted.state[name] = part.clone()
@@ -193,7 +197,9 @@ def _cut(
 
 def masked(bias: Tensor, mask: Tensor | None) -> Tensor:
     """A bias where its mask is not 0; what lies under the mask may be anything, NaN too."""
-    return bias if mask is None else torch.where(mask.float() == 0, 0.0, bias)
+    if mask is None:
+        return bias
+    return torch.where(mask.float() == 0, 0.0, bias)
 
 
 def key_biases(state: Mapping[str, Tensor]) -> Iterator[Tensor]:
@@ -209,50 +215,101 @@ def configuration(state: Mapping[str, Tensor], path: Path, heads: int | None) ->
     Raises: UserError for shapes that no such ViT has.
     """
     kernels = state["patch_embed.proj.weight"]
-    width, channels, patch = kernels.shape[0], kernels.shape[1], kernels.shape[-1]
-    numbers = [re.match(r"blocks\.(?:\d+\.)?(\d+)\.", name) for name in state]
-    depth = 1 + max((int(found.group(1)) for found in numbers if found), default=-1)
+    width, channels = kernels.shape[:2]
+    depth = depth_of(state)
     if not depth:
         raise UserError(f"{path} has no blocks: is it a backbone?")
-    gated = any(".mlp.w3." in name for name in state)
-    periods = state.get("rope_embed.periods")
-    found = 4 * len(periods) if periods is not None else HEAD_WIDTH
-    heads = heads or (width // found if width % found == 0 else None)
-    if not heads or width % heads:
-        raise UserError(f"{path} does not say how many attention heads it has; set model.heads")
     common: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "patch_size": patch,
+        "num_attention_heads": heads_of(state, path, heads),
+        "patch_size": kernels.shape[-1],
         "num_channels": channels,
     }
-    tokens = state.get("storage_tokens", state.get("register_tokens"))
-    registers = 0 if tokens is None else tokens.shape[1]
     if "pos_embed" in state:
-        side = (state["pos_embed"].shape[1] - 1) ** 0.5
-        if side != int(side):
-            raise UserError(f"{path}: its grid of positions is not square")
-        common |= {"image_size": int(side) * patch, "use_swiglu_ffn": gated}
-        if not gated:
-            common["mlp_ratio"] = hidden(state, "mlp.fc1.weight", 4 * width) // width
-        if registers:
-            return Dinov2WithRegistersConfig(**common, num_register_tokens=registers)
-        return Dinov2Config(**common)
+        return _configuration_of_dinov2(state, path, common)
+    return _configuration_of_dinov3(state, path, common)
+
+
+def _configuration_of_dinov2(
+    state: Mapping[str, Tensor], path: Path, common: Mapping[str, Any]
+) -> Any:
+    """The configuration of a DINOv2, whose learned positions lie on a square grid."""
+    width, patch = common["hidden_size"], common["patch_size"]
+    side = (state["pos_embed"].shape[1] - 1) ** 0.5
+    if side != int(side):
+        raise UserError(f"{path}: its grid of positions is not square")
+    gated = is_gated(state)
+    own: dict[str, Any] = {"image_size": int(side) * patch, "use_swiglu_ffn": gated}
+    if not gated:
+        own["mlp_ratio"] = hidden(state, "mlp.fc1.weight", 4 * width) // width
+    registers = registers_in(state)
+    if registers:
+        return Dinov2WithRegistersConfig(**common, **own, num_register_tokens=registers)
+    return Dinov2Config(**common, **own)
+
+
+def _configuration_of_dinov3(
+    state: Mapping[str, Tensor], path: Path, common: Mapping[str, Any]
+) -> Any:
+    """The configuration of a DINOv3, whose positions are RoPE's."""
+    width, heads = common["hidden_size"], common["num_attention_heads"]
+    gated = is_gated(state)
+    layer, activation = "mlp.fc1.weight", "gelu"
+    if gated:  # SwiGLU
+        layer, activation = "mlp.w1.weight", "silu"
     return DINOv3ViTConfig(
         **common,
-        num_register_tokens=registers,
-        intermediate_size=hidden(state, "mlp.w1.weight" if gated else "mlp.fc1.weight", 4 * width),
+        num_register_tokens=registers_in(state),
+        intermediate_size=hidden(state, layer, 4 * width),
         use_gated_mlp=gated,
-        hidden_act="silu" if gated else "gelu",  # SwiGLU
+        hidden_act=activation,
         key_bias=any(bool(bias.any()) for bias in key_biases(state)),
-        rope_theta=rope_theta(periods, width // heads, path),
+        rope_theta=rope_theta(state.get(PERIODS), width // heads, path),
     )
+
+
+def depth_of(state: Mapping[str, Tensor]) -> int:
+    """The number of blocks."""
+    matches = [re.match(r"blocks\.(?:\d+\.)?(\d+)\.", name) for name in state]
+    numbers = [int(match.group(1)) for match in matches if match]
+    return 1 + max(numbers, default=-1)
+
+
+def heads_of(state: Mapping[str, Tensor], path: Path, heads: int | None) -> int:
+    """The number of attention heads: as given, else from RoPE's periods, else 64 wide.
+
+    Raises: UserError if the width does not split into them.
+    """
+    width = state["patch_embed.proj.weight"].shape[0]
+    periods = state.get(PERIODS)
+    head_width = HEAD_WIDTH if periods is None else 4 * len(periods)
+    if not heads and width % head_width == 0:
+        heads = width // head_width
+    if not heads or width % heads:
+        raise UserError(f"{path} does not say how many attention heads it has; set model.heads")
+    return heads
+
+
+def is_gated(state: Mapping[str, Tensor]) -> bool:
+    """Whether the MLP multiplies two branches (SwiGLU)."""
+    return any(".mlp.w3." in name for name in state)
+
+
+def registers_in(state: Mapping[str, Tensor]) -> int:
+    """The number of register tokens."""
+    tokens = state.get("storage_tokens", state.get("register_tokens"))
+    if tokens is None:
+        return 0
+    return tokens.shape[1]
 
 
 def hidden(state: Mapping[str, Tensor], layer: str, otherwise: int) -> int:
     """Rows of a layer of the MLP, in the first block that has it."""
-    return next((len(v) for name, v in state.items() if name.endswith("." + layer)), otherwise)
+    for name, value in state.items():
+        if name.endswith("." + layer):
+            return len(value)
+    return otherwise
 
 
 def rope_theta(periods: Tensor | None, head_width: int, path: Path) -> float:

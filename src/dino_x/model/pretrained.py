@@ -24,7 +24,7 @@ IMAGENET: tuple[Channels, Channels] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.2
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images become the model's input: [0, 1], then (x - mean) / std by channel.
+    """How images become the model's input: windowed to [0, 1], then (x - mean) / std by channel.
 
     Attributes:
         image_size: height and width in pixels.
@@ -44,12 +44,12 @@ class Preparation:
 
     @property
     def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
+        """The number of channels, 1 (grey) or 3 (RGB)."""
         return len(self.mean)
 
     @property
     def ours(self) -> dict[str, Any]:
-        """What transformers has no place for, as it stands in ``preprocessor_config.json``."""
+        """The entries of ``preprocessor_config.json`` that transformers has no place for."""
         return prepared_with(self.slices, self.windows)
 
 
@@ -60,7 +60,7 @@ def prepared_with(slices: int, windows: WindowOptions) -> dict[str, Any]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Loading and saving without transformers' own bars and notices."""
+    """A context for loading and saving without transformers' own bars and notices."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -141,22 +141,25 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
         return Preparation(_square(config.image_size, folder), *assumed, stated=False)
     try:
         stated = json.loads(file.read_text(encoding="utf-8"))
-        size = stated.get("crop_size") if stated.get("do_center_crop") else None
-        image_size = _square(size or stated.get("size") or config.image_size, file)
-        scale = (
-            255 * stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 255
-        )
-        normalise = stated.get("do_normalize", True)
-        mean = _channels(stated.get("image_mean", 0.0) if normalise else 0.0, channels, file)
-        std = _channels(stated.get("image_std", 1.0) if normalise else 1.0, channels, file)
+        size = stated.get("size")
+        if stated.get("do_center_crop"):
+            size = stated.get("crop_size") or size
+        image_size = _square(size or config.image_size, file)
+        scale = 255
+        if stated.get("do_rescale", True):
+            scale = 255 * stated.get("rescale_factor", 1 / 255)
+        mean, std = 0.0, 1.0
+        if stated.get("do_normalize", True):
+            mean, std = stated.get("image_mean", mean), stated.get("image_std", std)
+        means, stds = _channels(mean, channels, file), _channels(std, channels, file)
         slices = int(stated.get("dino_x_slices", 1))
         windows = WindowOptions.model_validate(stated.get("dino_x_windows", {}))
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     return Preparation(
         image_size,
-        tuple(m / scale for m in mean),
-        tuple(s / scale for s in std),
+        tuple(mean / scale for mean in means),
+        tuple(std / scale for std in stds),
         slices=slices,
         windows=windows,
     )
@@ -166,9 +169,12 @@ def _square(size: Any, source: Path) -> int:
     """One side from 224, [224, 224], {"height": 224, "width": 224} or {"shortest_edge": 224}."""
     if isinstance(size, dict):
         sides = [size[key] for key in ("height", "width", "shortest_edge") if key in size]
+    elif isinstance(size, list | tuple):
+        sides = list(size)
     else:
-        sides = list(size) if isinstance(size, list | tuple) else [size]
-    if not sides or len(set(sides)) != 1 or not isinstance(sides[0], int) or sides[0] < 1:
+        sides = [size]
+    one_side = len(set(sides)) == 1 and isinstance(sides[0], int)
+    if not one_side or sides[0] < 1:
         raise UserError(
             f"{source}: image size {size} is not square, which is all that is supported"
         )
@@ -187,4 +193,7 @@ def _channels(values: Any, channels: int, source: Path) -> tuple[float, ...]:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return lines[0]

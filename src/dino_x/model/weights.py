@@ -31,7 +31,7 @@ FIXED = ("width", "depth", "registers", "layerscale")  # come with weights and s
 
 @dataclass(frozen=True)
 class Start:
-    """A network with its weights, how it wants its images, and what became of each tensor."""
+    """A network with its weights, its preparation of images, and the accounting of its tensors."""
 
     vit: Any
     preparation: Preparation
@@ -50,13 +50,15 @@ def load_start(options: ModelOptions, seed: int = 0) -> Start:
         options: ``name`` is no built-in size. ``channels`` and ``patch_size`` change the patch
             embedding by the rules in patch_kernels.py; ``heads`` counts where a ``.pth`` file does
             not say how many there are.
-        seed: of the tensors that are not in the file.
+        seed: seed of the tensors that are not in the file.
 
     Raises: UserError if it is no model, of another architecture, or less than 99% could be loaded
         and ``allow_partial`` is off; and for options that cannot be changed.
     """
     name = options.name
-    for field in FIXED + (() if is_file_of_weights(name) else ("heads",)):
+    from_file = is_file_of_weights(name)
+    fixed = FIXED if from_file else (*FIXED, "heads")
+    for field in fixed:
         if getattr(options, field) is not None:
             raise UserError(
                 f"model.{field} cannot be changed: model '{name}' is loaded with its"
@@ -64,12 +66,13 @@ def load_start(options: ModelOptions, seed: int = 0) -> Start:
             )
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        start = _from_file(options) if is_file_of_weights(name) else _from_folder(name)
+        start = _from_file(options) if from_file else _from_folder(name)
         start.accounting.check(name, options.allow_partial)
         return with_patch_size(with_channels(start, options.channels), options.patch_size)
 
 
 def _from_folder(name: str) -> Start:
+    """The network of a run, a folder or a hub name, as transformers loads it."""
     folder = find_model(name)
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -106,26 +109,31 @@ def _from_folder(name: str) -> Start:
 
 
 def _from_file(options: ModelOptions) -> Start:
+    """The network of a released ``.pth`` file, converted to transformers' names."""
     path = Path(options.name)
     if not path.is_file():
         raise UserError(f"no such file of weights: {path}")
     converted = convert(path, options.heads)
     vit = CLASSES[converted.config.model_type](converted.config)
     expected = vit.state_dict()
-    wrong = {
-        name: shapes(converted.state[name].shape, tensor.shape)
-        for name, tensor in expected.items()
-        if name in converted.state and converted.state[name].shape != tensor.shape
-    }
-    fits = {n: v for n, v in converted.state.items() if n in expected and n not in wrong}
+    fits, missing, wrong = {}, [], {}
+    for name, tensor in expected.items():
+        found = converted.state.get(name)
+        if found is None:
+            missing.append(name)
+        elif found.shape == tensor.shape:
+            fits[name] = found
+        else:
+            wrong[name] = shapes(found.shape, tensor.shape)
     vit.load_state_dict(fits, strict=False)
-    extra = {name: "" for name in converted.state if name not in expected}
+    unused = [name for name in converted.state if name not in expected]
+    unused += [name for name, why in converted.unused.items() if not why]
     accounting = Accounting(
         total=len(expected),
-        reshaped={n: how for n, how in converted.reshaped.items() if n in fits},
-        missing=tuple(name for name in expected if name not in converted.state),
+        reshaped={name: how for name, how in converted.reshaped.items() if name in fits},
+        missing=tuple(missing),
         wrong=wrong,
-        unused=extra | {name: why for name, why in converted.unused.items() if not why},
+        unused=dict.fromkeys(unused, ""),
     )
     mean, std = GREY if converted.config.num_channels == 1 else IMAGENET
     size = square(converted.config.image_size)
@@ -133,7 +141,7 @@ def _from_file(options: ModelOptions) -> Start:
 
 
 def shapes(found: Any, expected: Any) -> str:
-    """``[7], not [24]``."""
+    """Two shapes in words, such as ``[7], not [24]``."""
     return f"{list(found)}, not {list(expected)}"
 
 

@@ -23,13 +23,13 @@ TIMES = 3  # at most; the fastest counts, as other programs only ever slow it do
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial found.
+    """The measurements of a trial.
 
     Attributes:
-        device: the machine.
-        images: went through the network together.
-        seconds: an image, of one process.
-        memory_gib: peak, of the GPU or of the process.
+        device: the name of the device.
+        images: the number of images that went through the network together.
+        seconds: seconds an image, of one process.
+        memory_gib: peak memory, of the GPU or of the process.
         reading: images a second that are read and decoded; None without data.
     """
 
@@ -47,16 +47,13 @@ class RepeatedCanvases:
         self.canvases = canvases
 
     def prefetch(self, batches: list[np.ndarray]) -> Iterator[Canvases]:
-        """As many canvases as there are indices."""
+        """Yields as many canvases for each batch as it has indices."""
         held = self.canvases
         for indices in batches:
             rows = torch.arange(len(indices)) % len(held.pixels)
-            yield Canvases(
-                held.pixels[rows],
-                held.aspect[rows],
-                None if held.size_mm is None else held.size_mm[rows],
-                None if held.hounsfield is None else held.hounsfield[rows],
-            )
+            size_mm = None if held.size_mm is None else held.size_mm[rows]
+            hounsfield = None if held.hounsfield is None else held.hounsfield[rows]
+            yield Canvases(held.pixels[rows], held.aspect[rows], size_mm, hounsfield)
 
 
 def made_up(count: int, channels: int, side: int) -> Canvases:
@@ -66,7 +63,7 @@ def made_up(count: int, channels: int, side: int) -> Canvases:
 
 
 def read_some(loader: Loader, count: int, images: int) -> tuple[Canvases, float]:
-    """Canvases of the first images, and how many a second are read and decoded."""
+    """Canvases of the first images, and the number of images read and decoded a second."""
     started = time.perf_counter()
     canvases = loader.batch(np.arange(count) % images)
     return canvases, min(count, images) / (time.perf_counter() - started)
@@ -75,7 +72,7 @@ def read_some(loader: Loader, count: int, images: int) -> tuple[Canvases, float]
 def trial_steps(
     options: Options, backbone: Backbone, canvases: Canvases, images: int, device: torch.device
 ) -> Steps:
-    """Steps of a run that trains nothing and writes nothing."""
+    """The steps of a run that trains nothing and writes nothing."""
     dtype = dtype_of(options.train.precision)
     cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
     return Steps(options, RepeatedCanvases(canvases), images, cutter, backbone)
@@ -89,7 +86,7 @@ def choose(step: Step, steps: Steps) -> int:
 def trial(steps: Steps, micro_batch: int, device_name: str, reading: float | None = None) -> Trial:
     """Forward and backward of the largest micro-batch that there is time for, several times.
 
-    First of one image, from whose time follows how many there is time for.
+    One image is measured first; its time says how many images there is time for.
     """
     started = time.perf_counter()
     one = seconds(steps, 1)
@@ -110,7 +107,7 @@ def trial(steps: Steps, micro_batch: int, device_name: str, reading: float | Non
 
 
 def seconds(steps: Steps, size: int) -> float:
-    """Of one try, an image."""
+    """The seconds of one try, an image."""
     device = steps.cutter.device
     share = steps.options.train.effective_batch // steps.ranks.world_size
     started = time.perf_counter()

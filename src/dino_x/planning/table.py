@@ -14,37 +14,48 @@ BESIDE = 104  # columns of a terminal that has room for both tables beside each 
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Lines on the run, two tables, lines on what it takes."""
-    for name, line in before(plan).items():
-        style = "yellow" if name == "centering" and plan.policy.warning else None
-        say(console, name, line, style)
+    """Print lines on the run, two tables, and lines on what it takes."""
+    warned = {"centering"} if plan.policy.warning else set()
+    say_all(console, before(plan), warned)
     console.print()
-    memory = shares(
-        "Memory at the peak of a step", "GiB", {n: v / GIB for n, v in plan.memory.items()}, 2
-    )
-    work = shares("Work an image", "GFLOP", {n: v / 1e9 for n, v in plan.flops.items()}, 1)
+    gib = {name: value / GIB for name, value in plan.memory.items()}
+    memory = shares("Memory at the peak of a step", "GiB", gib, digits=2)
+    gflop = {name: value / 1e9 for name, value in plan.flops.items()}
+    work = shares("Work an image", "GFLOP", gflop, digits=1)
     if console.width >= BESIDE:
         console.print(Columns([memory, work], padding=(0, 3)))
     else:
         console.print(memory, "", work, sep="\n")
     console.print()
-    for name, line in after(plan).items():
-        short = name == "memory" and (plan.fits is None or plan.step.micro_batch > plan.fits)
-        say(console, name, line, "yellow" if short else None)
+    warned = set() if fits(plan) else {"memory"}
+    say_all(console, after(plan), warned)
     for note in plan.notes:
         say(console, "note", note, "yellow")
 
 
+def fits(plan: Plan) -> bool:
+    """Whether the micro-batch fits into memory, by calculation."""
+    return plan.fits is not None and plan.step.micro_batch <= plan.fits
+
+
+def say_all(console: Console, lines: dict[str, str], warned: set[str]) -> None:
+    """Print lines by name; those whose name is in ``warned`` in yellow."""
+    for name, line in lines.items():
+        say(console, name, line, "yellow" if name in warned else None)
+
+
 def say(console: Console, name: str, line: str, style: str | None = None) -> None:
-    """One aligned line."""
+    """Print one aligned line."""
     console.print(f"{name:<10}{line}", style=style, highlight=False, soft_wrap=True, markup=False)
 
 
 def before(plan: Plan) -> dict[str, str]:
-    """What would be trained, and how."""
+    """The lines on what would be trained, and how, by name."""
     step, options = plan.step, plan.options
     images = "unknown" if step.images is None else f"{step.images:,}"
-    processes = f" on each of {step.processes} processes" if step.processes > 1 else ""
+    processes = ""
+    if step.processes > 1:
+        processes = f" on each of {step.processes} processes"
     times = f"{plan.accumulation} micro-batch{'es' * (plan.accumulation > 1)}"
     crops = f"2 x {step.largest.global_size} px"
     if step.locals:
@@ -63,7 +74,7 @@ def before(plan: Plan) -> dict[str, str]:
 
 
 def steps(plan: Plan) -> str:
-    """How long the run is."""
+    """The number of steps, and what follows from it, in words."""
     if plan.steps is None:
         return "unknown"
     seen = plan.steps * plan.step.effective_batch
@@ -74,15 +85,16 @@ def steps(plan: Plan) -> str:
 
 
 def after(plan: Plan) -> dict[str, str]:
-    """What the run takes."""
-    fits = "more than there is"
-    if plan.fits is not None and plan.step.micro_batch <= plan.fits:
-        fits = f"the largest micro-batch that fits is {plan.fits}, by calculation"
+    """The lines on what the run takes, by name."""
+    largest = "more than there is"
+    if fits(plan):
+        largest = f"the largest micro-batch that fits is {plan.fits}, by calculation"
+    speed = "not measured, and no --card to calculate for"
+    if plan.speed is not None:
+        speed = f"{number(plan.speed.images_per_second)} images/s, {plan.speed.how}"
     lines = {
-        "memory": f"{plan.needed / GIB:.1f} GiB of {plan.room / GIB:.1f}: {fits}",
-        "speed": "not measured, and no --card to calculate for"
-        if plan.speed is None
-        else f"{number(plan.speed.images_per_second)} images/s, {plan.speed.how}",
+        "memory": f"{plan.needed / GIB:.1f} GiB of {plan.room / GIB:.1f}: {largest}",
+        "speed": speed,
     }
     if plan.trial is not None and plan.trial.reading is not None:
         lines["reading"] = (
@@ -93,18 +105,20 @@ def after(plan: Plan) -> dict[str, str]:
         step = plan.seconds / (plan.steps or 1)
         lines["time"] = f"{duration(plan.seconds)} for the run, {number(step)} s a step"
     if plan.cost is not None:
-        each = f" a GPU, {plan.step.processes} GPUs" if plan.step.processes > 1 else ""
+        each = ""
+        if plan.step.processes > 1:
+            each = f" a GPU, {plan.step.processes} GPUs"
         lines["cost"] = f"{plan.cost:,.2f} at {plan.price:g} an hour{each}"
     return lines
 
 
 def number(value: float) -> str:
-    """With three digits at the most, and commas."""
+    """A number with three digits at the most, and commas."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def shares(title: str, unit: str, parts: dict[str, float], digits: int) -> Table:
-    """A row a part, largest first, with bars; what is below the last digit is left out."""
+    """A table with a row a part, largest first, and bars; parts that round to 0 are left out."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
         show_footer=True, show_edge=False, pad_edge=False,

@@ -1,4 +1,4 @@
-"""The micro-batch: the largest that fits, and what a run remembers of it."""
+"""The micro-batch: the largest that fits, and its file in the folder of a run."""
 
 import json
 from bisect import bisect_right
@@ -35,7 +35,7 @@ class Chosen:
 
     @property
     def auto(self) -> bool:
-        """Whether it was found, now or before."""
+        """Whether the size was found by the program, now or before."""
         return bool(self.why)
 
 
@@ -43,7 +43,8 @@ def largest_by_calculation(
     sizes: Sequence[int], needed: Callable[[int], float], room: float
 ) -> int | None:
     """The largest of some sizes that needs no more than ``room`` bytes; None if none does."""
-    return max((size for size in sizes if needed(size) <= room), default=None)
+    fitting = [size for size in sizes if needed(size) <= room]
+    return max(fitting, default=None)
 
 
 def largest_that_runs(
@@ -69,7 +70,9 @@ def largest_that_runs(
         else:
             fails = place
             place = fails - 1 if tries == 1 else (fits + fails) // 2
-    return (rising[fits] if fits >= 0 else None), tries
+    if fits < 0:
+        return None, tries
+    return rising[fits], tries
 
 
 def runs(attempt: Callable[[int], None], size: int) -> bool:
@@ -102,23 +105,12 @@ def find(step: Step, device: torch.device, attempt: Callable[[int], None]) -> Ch
     """
     numerics = Numerics.on(step.options.train.precision, device)
     sizes, room = sizes_of(step), free_bytes(device)
+    if device.type != "cuda":
+        return _calculated(step, numerics, sizes, room / step.processes)
 
     def needed(size: int) -> float:
         return memory.still_taken(step.at(size), numerics)
 
-    if device.type != "cuda":
-        room /= step.processes
-        images = memory.decoded_images(step)
-        usual = [size for size in sizes if size <= CPU_MICRO_BATCH]
-        size = largest_by_calculation(usual, lambda n: needed(n) + images, CPU_SHARE * room)
-        if size is None:
-            short = (
-                f"by calculation even 1 takes {(needed(1) + images) / GIB:.1f} GiB more and"
-                f" {room / GIB:.1f} are free: the system may end the run"
-            )
-            return Chosen(1, short, warning=True)
-        less = "" if size == usual[0] else f", more would not fit in {room / GIB:.1f} GiB"
-        return Chosen(size, f"auto{less}")
     # What an attempt has not: the optimizer's state, what is kept of the whole effective batch.
     later = sum(memory.optimizer(step, numerics).values())
     later += sum(memory.kept(step, numerics).values())
@@ -131,6 +123,32 @@ def find(step: Step, device: torch.device, attempt: Callable[[int], None]) -> Ch
             f"not even a micro-batch of 1 fits in the GPU's memory; {helps(step.at(1), numerics)}"
         )
     return Chosen(found, f"found in {tries} tr{'y' if tries == 1 else 'ies'}")
+
+
+def _calculated(step: Step, numerics: Numerics, sizes: Sequence[int], room: float) -> Chosen:
+    """The micro-batch on a CPU, where running out of memory may end the process.
+
+    Args:
+        step, numerics: see ``find``.
+        sizes: the micro-batches there are, largest first.
+        room: free bytes of one process.
+    """
+    images = memory.decoded_images(step)
+
+    def needed(size: int) -> float:
+        return memory.still_taken(step.at(size), numerics) + images
+
+    usual = [size for size in sizes if size <= CPU_MICRO_BATCH]
+    size = largest_by_calculation(usual, needed, CPU_SHARE * room)
+    if size is None:
+        short = (
+            f"by calculation even 1 takes {needed(1) / GIB:.1f} GiB more and"
+            f" {room / GIB:.1f} are free: the system may end the run"
+        )
+        return Chosen(1, short, warning=True)
+    if size == usual[0]:
+        return Chosen(size, "auto")
+    return Chosen(size, f"auto, more would not fit in {room / GIB:.1f} GiB")
 
 
 def helps(step: Step, numerics: Numerics) -> str:
@@ -173,13 +191,12 @@ def lighter(step: Step) -> dict[str, Step]:
         found["train.activation_checkpointing=true"] = {"activation_checkpointing": True}
     if step.processes > 1 and step.parts == 1:
         found["train.shard=full"] = {"shard": "full"}
-    return {
-        name: replace(
-            step,
-            options=step.options.model_copy(update={"train": train.model_copy(update=values)}),
-        )
-        for name, values in found.items()
-    }
+    steps = {}
+    for name, values in found.items():
+        lighter_train = train.model_copy(update=values)
+        options = step.options.model_copy(update={"train": lighter_train})
+        steps[name] = replace(step, options=options)
+    return steps
 
 
 def saves(lighter_step: Step, step: Step, numerics: Numerics) -> bool:
@@ -188,7 +205,7 @@ def saves(lighter_step: Step, step: Step, numerics: Numerics) -> bool:
 
 
 def device_key(device: torch.device) -> str:
-    """What has to be the same for a remembered micro-batch to hold: the card, and its memory."""
+    """The GPU or CPU and its memory: where they are the same, a remembered micro-batch holds."""
     limit = limit_bytes(device)
     size = f"{limit / GIB:.0f} GiB" if limit < float("inf") else "unknown memory"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
@@ -196,7 +213,7 @@ def device_key(device: torch.device) -> str:
 
 
 def remember(run: RunFolder, chosen: Chosen, devices: list[str]) -> None:
-    """Keep a run's micro-batch for when it is resumed.
+    """Write a run's micro-batch to its folder, for when it is resumed.
 
     Raises: UserError if that cannot be written.
     """
@@ -212,6 +229,9 @@ def remembered(run: RunFolder) -> tuple[int, bool, list[str]] | None:
     try:
         values = json.loads(run.micro_batch.read_text())
         size, devices = int(values["micro_batch"]), [str(name) for name in values["devices"]]
-        return (size, bool(values["auto"]), devices) if size > 0 else None
+        auto = bool(values["auto"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    if size <= 0:
+        return None
+    return size, auto, devices

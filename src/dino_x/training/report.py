@@ -1,4 +1,4 @@
-"""What a run says while it runs: a bar, metrics.jsonl and TensorBoard, the same numbers."""
+"""The progress of a run: a bar, metrics.jsonl and TensorBoard, with the same numbers."""
 
 import contextlib
 import math
@@ -51,11 +51,12 @@ class TrainingReport:
         self.file.append(json_line(values))
         self.tensorboard.step(values)
         self.warned = bool(self.file.waiting)
-        numbers = "  ".join(part for part in (self.summary(values), self.online, health) if part)
+        parts = [self.summary(values), self.online, health]
+        numbers = "  ".join(filter(None, parts))
         self.progress.update(self.task, completed=values["step"], numbers=numbers)
         now = time.monotonic()
-        last = values["step"] == self.steps
-        if not self.console.is_terminal and (now - self.last_line > LINE_SECONDS or last):
+        due = now - self.last_line > LINE_SECONDS or values["step"] == self.steps
+        if due and not self.console.is_terminal:
             left = (now - self.started) / (values["step"] - self.first_step)
             left *= self.steps - values["step"]
             self.say(f"step {values['step']}/{self.steps}  {numbers}  {duration(left)} left")
@@ -76,12 +77,12 @@ class TrainingReport:
             self.finding(line)
 
     def say(self, line: str, style: str | None = None) -> None:
-        """A line; what the screen is may be a file on a full disk."""
+        """Print a line; an error is ignored, as the screen may be a file on a full disk."""
         with contextlib.suppress(OSError):
             self.console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
 
     def summary(self, values: dict[str, Any]) -> str:
-        """Loss terms beside log K, speed, memory."""
+        """The loss terms beside log K, the speed and the memory of a step in words."""
         if "skipped" in values:
             return f"skipped  {values['memory_gib']:.1f} GiB"
         terms = [f"{n} {values[n]:.3f}" for n in ("dino", "ibot", "koleo", "gram") if n in values]
@@ -109,7 +110,7 @@ class TrainingReport:
 
 
 class NoReport:
-    """For the processes that do not report, of several that share a run."""
+    """A report that writes nothing, for the other ranks of a run."""
 
     def step(self, values: dict[str, Any], health: str = "") -> None:
         """Say nothing."""
@@ -131,8 +132,10 @@ def online_summary(values: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``2 h 05 min``, ``3 min 10 s`` or ``12 s``."""
+    """A duration in words, such as ``2 h 05 min``, ``3 min 10 s`` or ``12 s``."""
     seconds = round(seconds)
     if seconds >= 3600:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
+    if seconds >= 60:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds} s"

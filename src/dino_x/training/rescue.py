@@ -1,4 +1,4 @@
-"""When memory runs out in a step: what was tried, what fits, how to go on, in one line."""
+"""One line when memory runs out in a step: what was tried, what fits, how to resume."""
 
 import gc
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from dino_x.training.trainer import Trainer
 
 @contextmanager
 def out_of_memory_named(trainer: Trainer, step: Step) -> Iterator[None]:
-    """Training, in which running out of memory names the micro-batch that fits.
+    """A context for training, in which running out of memory names the micro-batch that fits.
 
     Args:
         trainer: about to train.
@@ -50,7 +50,7 @@ def out_of_memory_named(trainer: Trainer, step: Step) -> Iterator[None]:
 
 
 def line_of(trainer: Trainer, step: Step, room: float, found: OutOfMemory) -> UserError:
-    """The error to raise: what was tried, what fits, where the run goes on."""
+    """The error to raise: what was tried, what fits, from where the run resumes."""
     tried, where = step.micro_batch, f"step {trainer.done + 1}"
     if trainer.ranks.rank > 0 and found.told:
         return SaidElsewhereError(str(found))
@@ -85,7 +85,9 @@ def smaller_that_fits(
         return memory.still_taken(step.at(size), numerics)
 
     if device.type != "cuda" or trainer.ranks.world_size > 1:
-        usable = room if device.type == "cuda" else CPU_SHARE * room / step.processes
+        usable = room
+        if device.type != "cuda":
+            usable = CPU_SHARE * room / step.processes
         return largest_by_calculation(smaller, needed, usable), "by calculation"
     torch.cuda.empty_cache()
     likely = [size for size in smaller if needed(size) <= room] or smaller[-1:]

@@ -42,9 +42,9 @@ class Snapshots:
     for D = 1,024.
 
     Attributes:
-        folder: where they go.
-        options: resolved.
-        images: how many there are to choose from.
+        folder: the folder of the snapshots.
+        options: the resolved options of the run.
+        images: the number of images to choose from.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class Snapshots:
         """
         steps = self.options.train.steps
         assert steps is not None
-        takes_part = ranks.rank == 0 or is_sharded(teacher)  # then each has a part of the teacher
+        takes_part = ranks.rank == 0 or is_sharded(teacher)  # each rank has a shard of it
         wanted = self.options.report.snapshots and takes_part
         if not wanted or done not in snapshot_steps(steps):
             return
@@ -111,7 +111,7 @@ def snapshot_steps(steps: int) -> list[int]:
 
 
 def fixed_images(seed: int, images: int) -> np.ndarray:
-    """Which images are looked at: their positions, in order, from the seed alone."""
+    """The positions of the images that are looked at, in order, from the seed alone."""
     count = min(IMAGES, images)
     return np.sort(generator(seed, 0, "snapshots").choice(images, count, replace=False))
 

@@ -4,7 +4,7 @@ SLURM and Kubernetes send SIGTERM before they take a machine away, SLURM with ``
 Ctrl-C is SIGINT, and a terminal that is closed SIGHUP, unless that is ignored (``nohup``).
 
 The exit status is 128 and the signal's number, as a shell has it for a process that a signal ended:
-the run is not finished, and what waits for it must not go on.
+the run is not finished, and programs that wait for it must not continue.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class Stop:
 
     @contextmanager
     def listen(self) -> Iterator["Stop"]:
-        """Take the signals, until the block ends. Only a main thread can; others take none."""
+        """A context that listens for signals, in a main thread; other threads cannot."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -69,14 +69,17 @@ class Stop:
                 signal.signal(number, handler)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal; a second Ctrl-C stops at once."""
         now = time.monotonic()
-        if number == signal.SIGINT:
-            if self.asked and (self.give_up is None or now - self.heard > SAME_SECONDS):
-                signal.default_int_handler(number, frame)
-            if self.says and not self.asked:
-                say("stopping after this step; Ctrl-C again stops at once")
+        is_ctrl_c = number == signal.SIGINT
         if not self.asked:
+            if is_ctrl_c and self.says:
+                say("stopping after this step; Ctrl-C again stops at once")
             self.asked, self.heard = number, now
+            return
+        another = self.give_up is None or now - self.heard > SAME_SECONDS
+        if is_ctrl_c and another:
+            signal.default_int_handler(number, frame)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -114,6 +117,7 @@ class Stop:
 
 
 def say(line: str) -> None:
-    """To stderr, from wherever the process is."""
+    """Write a line to stderr, from wherever the process is."""
     with contextlib.suppress(OSError):
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"dino-x: {line}\n".encode())
+        file = sys.__stderr__.fileno() if sys.__stderr__ else 2
+        os.write(file, f"dino-x: {line}\n".encode())

@@ -1,4 +1,4 @@
-"""Which settings are most likely to help, for each state of ``states.py``: two or three.
+"""The two or three settings that are most likely to help, for each state of ``states.py``.
 
 Each is ``section.key=value: why``, with a value that differs from the run's own.
 """
@@ -10,17 +10,19 @@ from dino_x.config.policy import ROWS_PER_IMAGE
 
 MOST = 3
 SHORT_RUN, SHORT_MOMENTUM, LONG_MOMENTUM = 1000, 0.9, 0.99  # steps; docs/recipes.md
-COLD = (
-    0.03  # teacher temperature: targets of one prototype; the small preset's, the lowest we tried
-)
+# A teacher temperature below this gives targets of one prototype. It is the small preset's, the
+# lowest we tried.
+COLD = 0.03
 WARM = 0.04  # DINOv3's at the start
 FEW_PROTOTYPES = 1024  # enough for the small data on which runs do not start
 
 
 def advice(state: str, options: Options) -> list[str]:
     """Two or three settings for a state, most likely first; none for a state it does not know."""
-    made = ADVICE[state](options) if state in ADVICE else []
-    return list(dict.fromkeys(line for line in made if line))[:MOST]
+    if state not in ADVICE:
+        return []
+    different = dict.fromkeys(ADVICE[state](options))
+    return list(different)[:MOST]
 
 
 def _lower_rate(options: Options, why: str) -> str:
@@ -51,38 +53,48 @@ def _uniform(options: Options) -> list[str]:
     teacher, head = options.teacher, options.head
     seen = batch + loss.queue // ROWS_PER_IMAGE
     small = loss.centering == "sinkhorn" and seen < loss.floor
-    return [
-        f"train.effective_batch={loss.floor}: Sinkhorn-Knopp over so few images (now {seen}) blurs"
-        " targets toward uniform; memory does not grow"
-        if small
-        else "",
-        f"head.init=fan_in: heads of std 0.02 say almost nothing at first (now {head.init})"
-        if head.init == "normal"
-        else "",
-        f"{_temperature(teacher.temperature / 2)}: sharper targets (now {teacher.temperature:g})",
-        f"head.prototypes={FEW_PROTOTYPES}: fewer to tell apart (now {head.prototypes:,})"
-        if head.prototypes > FEW_PROTOTYPES
-        else "",
-        f"optim.lr={2 * options.optim.lr:.2g}: a faster start (now {options.optim.lr:g})",
-    ]
+    lines = []
+    if small:
+        lines.append(
+            f"train.effective_batch={loss.floor}: Sinkhorn-Knopp over so few images (now {seen})"
+            " blurs targets toward uniform; memory does not grow"
+        )
+    if head.init == "normal":
+        lines.append(
+            f"head.init=fan_in: heads of std 0.02 say almost nothing at first (now {head.init})"
+        )
+    temperature = _temperature(teacher.temperature / 2)
+    lines.append(f"{temperature}: sharper targets (now {teacher.temperature:g})")
+    if head.prototypes > FEW_PROTOTYPES:
+        lines.append(
+            f"head.prototypes={FEW_PROTOTYPES}: fewer to tell apart (now {head.prototypes:,})"
+        )
+    rate = options.optim.lr
+    lines.append(f"optim.lr={2 * rate:.2g}: a faster start (now {rate:g})")
+    return lines
 
 
 def _point(options: Options) -> list[str]:
     loss, teacher = options.loss, options.teacher
     coldest = min(teacher.temperature, teacher.temperature_start)
-    return [
-        "loss.centering=sinkhorn: its targets use all prototypes (now softmax); from an effective"
-        f" batch of {loss.floor} up"
-        if loss.centering == "softmax"
-        else "",
-        f"{_temperature(WARM)}: softer targets (now {coldest:g})" if coldest < COLD else "",
-        _more_koleo(options, "images are pushed apart") if not loss.koleo_weight else "",
-        f"loss.center_momentum=0.9: a center that follows (now {loss.center_momentum:g})"
-        if loss.centering == "softmax" and loss.center_momentum > 0.95
-        else "",
-        _lower_rate(options, "smaller updates"),
-        _more_koleo(options, "images are pushed apart"),
-    ]
+    softmax = loss.centering == "softmax"
+    lines = []
+    if softmax:
+        lines.append(
+            "loss.centering=sinkhorn: its targets use all prototypes (now softmax); from an"
+            f" effective batch of {loss.floor} up"
+        )
+    if coldest < COLD:
+        lines.append(f"{_temperature(WARM)}: softer targets (now {coldest:g})")
+    if not loss.koleo_weight:
+        lines.append(_more_koleo(options, "images are pushed apart"))
+    if softmax and loss.center_momentum > 0.95:
+        lines.append(
+            f"loss.center_momentum=0.9: a center that follows (now {loss.center_momentum:g})"
+        )
+    lines.append(_lower_rate(options, "smaller updates"))
+    lines.append(_more_koleo(options, "images are pushed apart"))
+    return lines
 
 
 def _dimensional(options: Options) -> list[str]:
@@ -95,38 +107,39 @@ def _dimensional(options: Options) -> list[str]:
 
 def _diverging(options: Options) -> list[str]:
     clip = options.optim.clip
-    return [
-        _lower_rate(options, "smaller updates"),
-        _longer_warmup(options),
-        "train.precision=fp32: bf16 has 3 digits" if options.train.precision == "bf16" else "",
-        f"optim.clip=1: limits what one step can do (now {f'{clip:g}' if clip else 'off'})"
-        if not 0 < clip <= 1
-        else "",
-    ]
+    lines = [_lower_rate(options, "smaller updates"), _longer_warmup(options)]
+    if options.train.precision == "bf16":
+        lines.append("train.precision=fp32: bf16 has 3 digits")
+    if not 0 < clip <= 1:
+        now = f"{clip:g}" if clip else "off"
+        lines.append(f"optim.clip=1: limits what one step can do (now {now})")
+    return lines
 
 
 def _teacher_is_student(options: Options) -> list[str]:
     teacher = options.teacher
-    return [
-        f"{_momentum(options)}: the teacher is an average of earlier students (now"
-        f" {teacher.momentum:g})"
-        if teacher.momentum < 0.5
-        else f"none: teacher.momentum is {teacher.momentum:g}, so the fault is in the code that"
-        " updates the teacher",
-        f"teacher.momentum_end=1: where it rises to (now {teacher.momentum_end:g})"
-        if teacher.momentum_end < 0.5
-        else "",
-    ]
+    lines = [_fault_in_code(options)]
+    if teacher.momentum < 0.5:
+        now = f"{teacher.momentum:g}"
+        lines = [f"{_momentum(options)}: the teacher is an average of earlier students (now {now})"]
+    if teacher.momentum_end < 0.5:
+        lines.append(f"teacher.momentum_end=1: where it rises to (now {teacher.momentum_end:g})")
+    return lines
+
+
+def _fault_in_code(options: Options) -> str:
+    """The advice where the momentum of the teacher is a usual one."""
+    return (
+        f"none: teacher.momentum is {options.teacher.momentum:g}, so the fault is in the code that"
+        " updates the teacher"
+    )
 
 
 def _teacher_frozen(options: Options) -> list[str]:
-    teacher = options.teacher
-    return [
-        f"{_momentum(options)}: the teacher follows the student (now {teacher.momentum:g})"
-        if teacher.momentum >= 1
-        else f"none: teacher.momentum is {teacher.momentum:g}, so the fault is in the code that"
-        " updates the teacher",
-    ]
+    now = options.teacher.momentum
+    if now >= 1:
+        return [f"{_momentum(options)}: the teacher follows the student (now {now:g})"]
+    return [_fault_in_code(options)]
 
 
 ADVICE: dict[str, Callable[[Options], list[str]]] = {

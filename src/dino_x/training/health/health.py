@@ -62,7 +62,7 @@ class Finding:
     resolved: bool = False
 
     def paragraph(self) -> str:
-        """What is said of it on the screen, once."""
+        """The paragraph that the screen shows of a finding, once."""
         if self.resolved:
             return f"health    step {self.step}: no longer {self.state} (since step {self.since})"
         lines = [f"health    {self.state} since step {self.since}: {self.seen}."]
@@ -100,11 +100,11 @@ class Health:
 
     @property
     def off(self) -> bool:
-        """Whether the user turned it off."""
+        """Whether the user turned health off."""
         return not self.options.health.every
 
     def probe(self, step: int) -> StepProbe:
-        """Before a step's gradients: what gathers rows, if the step is one to look at."""
+        """The probe that gathers rows in a step, if the step is one to look at."""
         every, steps, done = self.options.health.every, self.options.train.steps, step + 1
         self.looking = not self.off and (done in (1, steps) or done % every == 0)
         if not self.looking:
@@ -112,7 +112,7 @@ class Health:
         return Probe.of(self.options.train.effective_batch, self.options.health.rows)
 
     def before_update(self, result: StepResult, student: Network, teacher: Network) -> None:
-        """After a step's gradients, before anything changes."""
+        """Take numbers after a step's gradients, before any weight changes."""
         self.numbers = {}
         if self.off:
             return
@@ -134,7 +134,7 @@ class Health:
         self.numbers["rows"] = float(sample.patch_similarity_VS.numel())
 
     def after_update(self, student: Network, teacher: Network) -> dict[str, float]:
-        """All numbers of the step, as ``health/...``."""
+        """Take numbers after the update; return all numbers of the step, as ``health/...``."""
         if self.looking:
             before, now, averages = (
                 self.student_before, weights_by_part(student), weights_by_part(teacher),
@@ -156,7 +156,10 @@ class Health:
             return []
         looked = self.history.add(line)
         quick = diverging(self.history)
-        self.found = states(self.history) if looked else [quick] if quick else []
+        if looked:
+            self.found = states(self.history)
+        else:
+            self.found = [quick] if quick else []
         news = []
         for state in self.found:
             self.absent[state.name] = 0
@@ -186,7 +189,7 @@ class Health:
         return None
 
     def word(self) -> str:
-        """For the progress line: ``healthy``, ``starting`` or ``uniform since step 40``."""
+        """A word for the progress line: ``healthy``, ``starting``, ``uniform since step 40``."""
         if self.off or not self.history.steps:
             return ""
         if self.active:
@@ -230,12 +233,13 @@ class Health:
         return step < (self.options.optim.warmup or 0)
 
     def _record(self, findings: list[Finding]) -> None:
-        if self.file is not None:
-            for finding in findings:
-                self.file.append(json_line(asdict(finding)))
-            if self.file.waiting:
-                self.file.flush()
-            self.file.close()  # others may replace it
+        if self.file is None:
+            return
+        for finding in findings:
+            self.file.append(json_line(asdict(finding)))
+        if self.file.waiting:
+            self.file.flush()
+        self.file.close()  # others may replace it
 
     def _add(self, prefix: str, numbers: dict[str, float]) -> None:
         self.numbers |= {prefix + name: value for name, value in numbers.items()}

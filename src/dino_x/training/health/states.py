@@ -170,7 +170,7 @@ def is_starting(lines: list[Line]) -> bool:
 
 
 def mean_loss(lines: list[Line]) -> float:
-    """Of log K."""
+    """The mean loss of some steps, as a share of log K."""
     return statistics.fmean(line["health/dino_of_log_k"] for line in lines)
 
 
@@ -292,6 +292,12 @@ def teacher_is_student(history: History) -> State | None:
     )
 
 
+def _share_taken_up(history: History, after: float, until: float) -> float:
+    """The share of the student that the teacher takes up in some steps, by its momentum."""
+    steps = [line for line in history.steps if after < line["step"] <= until]
+    return sum(1 - line["teacher_momentum"] for line in steps)
+
+
 def teacher_frozen(history: History) -> State | None:
     """The student moves and the teacher does not, where its momentum says it should.
 
@@ -301,20 +307,15 @@ def teacher_frozen(history: History) -> State | None:
     if not history.looks or history.looks[-1].get("health/teacher_moved") != 0:
         return None
     always_1 = all(line["teacher_momentum"] == 1 for line in history.steps)
-    before: Line | None = None
     count, since = 0, 0
-    for look in history.looks:
-        steps = [] if before is None else [
-            line for line in history.steps if before["step"] < line["step"] <= look["step"]
-        ]  # fmt: skip
-        share = sum(1 - line["teacher_momentum"] for line in steps)
+    for before, look in itertools.pairwise(history.looks):
+        share = _share_taken_up(history, before["step"], look["step"])
         should = always_1 or share * look["health/teacher_distance"] > SHOULD_MOVE
         still = look.get("health/teacher_moved") == 0 and look["health/update_ratio"] > MOVES
-        if still and should and before is not None:
+        if still and should:
             count, since = count + 1, since or int(before["step"])
         else:
             count, since = 0, 0
-        before = look
     if count < TEACHER_LOOKS:
         return None
     distance = history.looks[-1]["health/teacher_distance"]

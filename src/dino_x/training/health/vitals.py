@@ -44,9 +44,11 @@ def gradient_norms(student: Network, layers: bool) -> dict[str, float]:
     norms = norms_of([gradient for _, gradient in named]).tolist()
     squares: dict[str, float] = {}
     for (name, _), norm in zip(named, norms, strict=True):
-        for group in (part_of(name), layer_of(name) if layers else None):
-            if group is not None:
-                squares[group] = squares.get(group, 0.0) + norm**2
+        groups: list[str | None] = [part_of(name)]
+        if layers:
+            groups.append(layer_of(name))
+        for group in filter(None, groups):
+            squares[group] = squares.get(group, 0.0) + norm**2
     return {group: math.sqrt(squares[group]) for group in sorted(squares)}
 
 
