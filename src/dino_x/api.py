@@ -258,8 +258,11 @@ def plan(
     model: PathLike | None = None,
     effective_batch: int | None = None,
     steps: int | None = None,
+    preset: str | None = None,
     gpu: str | None = None,
     gpus: int = 1,
+    mfu: float | None = None,
+    price: float | None = None,
     images: int | None = None,
     measure: bool = True,
     verbose: bool = False,
@@ -273,8 +276,11 @@ def plan(
         model: a size such as ``vits16``, or weights.
         effective_batch: images that an optimizer step looks at.
         steps: optimizer steps.
+        preset: auto, small, dinov3, continue or highres.
         gpu: the name of a GPU to calculate for, such as h100; None measures on this machine.
         gpus: how many share each step.
+        mfu: the share of the GPU's peak that is reached, 0 to 1; None assumes one.
+        price: of one GPU an hour.
         images: how many there are, without data.
         measure: whether there is a trial on this machine.
         verbose: print the plan.
@@ -291,12 +297,13 @@ def plan(
         "model.name": text(model),
         "train.effective_batch": effective_batch,
         "train.steps": steps,
+        "preset": preset,
     }
     request = Request(
         gpu=None if gpu is None else gpu_of(gpu),
         gpus=gpus,
-        mfu=None,
-        price=None,
+        mfu=mfu,
+        price=price,
         measure=measure,
         images=images,
     )
