@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dino_x.commands.demo import SETTINGS
-from dino_x.commands.pretrain import read_index
 from dino_x.config.presets import read_config
 from dino_x.config.resolve import Facts, resolve, with_values
 from dino_x.demo import demo_folder
 from dino_x.losses.ranks import ALONE
 from dino_x.runs.folder import RunFolder
+from dino_x.training.images import read_index
 from dino_x.training.metrics import step_metrics
 from dino_x.training.prepare import online, prepare
 from dino_x.training.schedules import values_at
@@ -76,11 +76,12 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as place:
         index = read_index(resolve(overrides, Facts(1)).options, console)
-        options = resolve(overrides, Facts(len(index))).options
+        resolved = resolve(overrides, Facts(len(index)))
+        options = resolved.options
         look_every, online_every = options.health.every, options.online.every
         assert online_every is not None
         run = RunFolder(Path(place))
-        prepared = prepare(options, run, index, torch.device("cpu"), ALONE, console)
+        prepared = prepare(resolved, None, run, index, torch.device("cpu"), ALONE, console)
         evaluation, trainer = online(prepared, None), prepared.trainer
         assert evaluation is not None
         off, quiet, look, inside_quiet, inside_look, evaluated = [], [], [], [], [], []

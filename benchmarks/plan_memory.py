@@ -65,8 +65,8 @@ def child(size: int, precision: str, profiled: bool) -> None:
     steps = trial_steps(options, backbone, made_up(size, 1, CANVAS), 100, CPU)
     step = Step.of(options, steps.student, micro_batch=size, canvas=CANVAS)
 
-    def train(steps: int) -> None:
-        for number in range(steps):
+    def train(count: int) -> None:
+        for number in range(count):
             values = values_at(number, options)
             steps.update(number, steps.gradients(number, values), values)
 
