@@ -5,7 +5,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from dino_x.evaluation.baselines import principal_components, random_weights
+from dino_x.data.index.labels import Labelled
+from dino_x.evaluation.baselines import pixel_forms, principal_components, random_weights
+from dino_x.evaluation.classify import PIXEL_COMPONENTS, Classification
+from dino_x.evaluation.contenders import PIXELS
 
 
 def test_random_weights_are_those_of_the_seed(tiny_model):
@@ -59,3 +62,48 @@ def test_few_references_or_features_give_few_components(references, width, expec
     features = np.random.default_rng(2).normal(size=(40, width)).astype(np.float32)
     found = principal_components(features, np.arange(40) < references)
     assert found.shape == (40, expected)
+
+
+def brightness(train: int, seed: int = 0) -> tuple[Labelled, np.ndarray]:
+    """Noise images of 32 x 32 px of which every second one has a brighter left half."""
+    rng = np.random.default_rng(seed)
+    count = train + 100
+    classes = np.arange(count) % 2
+    pixels = rng.normal(0.5, 0.2, (count, 32, 32)).astype(np.float32)
+    pixels[:, :, :16] += 0.2 * classes[:, None, None]
+    is_test = np.arange(count) >= train
+    labelled = Labelled(
+        refs=[None] * count, labels=np.array(["dark", "bright"])[classes], is_test=is_test,
+        is_val=np.zeros(count, dtype=bool), patients=np.arange(count).astype(str),
+        patients_known=True, tested="test", split_by="patient", left_out={}, warnings=[],
+    )  # fmt: skip
+    return labelled, pixels.reshape(count, -1)
+
+
+@pytest.mark.parametrize("train", [30, 60, 128, 150, 300])
+def test_pixels_tell_a_brighter_half_however_few_the_images(train):
+    labelled, pixels = brightness(train)
+    classification = Classification(labelled, 0, [20])
+    metrics = classification.score("linear", PIXELS, pixels)["all"]
+    assert metrics["balanced_accuracy"].value >= 0.97  # whitened components: 0.55 at 60
+
+
+@pytest.mark.parametrize("train", [60, 300])
+def test_pixels_are_judged_in_the_form_that_does_best_on_validation(train):
+    labelled, pixels = brightness(train)
+    classification = Classification(labelled, 0, [20])
+    for task in ("knn", "linear"):
+        classification.score(task, PIXELS, pixels)
+        forms = pixel_forms(pixels, classification.validation.fit, PIXEL_COMPONENTS[task])
+        losses = {form: classification._loss(task, forms[form]) for form in forms}
+        assert losses[classification.pixel_form[task]] == min(losses.values())
+        assert classification.described(task)["pixels"] in losses
+
+
+def test_there_are_never_more_components_than_a_quarter_of_the_images():
+    pixels = np.random.default_rng(0).normal(size=(100, 50)).astype(np.float32)
+    forms = pixel_forms(pixels, np.arange(100) < 80, (16, 64))
+    assert {form: values.shape[1] for form, values in forms.items()} == {
+        "pixels": 50, "16 components": 16, "20 components": 20,
+    }  # fmt: skip
+    assert list(pixel_forms(pixels, np.arange(100) < 12, (16, 64))) == ["pixels"]

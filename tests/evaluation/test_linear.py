@@ -52,7 +52,7 @@ def test_it_is_scikit_learns_on_both_fitted_and_chosen_on(images, class_count):
     features = features_of(classes, noise=0.5)
     parts, tested = thirds(images)
     found, chosen = linear_probabilities(features, classes, parts, tested)
-    assert chosen == choose_penalty(features, classes, parts)
+    assert chosen == choose_penalty(features, classes, parts).penalty
     plain = plain_probe(chosen).fit(features[~tested].astype(np.float64), classes[~tested])
     np.testing.assert_allclose(found, plain.predict_proba(features[tested]), atol=2e-3)
 
@@ -70,7 +70,7 @@ def test_the_penalty_is_that_of_the_least_validation_loss(noise):
             classes[parts.choose], plain.predict_proba(features[parts.choose]),
             sample_weight=weights,
         )  # fmt: skip
-    assert choose_penalty(features, classes, parts) == min(losses, key=losses.get)
+    assert choose_penalty(features, classes, parts).penalty == min(losses, key=losses.get)
 
 
 def test_what_is_tested_has_no_part_in_it():

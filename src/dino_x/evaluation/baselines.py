@@ -13,6 +13,8 @@ from dino_x.evaluation.embed import Encoder
 
 PIXEL_SIZE = 32
 PIXEL_COMPONENTS = 64
+IMAGES_A_COMPONENT = 4  # at least so many; fewer make standardised components noise of equal size
+FEWEST_COMPONENTS = 4
 
 
 def random_weights(config: Any, seed: int = 0) -> nn.Module:
@@ -35,6 +37,31 @@ def random_weights(config: Any, seed: int = 0) -> nn.Module:
 def pixel_encoder() -> Encoder:
     """Grey values of the image at 32 x 32 px: [B, 1, 32, 32] to [B, 1024]."""
     return Encoder(PIXEL_SIZE, 1, lambda images_BCSS: images_BCSS.flatten(1))
+
+
+def pixel_forms(
+    pixels_ND: np.ndarray, is_reference: np.ndarray, sizes: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """The forms that pixels are compared in: as they are, and as few principal components.
+
+    A probe standardises its features. Where there are about as many components as images, all of
+    them are then equally large, and the few that hold the picture are lost among those that hold
+    noise. So there are never more components than a quarter of the reference images.
+
+    Args:
+        pixels_ND: of references and queries, float32.
+        is_reference: [N] bool.
+        sizes: numbers of components.
+
+    Returns: float32 [N, components] by name. Pixels as they are come first, centered.
+    """
+    center_D = pixels_ND[is_reference].mean(axis=0)
+    forms = {"pixels": pixels_ND - center_D}
+    most = int(is_reference.sum()) // IMAGES_A_COMPONENT
+    for size in sorted({min(size, most) for size in sizes}):
+        if size >= FEWEST_COMPONENTS:
+            forms[f"{size} components"] = principal_components(pixels_ND, is_reference, size)
+    return forms
 
 
 def principal_components(

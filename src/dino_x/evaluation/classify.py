@@ -13,7 +13,7 @@ import numpy as np
 
 from dino_x.data.index.labels import Labelled
 from dino_x.errors import UserError
-from dino_x.evaluation.baselines import principal_components
+from dino_x.evaluation.baselines import pixel_forms, principal_components
 from dino_x.evaluation.bootstrap import (
     Metric,
     balanced_accuracy_of_draws,
@@ -30,15 +30,20 @@ from dino_x.evaluation.few_shot import (
     possible_shots,
     standardised,
 )
-from dino_x.evaluation.knn import TEMPERATURE, balanced_accuracy, knn_votes, macro_auroc
-from dino_x.evaluation.linear import linear_probabilities, validation
+from dino_x.evaluation.knn import (
+    TEMPERATURE,
+    balanced_accuracy,
+    knn_probabilities,
+    knn_votes,
+    macro_auroc,
+)
+from dino_x.evaluation.linear import choose_penalty, linear_probabilities, validation
 
 Metrics = dict[str, dict[str, Metric]]  # by setting and metric
 
-# Pixels have a form for each task, the one that does best there: kNN wants few directions, the
-# linear probe chooses its own among more of them, and with few labels there is no telling which
-# directions matter, so they keep the scale they have in the pixels.
-PIXEL_COMPONENTS: dict[str, int | None] = {"knn": 64, "linear": 128, "few_shot": None}
+# Pixels are compared in the form that does best on validation images: as they are, or as so many
+# principal components. With few labels they keep the scale that they have.
+PIXEL_COMPONENTS = {"knn": (16, 64), "linear": (32, 128)}
 ALL = "all"  # the one setting of the linear probe
 MAIN_SHOTS = 10
 MAIN_K = 20
@@ -56,6 +61,7 @@ class Classification:
         self.validation = validation(labelled)
         self.shots, self.warnings = possible_shots(labelled)
         self.chosen: dict[str, float] = {}
+        self.pixel_form: dict[str, str] = {}
 
     def score(self, task: str, name: str, features_ND: np.ndarray) -> Metrics:
         """The metrics of a task.
@@ -65,9 +71,8 @@ class Classification:
         """
         if not np.isfinite(features_ND).all():
             raise UserError(f"the features of {name} are not finite: were the weights NaN?")
-        components = PIXEL_COMPONENTS[task]
-        if name == PIXELS and components is not None:
-            features_ND = principal_components(features_ND, self.labelled.is_train, components)
+        if name == PIXELS and task in PIXEL_COMPONENTS:
+            features_ND = self._best_pixels(task, features_ND)
         if task == "knn":
             return self._knn(features_ND)
         if task == "linear":
@@ -86,9 +91,13 @@ class Classification:
     def described(self, task: str) -> dict[str, Any]:
         """The JSON's entries on how a task was done."""
         if task == "knn":
-            return {"temperature": TEMPERATURE}
+            return {"temperature": TEMPERATURE, "pixels": self.pixel_form.get(task)}
         if task == "linear":
-            return {"chosen_c": self.chosen, "validation": self.validation.how}
+            return {
+                "chosen_c": self.chosen,
+                "validation": self.validation.how,
+                "pixels": self.pixel_form.get(task),
+            }
         return {"draws": REPEATS, "c_times_width": PENALTY_TIMES_WIDTH}
 
     def thin_classes(self) -> list[str]:
@@ -107,6 +116,35 @@ class Classification:
         if len(few) > 3:
             more = f" and {len(few) - 3} more classes have as few"
         return [f"few tested {units} of a class ({counts}{more}): the intervals are too narrow"]
+
+    def _best_pixels(self, task: str, pixels_ND: np.ndarray) -> np.ndarray:
+        """The form of the pixels that does best on the validation images; as they are without."""
+        fit, choose = self.validation.fit, self.validation.choose
+        if self.validation.how == "none":
+            fit = self.labelled.is_train
+        forms = pixel_forms(pixels_ND, fit, PIXEL_COMPONENTS[task])
+        best = "pixels"
+        if self.validation.how != "none":
+            best = min(forms, key=lambda form: self._loss(task, forms[form]))
+        self.pixel_form[task] = best
+        if best == "pixels":
+            return forms[best]
+        fitted = fit | choose if task == "linear" else self.labelled.is_train
+        return principal_components(pixels_ND, fitted, forms[best].shape[1])
+
+    def _loss(self, task: str, features_ND: np.ndarray) -> float:
+        """How badly features do on the validation images: less is better."""
+        if task == "linear":
+            return choose_penalty(features_ND, self.classes_N, self.validation).loss
+        fit, choose = self.validation.fit, self.validation.choose
+        probabilities = knn_probabilities(
+            features_ND[fit],
+            self.classes_N[fit],
+            features_ND[choose],
+            len(self.labelled.classes),
+            k=MAIN_K,
+        )
+        return 1 - balanced_accuracy(self.classes_N[choose], probabilities)
 
     def _knn(self, features_ND: np.ndarray) -> Metrics:
         labelled = self.labelled

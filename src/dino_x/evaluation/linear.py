@@ -38,6 +38,14 @@ class Validation:
     how: str
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A penalty, and the log loss that it has on the validation images."""
+
+    penalty: float
+    loss: float
+
+
 def validation(labelled: Labelled) -> Validation:
     """The given val, else a fifth of the patients of each class of train.
 
@@ -84,7 +92,7 @@ def linear_probabilities(
     """
     chosen = UNCHOSEN
     if parts.how != "none":
-        chosen = choose_penalty(features_ND, classes_N, parts)
+        chosen = choose_penalty(features_ND, classes_N, parts).penalty
     fitted = parts.fit | parts.choose
     scaler = StandardScaler().fit(features_ND[fitted].astype(np.float64))
     classifier = _classifier(chosen)
@@ -92,7 +100,7 @@ def linear_probabilities(
     return classifier.predict_proba(scaler.transform(features_ND[tested])), chosen
 
 
-def choose_penalty(features_ND: np.ndarray, classes_N: np.ndarray, parts: Validation) -> float:
+def choose_penalty(features_ND: np.ndarray, classes_N: np.ndarray, parts: Validation) -> Choice:
     """The C of least loss on the validation images, the mean over their classes of the log loss."""
     scaler = StandardScaler().fit(features_ND[parts.fit].astype(np.float64))
     fitted, held = (scaler.transform(features_ND[rows]) for rows in (parts.fit, parts.choose))
@@ -108,7 +116,7 @@ def choose_penalty(features_ND: np.ndarray, classes_N: np.ndarray, parts: Valida
         if loss > least:
             break
         best, least = penalty, loss
-    return best
+    return Choice(best, float(least))
 
 
 def _classifier(penalty: float) -> LogisticRegression:
