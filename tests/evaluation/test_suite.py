@@ -14,7 +14,7 @@ from dino_x.data.index.index import build_index
 from dino_x.data.index.labels import load_labels
 from dino_x.errors import UserError
 from dino_x.evaluation import contenders
-from dino_x.evaluation.baselines import principal_components, random_weights
+from dino_x.evaluation.baselines import random_weights
 from dino_x.evaluation.classify import Classification
 from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities, macro_auroc
 from dino_x.evaluation.suite import choose_tasks, evaluate
@@ -147,15 +147,16 @@ def test_no_task_is_taught_by_val_but_the_linear_probe(images, tmp_path):
         assert (one["auroc"].value == two["auroc"].value) is same
 
 
-def test_pixels_are_reduced_by_the_references_only_and_for_knn(images, tmp_path):
+def test_pixels_are_prepared_by_the_references_only(images, tmp_path):
     refs = build_index([images], verify="headers").rows
     labelled = load_labels(write_csv(tmp_path / "labels.csv", given()), refs, [images])
     features = np.random.default_rng(0).normal(size=(20, 300)).astype(np.float32)
+    centered = features - features[labelled.is_train].mean(axis=0)
     scorer = Classification(labelled, 0, [3])
-    reduced = principal_components(features, labelled.is_train, 64)
     pixels = scorer.score("knn", "pixels", features)["3"]["auroc"]
+    assert scorer.pixel_form["knn"] == "pixels"
     np.testing.assert_array_equal(
-        pixels.draws_R, scorer.score("knn", "model", reduced)["3"]["auroc"].draws_R
+        pixels.draws_R, scorer.score("knn", "model", centered)["3"]["auroc"].draws_R
     )
 
 

@@ -127,9 +127,9 @@ class Classification:
         if self.validation.how != "none":
             best = min(forms, key=lambda form: self._loss(task, forms[form]))
         self.pixel_form[task] = best
-        if best == "pixels":
-            return forms[best]
         fitted = fit | choose if task == "linear" else self.labelled.is_train
+        if best == "pixels":
+            return pixels_ND - pixels_ND[fitted].mean(axis=0)
         return principal_components(pixels_ND, fitted, forms[best].shape[1])
 
     def _loss(self, task: str, features_ND: np.ndarray) -> float:

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
+from dino_x.data.index.label_sources import items_from_csv, read_csv
 from dino_x.data.index.labels import (
-    items_from_csv,
-    read_csv,
     sides_of,
     tested_side,
     warn_of_unknown_patients,

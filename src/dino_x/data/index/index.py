@@ -56,11 +56,13 @@ class Index:
         rows: the images.
         skipped: the files that are left out.
         notes: sentences for the user.
+        damaged: the images that turned out not to be decodable, which ``skipped`` lists by file.
     """
 
     rows: list[ImageRef]
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    damaged: list[ImageRef] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -123,13 +125,14 @@ def build_index(
         for record in found.table.records
         if record.unusable is not None
     ]
-    rows = _wanted(found, where)
+    rows, damaged = _wanted(found, where), []
     if verify == "all" or (verify == "auto" and len(rows) <= VERIFY_UP_TO):
         broken = _broken(rows, decoding or Decoding(), workers, on_progress)
+        damaged = [row for row in rows if row.path in broken]
         rows = [row for row in rows if row.path not in broken]
         skipped = sorted([*skipped, *broken.values()], key=lambda skip: skip.path)
     _check_share(paths, files, rows, skipped)
-    return Index(rows, skipped, list(found.notes))
+    return Index(rows, skipped, list(found.notes), damaged)
 
 
 def _broken(

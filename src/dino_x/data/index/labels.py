@@ -1,20 +1,22 @@
 """Labels of images, from the names of folders or from a CSV file."""
 
-import csv
-import os
-import posixpath
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from dino_x.data.index.content import content_keys
 from dino_x.data.index.index import folders_of
-from dino_x.data.index.splits import Item, check_classes, check_given, make_split
+from dino_x.data.index.label_sources import items_from_csv, items_from_folders
+from dino_x.data.index.splits import (
+    Item,
+    check_classes,
+    check_given,
+    make_split,
+    units_with_copies,
+)
 from dino_x.data.readers.registry import ImageRef
-from dino_x.data.storage.member import Member
-from dino_x.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Labelled:
         split_by: how the sides were decided: ``given``, ``patient`` or ``image``.
         left_out: how many files were not used, by reason.
         warnings: sentences for the user.
+        made: the side of each labelled file by its path below the data, if the split was made.
     """
 
     refs: list[ImageRef]
@@ -46,6 +49,7 @@ class Labelled:
     split_by: str
     left_out: dict[str, int]
     warnings: list[str]
+    made: dict[str, str] = field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:
@@ -84,32 +88,39 @@ def load_labels(
     *,
     label_column: str = "label",
     with_val: bool = False,
+    damaged: Sequence[ImageRef] = (),
+    kept: Mapping[str, str] | None = None,
 ) -> Labelled:
     """Give each image its class and its side.
 
     Args:
-        labels: ``folder`` (the class is the first folder below the data path), or a CSV file with
-            the columns ``path`` (relative to the CSV file's folder or to a data path),
+        labels: ``folder`` (the class is the first folder below the data path; folders called
+            train, val and test are splits, and the classes are the folders below them), or a CSV
+            file with the columns ``path`` (relative to the CSV file's folder or to a data path),
             ``label_column``, and, if they are known, ``patient`` and ``split`` (train, val, test).
         refs: the images found below the data paths. All frames of a file share its label.
         data_paths: the folders the images are in.
         label_column: the column that holds the class.
         with_val: whether to return the images of val, too, see ``Labelled.is_val``.
+        damaged: further images there, which cannot be decoded. They have a side like the others,
+            so that a split does not depend on what can be read, and are then left out.
+        kept: the split that a run made, by the key of an item, see ``splits.make_split``.
 
     Returns:
         The labelled images. Train is the reference set; test is tested, or val where there is no
-        test. Where no split is given, one is made, by patient if patients are known.
+        test. Where no split is given, one is made, by patient if patients are known; exact copies
+        of a file stay on its side.
 
     Raises:
         UserError: for labels that cannot be read, that match no image, that hold one class only,
             or a patient in two splits, or a class that is missing on one side.
     """
     frames: dict[Path, list[ImageRef]] = {}
-    for ref in refs:
+    for ref in (*refs, *damaged):
         frames.setdefault(ref.path, []).append(ref)
     roots = folders_of(data_paths)
     if str(labels) == "folder":
-        items, left_out = _items_from_folders(list(frames), roots)
+        items, left_out = items_from_folders(list(frames), roots)
         warnings: list[str] = []
     else:
         items, left_out = items_from_csv(Path(labels), list(frames), roots, label_column)
@@ -118,17 +129,22 @@ def load_labels(
     unnamed = len(frames) - len(items) - left_out.get("images with an empty label", 0)
     left_out["images that the labels do not name"] = unnamed
 
-    sides, split_by = sides_of(items)
-    warnings += warn_of_unknown_patients(items, split_by)
-    tested = tested_side(sides)
+    keys = content_keys(item.file for item in items)
+    sides, split_by = sides_of(items, keys, kept)
+    unreadable = {ref.path for ref in damaged}
+    left_out["images that cannot be decoded"] = sum(item.file in unreadable for item in items)
+    pairs = [(i, s) for i, s in zip(items, sides, strict=True) if i.file not in unreadable]
+    warnings += warn_of_unknown_patients([item for item, _ in pairs], split_by)
+    tested = tested_side([side for _, side in pairs])
     wanted = {"train", tested} | ({"val"} if with_val else set())
-    used = [(item, side) for item, side in zip(items, sides, strict=True) if side in wanted]
-    left_out["images of a split not used"] = len(items) - len(used)
+    used = [(item, side) for item, side in pairs if side in wanted]
+    left_out["images of a split not used"] = len(pairs) - len(used)
     check_classes(
         [item.label for item, side in used if side == "train"],
         [item.label for item, side in used if side == tested],
         tested,
     )
+    warnings += warn_of_copies(used, keys, tested)
     rows = [(ref, item, side) for item, side in used for ref in frames[item.file]]
     return Labelled(
         refs=[ref for ref, _, _ in rows],
@@ -141,6 +157,7 @@ def load_labels(
         split_by=split_by,
         left_out={reason: count for reason, count in left_out.items() if count},
         warnings=warnings,
+        made={item.key: side for item, side in pairs} if split_by != "given" else {},
     )
 
 
@@ -156,7 +173,7 @@ def label_of(
     if not files:
         return {}
     if str(labels) == "folder":
-        items, _ = _items_from_folders(files, roots)
+        items, _ = items_from_folders(files, roots)
     else:
         items, _ = items_from_csv(Path(labels), files, roots, label_column)
     return {item.file: item.label for item in items}
@@ -179,8 +196,17 @@ def _with_patients_of(items: list[Item], frames: dict[Path, list[ImageRef]]) -> 
     return named
 
 
-def sides_of(items: Sequence[Item]) -> tuple[list[str], str]:
+def sides_of(
+    items: Sequence[Item],
+    keys: Mapping[Path, bytes] | None = None,
+    kept: Mapping[str, str] | None = None,
+) -> tuple[list[str], str]:
     """The split of each item, and how it was decided: ``given``, ``patient`` or ``image``.
+
+    Args:
+        items: the labelled files.
+        keys: of their content; exact copies stay on one side of a split that is made.
+        kept: the split that a run made, by the key of an item.
 
     Raises:
         UserError: for a given split that tears a patient apart.
@@ -189,130 +215,13 @@ def sides_of(items: Sequence[Item]) -> tuple[list[str], str]:
         check_given(items)
         return [item.split or "" for item in items], "given"
     split_by = "patient" if any(item.patient is not None for item in items) else "image"
-    return make_split(items), split_by
+    units = units_with_copies(items, keys or {})
+    return make_split(items, units=units, kept=kept), split_by
 
 
 def tested_side(sides: Sequence[str]) -> str:
     """``test``, or ``val`` where there is a val and no test."""
     return "val" if "val" in sides and "test" not in sides else "test"
-
-
-def _items_from_folders(files: list[Path], roots: list[Path]) -> tuple[list[Item], dict[str, int]]:
-    items = []
-    for file in files:
-        for root in roots:
-            below = file.relative_to(root).parts if file.is_relative_to(root) else ()
-            folders = _folders(file, below)
-            if folders:
-                items.append(Item(file, key="/".join(below), label=folders[0]))
-                break
-    if not items:
-        raise UserError(
-            f"no image is in a folder below {_shown(roots)}: with '--labels folder' the class is"
-            " the name of the first folder below the data path, or inside an archive"
-        )
-    return items, {}
-
-
-def _folders(file: Path, below: tuple[str, ...]) -> tuple[str, ...]:
-    """The folders that a file lies in below a data path; an archive does not count as a folder."""
-    if isinstance(file, Member) and below:
-        archive = len(below) - 1 - file.name_inside.count("/") - 1
-        return (*below[:archive], *below[archive + 1 : -1])
-    return below[:-1]
-
-
-def items_from_csv(
-    file: Path, images: list[Path], roots: list[Path], label_column: str
-) -> tuple[list[Item], dict[str, int]]:
-    """The rows that name an image and have a value in ``label_column``, and how many were left out.
-
-    Raises:
-        UserError: for a file that is no such table, and where no row names an image.
-    """
-    rows = read_csv(file, label_column)
-    image_at = _by_place(images)
-    left_out = {"images with an empty label": 0, "rows that match no image": 0}
-    items: dict[Path, Item] = {}
-    unmatched = ""
-    for number, row in rows:
-        found = _find(row["path"], [file.parent, *roots], image_at)
-        if found is None:
-            left_out["rows that match no image"] += 1
-            unmatched = unmatched or row["path"]
-            continue
-        label = row[label_column]
-        if not label:
-            left_out["images with an empty label"] += 1
-            continue
-        if found in items:
-            raise UserError(
-                f"{file}: rows {items[found].row} and {number} are about the same image:"
-                " remove one of them"
-            )
-        patient, split = row.get("patient") or None, row.get("split")
-        items[found] = Item(found, row["path"], label, patient, split, number)
-    if left_out["rows that match no image"] == len(rows) > 0:
-        raise UserError(
-            f"{file}: no path matches an image (a path there: '{unmatched}', an image here:"
-            f" '{images[0]}'): paths must be relative to the CSV file's folder or to --data"
-        )
-    return list(items.values()), left_out
-
-
-def _by_place(images: list[Path]) -> dict[str, Path]:
-    """The images by their real path, and those in archives also by their name inside.
-
-    So a table made for a folder holds for the archives that the folder was packed in. A name that
-    is in two archives does not count.
-    """
-    found = {os.path.realpath(image): image for image in images}
-    members = [image for image in images if isinstance(image, Member)]
-    count = Counter(member.name_inside for member in members)
-    for member in members:
-        if count[member.name_inside] == 1:
-            found[f"{_INSIDE}{member.name_inside}"] = member
-    return found
-
-
-_INSIDE = "in an archive: "
-
-
-def read_csv(file: Path, label_column: str) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a table with their numbers (1 is the header), every value stripped.
-
-    Raises: UserError for a file that is no such table.
-    """
-    if not file.is_file():
-        raise UserError(
-            f"no such file of labels: {file} (give a CSV file, or 'folder')"
-            + nearest(str(file), ["folder"])
-        )
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as stream:  # Excel writes a BOM
-            reader = csv.DictReader(stream, restval="")
-            columns = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            for needed in ("path", label_column):
-                if needed not in columns:
-                    raise UserError(
-                        f"{file} has no column '{needed}'{nearest(needed, columns)}"
-                        f" (its columns: {', '.join(columns) or 'none'})"
-                    )
-            return [
-                (number, {name: (row[name] or "").strip() for name in columns})
-                for number, row in enumerate(reader, start=2)
-            ]
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise UserError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
-
-
-def _find(path: str, bases: list[Path], image_at: dict[str, Path]) -> Path | None:
-    for base in bases:
-        image = image_at.get(os.path.realpath(base / path))
-        if image is not None:
-            return image
-    return image_at.get(f"{_INSIDE}{posixpath.normpath(path)}")
 
 
 def _warn_of_missing(left_out: dict[str, int], matched: int) -> list[str]:
@@ -335,5 +244,16 @@ def warn_of_unknown_patients(items: Sequence[Item], split_by: str) -> list[str]:
     ]
 
 
-def _shown(paths: Sequence[Path]) -> str:
-    return ", ".join(str(path) for path in paths)
+def warn_of_copies(
+    used: Sequence[tuple[Item, str]], keys: Mapping[Path, bytes], tested: str
+) -> list[str]:
+    """A sentence for the user where exact copies of tested files are in train."""
+    train = {keys[item.file] for item, side in used if side == "train" and item.file in keys}
+    files = [item.file for item, side in used if side == tested]
+    copies = sum(keys.get(file) in train for file in files)
+    if not copies:
+        return []
+    return [
+        f"{copies:,} of {len(files):,} tested files have an exact copy in train, which flatters"
+        " every number here: remove the column 'split' to have copies kept together, or the copies"
+    ]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,11 @@ from dino_x.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test")
 TRAIN_SHARE = 0.7
+NAMES_OF_SPLITS = {  # of folders
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,26 +66,81 @@ def check_given(items: Sequence[Item]) -> None:
         )
 
 
-def make_split(items: Sequence[Item], train_share: float = TRAIN_SHARE) -> list[str]:
+def make_split(
+    items: Sequence[Item],
+    train_share: float = TRAIN_SHARE,
+    *,
+    units: Sequence[str] | None = None,
+    kept: Mapping[str, str] | None = None,
+) -> list[str]:
     """Choose ``train`` or ``test`` for each item: 70% of the patients of every class to train.
 
     A patient, or a file where the patient is not known, goes to one side as a whole. Patients
     are taken class by class (a patient's class is the most frequent of its labels) in the order
     of a hash of their name, so that the split depends on neither seed, order nor machine, and a
     class of two patients or more is on both sides.
+
+    Args:
+        items: the labelled files.
+        train_share: of the patients of a class.
+        units: what stays together, a name for each item; by default ``unit`` of each.
+        kept: the sides of an earlier split by the key of an item. They are taken as they are, and
+            the rest is split as if it were alone. A patient with items on both sides goes to
+            train, so that nothing that was trained on is tested.
     """
+    names = list(units) if units is not None else [unit(item) for item in items]
+    sides = _kept_sides(items, names, kept or {})
     labels: dict[str, Counter[str]] = {}
-    for item in items:
-        labels.setdefault(unit(item), Counter())[item.label] += 1
+    for item, name in zip(items, names, strict=True):
+        if name not in sides:
+            labels.setdefault(name, Counter())[item.label] += 1
     units_of: dict[str, list[str]] = {}
     for name, counts in labels.items():
         most_frequent = min(counts, key=lambda label: (-counts[label], label))
         units_of.setdefault(most_frequent, []).append(name)
-    train: set[str] = set()
-    for names in units_of.values():
-        names.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-        train.update(names[: round(train_share * len(names))])  # 1 of 2, 2 of 3, 7 of 10
-    return ["train" if unit(item) in train else "test" for item in items]
+    for of_class in units_of.values():
+        of_class.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+        train = round(train_share * len(of_class))  # 1 of 2, 2 of 3, 7 of 10
+        sides |= dict.fromkeys(of_class[:train], "train") | dict.fromkeys(of_class[train:], "test")
+    return [sides[name] for name in names]
+
+
+def _kept_sides(
+    items: Sequence[Item], names: Sequence[str], kept: Mapping[str, str]
+) -> dict[str, str]:
+    """The sides of the units that an earlier split knows."""
+    sides: dict[str, str] = {}
+    for item, name in zip(items, names, strict=True):
+        side = kept.get(item.key)
+        if side is not None and sides.get(name) != "train":
+            sides[name] = side
+    return sides
+
+
+def units_with_copies(items: Sequence[Item], keys: Mapping[Path, bytes]) -> list[str]:
+    """What stays on one side, a name for each item: patients, and those who share an exact copy.
+
+    Args:
+        items: the labelled files.
+        keys: of the content of files, see ``content.content_keys``.
+    """
+    names = [unit(item) for item in items]
+    parent = {name: name for name in names}
+
+    def first(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    holder: dict[bytes, str] = {}
+    for item, name in zip(items, names, strict=True):
+        key = keys.get(item.file)
+        if key is None:
+            continue
+        one, other = sorted((first(name), first(holder.setdefault(key, name))))
+        parent[other] = one
+    return [first(name) for name in names]
 
 
 def unit(item: Item) -> str:

@@ -1,0 +1,71 @@
+"""What files hold: short keys of their content, to find exact copies and files that have moved."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from dino_x.data.image import Unreadable
+from dino_x.data.storage.member import size_of
+from dino_x.errors import UserError
+
+KEY_BYTES = 16
+WHOLE_UP_TO = 256 * 1024  # bytes; of a larger file, some blocks are looked at
+BLOCK = 16 * 1024
+BLOCKS = 16
+UNKNOWN = b""  # the key of a file that cannot be read
+
+
+def content_key(path: Path) -> bytes:
+    """16 bytes that two files share if they hold the same.
+
+    Files of up to 256 KiB are read as a whole. Of a larger one the size counts, and 16 blocks of
+    16 KiB that are spread evenly from its first to its last byte.
+
+    Args:
+        path: a file, or a member of an archive.
+
+    Returns: the key; empty if the file cannot be read.
+    """
+    try:
+        size = size_of(path)
+        digest = hashlib.blake2b(str(size).encode(), digest_size=KEY_BYTES)
+        with path.open("rb") as file:
+            if size <= WHOLE_UP_TO:
+                digest.update(file.read(size))
+                return digest.digest()
+            for start in np.linspace(0, size - BLOCK, BLOCKS).astype(int).tolist():
+                file.seek(start)
+                digest.update(file.read(BLOCK))
+    except (OSError, Unreadable, UserError):
+        return UNKNOWN
+    return digest.digest()
+
+
+def content_keys(paths: Iterable[Path], workers: int | None = None) -> dict[Path, bytes]:
+    """The key of each file; those that cannot be read are left out.
+
+    Args:
+        paths: files; each is read once.
+        workers: threads that read; the number of cores if None.
+    """
+    once = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        keys = pool.map(content_key, once)
+        return {path: key for path, key in zip(once, keys, strict=True) if key != UNKNOWN}
+
+
+def as_array(keys: Sequence[bytes]) -> np.ndarray:
+    """Keys as uint8 [N, 16], sorted, each once."""
+    unique = sorted({key for key in keys if len(key) == KEY_BYTES})
+    return np.frombuffer(b"".join(unique), dtype=np.uint8).reshape(-1, KEY_BYTES)
+
+
+def as_keys(array_NB: np.ndarray) -> set[bytes]:
+    """The opposite of ``as_array``."""
+    return {row.tobytes() for row in np.ascontiguousarray(array_NB, dtype=np.uint8)}
