@@ -126,6 +126,8 @@ def evaluate(
     *,
     label_column: str = "label",
     masks: PathLike | None = None,
+    index: PathLike | None = None,
+    where: str | None = None,
     tasks: Sequence[str] | None = None,
     against: Sequence[str] = (),
     device: str = "auto",
@@ -140,6 +142,8 @@ def evaluate(
         labels: ``folder``, or a CSV file with columns path and label.
         label_column: column of the CSV file that holds the class.
         masks: for segmentation, a table with a column ``mask`` or a folder of masks.
+        index: an index of the data.
+        where: a condition on the images, such as ``modality == "CT"``.
         tasks: of knn, linear, few-shot and segmentation; by default all that there are data for.
         against: other models.
         device: auto, cpu or cuda.
@@ -162,6 +166,8 @@ def evaluate(
             text(labels),
             label_column=label_column,
             masks=text(masks),
+            index=text(index),
+            where=where,
             tasks=tasks,
             against=against,
             device=device,

@@ -84,6 +84,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         arguments.labels,
         label_column=arguments.label_column,
         masks=arguments.masks,
+        index=arguments.index,
+        where=arguments.where,
         tasks=arguments.tasks,
         against=arguments.against,
         device=arguments.device,

@@ -157,6 +157,10 @@ def add_evaluate(commands: Any) -> None:
         help="For segmentation: a table with a column 'mask', or a folder of masks that are named"
         " as their images. By default the column 'mask' of the labels.",
     )  # fmt: skip
+    parser.add_argument("--index", metavar="FILE.parquet", help="An index of the data.")
+    parser.add_argument(
+        "--where", metavar="CONDITION", help="Evaluate on the images that meet it, as in pretrain."
+    )
     parser.add_argument(
         "--tasks", nargs="+", metavar="TASK",
         help="Tasks among knn, linear, few-shot and segmentation; by default all that labels and"

@@ -31,6 +31,7 @@ def test_everything_promised_is_there_and_nothing_else(run):
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "facts.json", "metrics.jsonl", "checkpoints", "model", "evaluation.json",
         "skipped.csv", "tensorboard", "snapshots", "report.html", "micro_batch.json",
+        "trained_on.keys", "split.csv",
     }  # fmt: skip
     assert {path.name for path in (run / "model").iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json",

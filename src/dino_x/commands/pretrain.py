@@ -14,6 +14,7 @@ from dino_x.config.options import Options
 from dino_x.config.presets import differing
 from dino_x.config.resolve import Facts, resolve
 from dino_x.data.index.index import Skipped, write_skipped
+from dino_x.data.index.labels import Labelled
 from dino_x.distributed.shares import usable
 from dino_x.distributed.world import (
     all_or_none,
@@ -35,6 +36,7 @@ from dino_x.report.write import report_at_end
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.origin import write_origin
 from dino_x.runs.start import inherited
+from dino_x.runs.trained_on import keep_keys, keep_split, kept_split, keys_of_images
 from dino_x.training.images import early_checks, images_of
 from dino_x.training.micro_batch import remember, remembered
 from dino_x.training.prepare import Prepared, files_hash, online, prepare, step_of
@@ -88,7 +90,7 @@ def train_together(
         used = all_or_none(ranks, lambda: usable(images, asked, ranks.world_size, named))
         overrides = {**overrides, "train.micro_batch": used}
     index, held_out, labelled = broadcast_from_rank0(
-        ranks, lambda: images_of(early.options, console)
+        ranks, lambda: images_of(early.options, console, kept_split(run) if resumed else None)
     )
     resolved = all_or_none(
         ranks, lambda: resolve(overrides, Facts(len(index), inherited(overrides)))
@@ -102,7 +104,7 @@ def train_together(
     if ranks.world_size == 1:  # several would wait for the one that fills it longer than they can
         fill_cache(prepared, console)
     check_same(ranks, "settings", f"{__version__} {options.model_dump_json()}")
-    all_or_none(ranks, lambda: begin(prepared, resumed, resume, console))
+    all_or_none(ranks, lambda: begin(prepared, labelled, resumed, resume, console))
     announce(prepared, held_out, console, asked)
     train(prepared, run, console)
     return options
@@ -114,7 +116,13 @@ def fill_cache(prepared: Prepared, console: Console) -> None:
         prepared.loader.fill(on_progress)
 
 
-def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> None:
+def begin(
+    prepared: Prepared,
+    labelled: Labelled | None,
+    resumed: bool,
+    resume: bool,
+    console: Console,
+) -> None:
     """Take up the run's newest checkpoint, or make its folder."""
     trainer, index = prepared.trainer, prepared.index
     if resumed and trainer.ranks.rank == 0:
@@ -128,7 +136,10 @@ def begin(prepared: Prepared, resumed: bool, resume: bool, console: Console) -> 
             )
         device = describe_device(trainer.cutter.device)
         write_origin(trainer.run, trainer.options.model.name, trainer.student.backbone)
-        trainer.run.create(trainer.options, {"images": len(index), "device": device})
+        facts = {"images": len(index), "device": device, "started_in": os.getcwd()}
+        trainer.run.create(trainer.options, facts)
+        keep_keys(trainer.run, keys_of_images(index.rows))
+        keep_split(trainer.run, labelled.made if labelled is not None else {})
     if trainer.ranks.rank == 0:
         remember(trainer.run, prepared.micro_batch, prepared.devices)
         list_skipped(index.skipped, trainer.run, console)
@@ -228,6 +239,8 @@ def evaluate_run(options: Options, run: RunFolder, console: Console) -> None:
             options.data.paths,
             options.data.labels,
             label_column=options.data.label_column,
+            index=options.data.index,
+            where=options.data.where,
             tasks=QUICK,
             device=options.train.device,
             seed=options.train.seed,

@@ -12,7 +12,7 @@ from dino_x.evaluation.backbone import load_backbone
 from dino_x.evaluation.baselines import random_weights
 from dino_x.machine.device import dtype_of
 from dino_x.model.pretrained import Preparation
-from dino_x.runs.folder import RunFolder
+from dino_x.runs.folder import run_of
 
 MODEL, RANDOM, PIXELS, START = "model", "random", "pixels", "start"
 BASELINES = (RANDOM, PIXELS, START)
@@ -82,7 +82,7 @@ def starting_weights(model: str | Path) -> str | None:
 
     A run that cannot be read has none either: what is evaluated is its model.
     """
-    run = RunFolder(Path(model))
+    run = run_of(model)
     if not run.exists:
         return None
     try:

@@ -4,7 +4,7 @@ A mask is an image of the same height and width whose values are classes: 0 is t
 every other value a class of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os import cpu_count
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
+from dino_x.data.index.content import content_keys
 from dino_x.data.index.label_sources import items_from_csv, read_csv
 from dino_x.data.index.labels import (
     sides_of,
@@ -88,6 +89,7 @@ def load_masks(
     labels: str | Path | None,
     refs: Sequence[ImageRef],
     data_paths: Sequence[str | Path],
+    kept: Mapping[str, str] | None = None,
 ) -> Masked:
     """Gives each image its mask and its side, and checks all masks.
 
@@ -98,6 +100,7 @@ def load_masks(
         labels: a CSV file that gives the patients and the split for a folder of masks.
         refs: the images found below the data paths.
         data_paths: the folders the images are in.
+        kept: the split that a run made, by the key of an item, see ``splits.make_split``.
 
     Raises:
         UserError: for masks that cannot be found or read, that are not as large as their image,
@@ -110,7 +113,7 @@ def load_masks(
         frames.setdefault(ref.path, []).append(ref)
     roots = [Path(path) for path in data_paths]
     items, files, left_out = _items_with_masks(Path(masks), labels, frames, roots)
-    sides, split_by = sides_of(items)
+    sides, split_by = sides_of(items, content_keys(item.file for item in items), kept)
     tested = tested_side(sides)
     purposes, validation = _purposes(items, sides, tested)
     images: list[ImageRef] = []

@@ -20,10 +20,12 @@ from dino_x.evaluation.contenders import MODEL, PIXELS, RANDOM, Contender, load_
 from dino_x.evaluation.embed import Encoder, ImagePreparation, Progress, backbone_encoder, encode
 from dino_x.evaluation.masks import Masked, has_masks, load_masks
 from dino_x.evaluation.patches import GRID, patch_encoder, pixel_patch_encoder
+from dino_x.evaluation.seen import seen_images, warn_of_seen
 from dino_x.evaluation.segmentation import MEAN, metrics_of_overlap, segment
-from dino_x.evaluation.verdict import verdict
+from dino_x.evaluation.verdict import title, verdict
 from dino_x.machine.device import choose_device
-from dino_x.runs.folder import reading_of
+from dino_x.runs.folder import reading_of, run_of
+from dino_x.runs.trained_on import kept_split
 
 TASKS = ("knn", "linear", "few-shot", "segmentation")
 QUICK = ("knn", "linear")  # at the end of a run
@@ -81,6 +83,8 @@ def evaluate(
     *,
     label_column: str = "label",
     masks: str | Path | None = None,
+    index: str | Path | None = None,
+    where: str | None = None,
     tasks: Sequence[str] | None = None,
     against: Sequence[str] = (),
     ks: Sequence[int] = KS,
@@ -99,6 +103,8 @@ def evaluate(
         label_column: the column of the CSV file that holds the class.
         masks: a CSV file or a folder, see ``masks.load_masks``; by default the labels' own file if
             it has a column ``mask``.
+        index: an index of the data, whose files are not opened again to be listed.
+        where: a condition on the images; see ``conditions.select``.
         tasks: of ``TASKS``; by default all that labels and masks allow.
         against: other models.
         ks: numbers of neighbours; each is capped at the number of references.
@@ -111,9 +117,10 @@ def evaluate(
     Returns:
         What JSON can hold: ``model``, ``settings``, ``counts`` (images by split and class; {}
         without labels), ``patients`` (how many by split, or None), ``masks`` (the same for images
-        with a mask, or None), ``left_out`` (by reason), ``results`` (``value``, ``low`` and
-        ``high`` by name, task, setting and metric), ``verdicts`` (by task) and ``warnings``. No
-        file and no patient is named in it.
+        with a mask, or None), ``seen`` (how many tested images a run was trained on, by name),
+        ``left_out`` (by reason), ``results`` (``value``, ``low`` and ``high`` by name, task,
+        setting and metric), ``verdicts`` (by task) and ``warnings``. No file and no patient is
+        named in it.
 
     Raises:
         UserError: for a model, data, labels or masks that cannot be used; before any long work.
@@ -125,21 +132,32 @@ def evaluate(
         masks = labels
     chosen = choose_tasks(tasks, labels is not None, masks is not None)
     folders = [Path(path) for path in data_paths]
-    index = build_index(folders, verify="headers", reading=reading_of(model))
+    found = build_index(
+        folders,
+        verify="headers",
+        reading=reading_of(model),
+        kept_in=Path(index) if index else None,
+        where=where,
+    )
     labelled, masked = None, None
     if labels is not None and chosen != ["segmentation"]:
         labelled = load_labels(
-            labels, index.rows, data_paths, label_column=label_column, with_val=True
+            labels,
+            found.rows,
+            data_paths,
+            label_column=label_column,
+            with_val=True,
+            kept=kept_split(run_of(model)),
         )
     if masks is not None and "segmentation" in chosen:
-        masked = load_masks(masks, labels, index.rows, data_paths)
+        masked = load_masks(masks, labels, found.rows, data_paths, kept_split(run_of(model)))
     contenders, warnings = load_contenders(
         model, against, device=device, precision=precision, seed=seed
     )
     preparation = contenders[MODEL].preparation
     if labelled is not None and preparation.slices == 3:
-        labelled = without_uneven(labelled, index.rows)
-    images = ImagePreparation(preparation.windows, index.rows)
+        labelled = without_uneven(labelled, found.rows)
+    images = ImagePreparation(preparation.windows, found.rows)
     how = Execution(choose_device(device).type, precision, batch_size, seed, images)
     patch_encoders = {}
     if masked is not None:
@@ -147,7 +165,7 @@ def evaluate(
 
     work = _Work(progress, labelled, masked)
     done = Outcome({name: {} for name in names_of(contenders)}, warnings=warnings)
-    done.leave_out("files that cannot be read", len(index.skipped))
+    done.leave_out("files that cannot be read", len(found.skipped))
     settings: dict[str, Any] = {
         "labels": record.file_name(labels),
         "label_column": label_column,
@@ -173,15 +191,35 @@ def evaluate(
         score_masks(masked, patch_encoders, how, done, work)
         settings["masks"] = record.file_name(masks)
         on_images["masks"] = record.masks(masked)
+    seen = seen_images(model, against, tested_images(labelled, masked))
+    done.warnings[:0] = warn_of_seen(seen, {name: title_of(name) for name in seen})
     return {
         "model": str(model),
         "settings": {"tasks": list(done.main), **settings, **done.described},
         **on_images,
+        "seen": seen,
         "left_out": done.left_out,
         "results": record.results(done.results),
         "verdicts": done.verdicts(),
         "warnings": done.warnings,
     }
+
+
+def tested_images(labelled: Labelled | None, masked: Masked | None) -> list[ImageRef]:
+    """The images that are tested in any task, each once."""
+    tested: list[ImageRef] = []
+    if labelled is not None:
+        tested += [ref for ref, test in zip(labelled.refs, labelled.is_test, strict=True) if test]
+    if masked is not None:
+        tested += [
+            ref for ref, side in zip(masked.refs, masked.side, strict=True) if side == "test"
+        ]
+    return list(dict.fromkeys(tested))
+
+
+def title_of(name: str) -> str:
+    """The name of a model at the start of a sentence."""
+    return f"the {title(name)}" if name == MODEL else title(name)
 
 
 def without_uneven(labelled: Labelled, rows: Sequence[ImageRef]) -> Labelled:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dino_x.evaluation.seen import is_marked
 from dino_x.evaluation.verdict import title
 
 METRIC_TITLES = {
@@ -41,6 +42,8 @@ def print_table(result: dict[str, Any], console: Console) -> None:
     if result["left_out"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in result["left_out"].items())
         console.print(Text(f"Left out: {reasons}."))
+    if any(is_marked(result, name) for name in result["results"]):
+        console.print("* was trained on some of the tested images", style="yellow")
     for warning in result["warnings"]:
         console.print(Text(f"Warning: {warning}."), style="yellow")
 
@@ -82,7 +85,7 @@ def knn_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Tab
             shown = with_interval if k == main else plain
             cells.append(shown(metrics[k]["balanced_accuracy"]))
         auroc = with_interval(metrics[main]["auroc"])
-        table.add_row(_shown(name), *cells, auroc, _difference(finding, name))
+        table.add_row(_shown(name, result), *cells, auroc, _difference(finding, name))
     return f"Nearest neighbours, balanced accuracy (AUROC and differences at k = {main})", table
 
 
@@ -94,7 +97,7 @@ def linear_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, 
     for name, tasks in result["results"].items():
         metrics = tasks["linear"][finding["setting"]]
         cells = [with_interval(metrics[key]) for key in ("balanced_accuracy", "auroc")]
-        table.add_row(_shown(name), *cells, _difference(finding, name))
+        table.add_row(_shown(name, result), *cells, _difference(finding, name))
     return "Linear probe", table
 
 
@@ -105,7 +108,7 @@ def few_shot_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str
         table.add_column(f"{shots} a class", justify="right")
     for name, tasks in result["results"].items():
         cells = [with_interval(of["balanced_accuracy"]) for of in tasks["few_shot"].values()]
-        table.add_row(_shown(name), *cells)
+        table.add_row(_shown(name, result), *cells)
     repeats = result["settings"]["few_shot"]["draws"]
     return (
         f"Few labels, balanced accuracy, mean of {repeats} draws"
@@ -126,14 +129,14 @@ def segmentation_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple
     for name, tasks in result["results"].items():
         metrics = tasks["segmentation"]["mean"]
         cells = [with_interval(metrics[key]) for key in ("dice", "iou")]
-        table.add_row(_shown(name), *cells, _difference(finding, name))
+        table.add_row(_shown(name, result), *cells, _difference(finding, name))
     if len(classes) > 1:
         table.add_section()
         for label in classes:
             for name, tasks in result["results"].items():
                 metrics = tasks["segmentation"][label]
                 cells = [with_interval(metrics[key]) for key in ("dice", "iou")]
-                table.add_row(_shown(f"{label}: {title(name)}"), *cells, "")
+                table.add_row(_shown(f"{label}: {title(name)}", result), *cells, "")
     grid = result["settings"]["segmentation"]["grid"]
     over = f", mean over {len(classes)} classes" if len(classes) > 1 else ""
     return f"Segmentation by a linear probe on {grid} x {grid} patches{over}", table
@@ -174,9 +177,10 @@ def _empty_table() -> Table:
     return table
 
 
-def _shown(name: str) -> Text:
-    """The name for people; of a long path, its end."""
+def _shown(name: str, result: dict[str, Any]) -> Text:
+    """The name for people; of a long path, its end. A star says that the warnings are about it."""
+    star = " *" if is_marked(result, name) else ""
     name = title(name)
     if len(name) > NAME_WIDTH:
         name = f"…{name[1 - NAME_WIDTH :]}"
-    return Text(name)
+    return Text(f"{name}{star}")

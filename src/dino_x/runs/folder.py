@@ -41,6 +41,8 @@ class RunFolder:
         self.report = path / "report.html"
         self.health = path / HEALTH
         self.micro_batch = path / "micro_batch.json"
+        self.trained_on = path / "trained_on.keys"
+        self.split = path / "split.csv"
 
     @property
     def exists(self) -> bool:
@@ -142,7 +144,14 @@ def _whole_lines(path: Path, steps: int) -> Iterator[tuple[dict[str, Any], int]]
             yield value, len(line)
 
 
+def run_of(model: str | Path) -> RunFolder:
+    """The run that a model is of: itself, or the folder around its ``model``; it may not exist."""
+    path = Path(model)
+    around = RunFolder(path.parent)
+    return around if path.name == "model" and around.exists else RunFolder(path)
+
+
 def reading_of(model: str | Path) -> Reading:
     """How a run read its images; the default for a model that is no run's."""
-    run = RunFolder(Path(model))
+    run = run_of(model)
     return Reading.of(check(run.settings()).data) if run.exists else DEFAULT

@@ -44,10 +44,18 @@ def early_checks(overrides: Mapping[str, Any], ranks: Ranks) -> Early:
     return Early(options, build_backbone(options.model, options.views.global_size, seed))
 
 
-def images_of(options: Options, console: Console) -> tuple[Index, int, Labelled | None]:
-    """The images to train on, how many are held out, and the labels."""
+def images_of(
+    options: Options, console: Console, kept: Mapping[str, str] | None = None
+) -> tuple[Index, int, Labelled | None]:
+    """The images to train on, how many are held out, and the labels.
+
+    Args:
+        options: of the run.
+        console: where to say what happens.
+        kept: the split that the run made when it started, see ``labels.load_labels``.
+    """
     index = read_index(options, console)
-    held_out, labelled = hold_out(options, index)
+    held_out, labelled = hold_out(options, index, kept)
     if options.data.slices == 3:
         refuse_uneven(index)
     return index, held_out, labelled
@@ -69,7 +77,9 @@ def read_index(options: Options, console: Console) -> Index:
         )
 
 
-def hold_out(options: Options, index: Index) -> tuple[int, Labelled | None]:
+def hold_out(
+    options: Options, index: Index, kept: Mapping[str, str] | None = None
+) -> tuple[int, Labelled | None]:
     """Take the images that the labels are tested on out of the index.
 
     Returns: how many they are, and the labelled images, if there are labels.
@@ -79,7 +89,14 @@ def hold_out(options: Options, index: Index) -> tuple[int, Labelled | None]:
     data = options.data
     if not data.labels:
         return 0, None
-    labelled = load_labels(data.labels, index.rows, data.paths, label_column=data.label_column)
+    labelled = load_labels(
+        data.labels,
+        index.rows,
+        data.paths,
+        label_column=data.label_column,
+        damaged=index.damaged,
+        kept=kept,
+    )
     if not data.hold_out:
         return 0, labelled
     tested = {ref for ref, test in zip(labelled.refs, labelled.is_test, strict=True) if test}

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dino_x.data.index.content import as_array, as_keys, content_key, content_keys
+from dino_x.data.index.content import apart, content_key, content_keys, joined
 from dino_x.data.index.index import build_index
 from dino_x.data.index.labels import load_labels
 from dino_x.data.index.splits import Item, make_split, units_with_copies
@@ -41,10 +41,12 @@ def test_two_files_share_a_key_only_if_they_hold_the_same(tmp_path):
     assert content_keys([tmp_path / "missing"]) == {}
 
 
-def test_keys_survive_being_kept_as_an_array():
+def test_keys_survive_being_kept_one_after_another():
     keys = [bytes(range(16)), bytes(16), bytes(range(16))]
-    assert as_keys(as_array(keys)) == set(keys)
-    assert as_keys(as_array([])) == set()
+    assert apart(joined(keys)) == set(keys)
+    assert apart(joined([])) == set()
+    with pytest.raises(ValueError, match="no keys"):
+        apart(bytes(17))
 
 
 def test_exact_copies_are_on_one_side_of_a_made_split(tmp_path):

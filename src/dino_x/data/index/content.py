@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -60,12 +60,13 @@ def content_keys(paths: Iterable[Path], workers: int | None = None) -> dict[Path
         return {path: key for path, key in zip(once, keys, strict=True) if key != UNKNOWN}
 
 
-def as_array(keys: Sequence[bytes]) -> np.ndarray:
-    """Keys as uint8 [N, 16], sorted, each once."""
-    unique = sorted({key for key in keys if len(key) == KEY_BYTES})
-    return np.frombuffer(b"".join(unique), dtype=np.uint8).reshape(-1, KEY_BYTES)
+def joined(keys: Iterable[bytes]) -> bytes:
+    """Keys one after another, sorted, each once."""
+    return b"".join(sorted({key for key in keys if len(key) == KEY_BYTES}))
 
 
-def as_keys(array_NB: np.ndarray) -> set[bytes]:
-    """The opposite of ``as_array``."""
-    return {row.tobytes() for row in np.ascontiguousarray(array_NB, dtype=np.uint8)}
+def apart(content: bytes) -> set[bytes]:
+    """The opposite of ``joined``. Raises ValueError for what is not a whole number of keys."""
+    if len(content) % KEY_BYTES:
+        raise ValueError(f"{len(content)} bytes are no keys of {KEY_BYTES} bytes")
+    return {content[at : at + KEY_BYTES] for at in range(0, len(content), KEY_BYTES)}
