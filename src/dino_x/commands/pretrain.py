@@ -11,7 +11,6 @@ from rich.console import Console
 
 from dino_x.commands.announce import announce
 from dino_x.config.options import Options
-from dino_x.config.presets import differing
 from dino_x.config.resolve import Facts, resolve
 from dino_x.data.index.index import Skipped, write_skipped
 from dino_x.data.index.labels import Labelled
@@ -34,6 +33,7 @@ from dino_x.machine.device import choose_device, describe_device
 from dino_x.progress import progress_bar
 from dino_x.report.write import report_at_end
 from dino_x.runs.folder import RunFolder
+from dino_x.runs.going_on import check_same_content, saved_settings
 from dino_x.runs.origin import write_origin
 from dino_x.runs.start import inherited
 from dino_x.runs.trained_on import keep_keys, keep_split, kept_split, keys_of_images
@@ -128,7 +128,11 @@ def begin(
     if resumed and trainer.ranks.rank == 0:
         trainer.run.remove_leftovers()
     if resumed:
+        if trainer.ranks.rank == 0:
+            check_same_content(trainer.run, keys_of_images(index.rows))
         trainer.resume(lambda line: console.print(line, style="yellow", soft_wrap=True))
+        if trainer.ranks.rank == 0:
+            trainer.run.lengthen(trainer.options, trainer.done)
     elif trainer.ranks.rank == 0:
         if resume:
             console.print(
@@ -156,13 +160,7 @@ def settings(overrides: Mapping[str, Any], run: RunFolder, resume: bool) -> dict
         if not overrides.get("data.paths"):
             raise UserError("nothing to train on; name a folder of images with --data")
         return dict(overrides)
-    saved = run.settings()
-    changed = differing(saved, overrides)
-    if changed:
-        raise UserError(
-            f"{run.path} was trained with other settings: {'; '.join(changed)}; leave them out to"
-            " resume, or start a new run in another --out"
-        )
+    saved = saved_settings(run, overrides)
     kept = remembered(run)
     if kept is not None:
         size, auto, _ = kept

@@ -335,6 +335,8 @@ class Options(Section):
 
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
+    "data.paths",  # the images must be the same, wherever they are
+    "data.labels",
     "train.micro_batch",
     "train.device",
     "train.activation_checkpointing",

@@ -73,15 +73,34 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            text = (
-                "# Every option of this run as it was resolved. To repeat it:\n"
-                f"#   dino-x pretrain --config {CONFIG} --out ANOTHER_FOLDER\n"
-                + yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
-            )
             write_json(self.facts, facts)
-            write_text(self.path / CONFIG, text)
+            self.write_settings(options)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+
+    def write_settings(self, options: Options) -> None:
+        """Write the options as they were resolved. Raises OSError."""
+        text = (
+            "# Every option of this run as it was resolved. To repeat it:\n"
+            f"#   dino-x pretrain --config {CONFIG} --out ANOTHER_FOLDER\n"
+            + yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
+        )
+        write_text(self.path / CONFIG, text)
+
+    def lengthen(self, options: Options, done: int) -> None:
+        """Keep the new number of steps of a run that goes on for longer, and note it.
+
+        Args:
+            options: of the run now.
+            done: the step after which it goes on.
+        """
+        before, now = self.settings().get("train.steps"), options.train.steps
+        if before == now:
+            return
+        facts = self.read_facts()
+        longer = {"after": done, "from": before, "to": now}
+        write_json(self.facts, facts | {"lengthened": [*facts.get("lengthened", []), longer]})
+        self.write_settings(options)
 
     def read_facts(self) -> dict[str, Any]:
         """What the run met, such as ``images`` and ``device``; empty if that cannot be read.
