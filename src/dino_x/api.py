@@ -190,13 +190,23 @@ def embed(
     return load(model, device=device).embed(images, batch_size=batch_size, verbose=verbose)
 
 
-def export(model: PathLike, to: PathLike, format: str, *, verbose: bool = False) -> Path:
+def export(
+    model: PathLike,
+    to: PathLike,
+    format: str,
+    *,
+    which: str = "teacher",
+    step: int | None = None,
+    verbose: bool = False,
+) -> Path:
     """Write a model for other tools, and check what was written.
 
     Args:
         model: a run, or any model that a run can start from.
         to: the folder to make.
         format: transformers, timm or onnx.
+        which: the run's ``teacher``, which is what training is for, or its ``student``.
+        step: of a checkpoint of the run; the newest by default.
         verbose: print what was compared.
 
     Returns: the folder.
@@ -205,10 +215,13 @@ def export(model: PathLike, to: PathLike, format: str, *, verbose: bool = False)
     """
     from dino_x.exporting.run import FORMATS
     from dino_x.exporting.run import export as write
+    from dino_x.runs.checkpoint_model import name_at
 
     if format not in FORMATS:
         raise UserError(f"format '{format}' is none of {', '.join(FORMATS)}")
-    write(model, Path(to), format, console(verbose))
+    if which not in ("teacher", "student"):
+        raise UserError(f"which is '{which}', which is neither teacher nor student")
+    write(name_at(model, step, which), Path(to), format, console(verbose))
     return Path(to)
 
 

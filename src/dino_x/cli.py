@@ -121,7 +121,14 @@ def run_export(arguments: argparse.Namespace) -> None:
     """``dino-x export``."""
     from dino_x import api
 
-    api.export(arguments.model, arguments.to, arguments.format, verbose=True)
+    api.export(
+        arguments.model,
+        arguments.to,
+        arguments.format,
+        which=arguments.which,
+        step=arguments.step,
+        verbose=True,
+    )
 
 
 def run_report(arguments: argparse.Namespace) -> None:

@@ -209,6 +209,12 @@ def add_export(commands: Any) -> None:
     )
     parser.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="Folder to make.")
     parser.add_argument("--format", required=True, choices=["transformers", "timm", "onnx"])
+    parser.add_argument(
+        "--which", choices=["teacher", "student"], default="teacher", help="Of the run's networks."
+    )
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="Of a checkpoint of the run; by default the last."
+    )
 
 
 def add_report(commands: Any) -> None:

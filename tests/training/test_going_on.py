@@ -5,8 +5,10 @@ import os
 import shutil
 
 import pytest
+import torch
 import yaml
 
+from dino_x import load
 from dino_x.cli import main
 from tests.training.runs import metrics, pretrain, weights
 
@@ -83,3 +85,40 @@ def test_a_relative_path_works_from_elsewhere(films, tmp_path, monkeypatch):
 def test_steps_that_are_no_number_are_one_line(run, capsys):
     assert main(["pretrain", "--out", str(run), "--resume", "--set", "train.steps=many"]) == 2
     assert "train.steps" in capsys.readouterr().err
+
+
+def test_each_checkpoint_of_a_run_is_a_model(films, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert pretrain(films, out, *QUICK, "--steps", 3, checkpoint__every=1, checkpoint__keep=3) == 0
+    first = load(f"{out}@step-1").network
+    for which, name in (("teacher", "1"), ("student", "1-student")):
+        own = {
+            key.removeprefix(f".{which}.backbone.vit."): value
+            for key, value in weights(out, 1).items()
+            if key.startswith(f".{which}.backbone.vit.")
+        }
+        found = load(f"{out}@step-{name}").network.state_dict()
+        assert own.keys() == found.keys()
+        assert all(torch.equal(own[key], found[key]) for key in own)
+    last = load(out).network.state_dict()
+    assert any(not torch.equal(value, last[key]) for key, value in first.state_dict().items())
+
+    to = tmp_path / "student"
+    export = ["export", str(out), "--to", str(to), "--format", "transformers"]
+    assert main([*export, "--which", "student", "--step", "2"]) == 0
+    exported = load(to).network.state_dict()
+    card = (to / "README.md").read_text()
+    assert "dino-x export run --to student --format transformers --step 2 --which student" in card
+    assert str(tmp_path) not in card
+    own = load(f"{out}@step-2-student").network.state_dict()
+    assert all(torch.equal(own[key], exported[key]) for key in own)
+
+    again = tmp_path / "continued"
+    command = ["pretrain", "--data", films, "--out", again, "--model", f"{out}@step-1", *QUICK]
+    command += ["--steps", 1, "--set", "views.local_crops=0"]
+    assert main([str(word) for word in command]) == 0
+    capsys.readouterr()
+    evaluate = ["evaluate", "--model", f"{out}@step-9", "--data", str(films), "--labels", "folder"]
+    assert main(evaluate) == 2
+    assert "no checkpoint of step 9; there are: 1, 2, 3" in capsys.readouterr().err
+    assert main([*export[:2], "--to", str(tmp_path / "x"), *export[4:], "--step", "9"]) == 2

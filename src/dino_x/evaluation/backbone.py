@@ -20,6 +20,7 @@ from dino_x.model.pretrained import (
     read_preparation,
 )
 from dino_x.model.weights import is_file_of_weights, load_start
+from dino_x.runs.checkpoint_model import make_model_at
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def load_backbone(
     if is_file_of_weights(name):
         start = load_start(ModelOptions(name=str(name)))
         return LoadedModel(start.vit.to(where, dtype_of(precision)).eval(), start.preparation)
+    make_model_at(name)
     folder = find_model(name)
     try:
         with quiet_transformers():

@@ -14,7 +14,8 @@ import yaml
 from dino_x.config.presets import nested
 from dino_x.evaluation.backbone import LoadedModel
 from dino_x.files import read_json
-from dino_x.runs.folder import CONFIG, RunFolder
+from dino_x.model.pretrained import StepOfRun, split_name
+from dino_x.runs.folder import CONFIG, RunFolder, run_of
 from dino_x.runs.origin import read_origin
 from dino_x.version import __version__
 
@@ -47,6 +48,8 @@ session = onnxruntime.InferenceSession("{folder}/model.onnx")
 cls, patches = session.run(None, {{"pixel_values": images}})  # normalised as below, float32""",
 }
 
+NOT_EVALUATED = "None was made: a metric by `dino-x evaluate` with your labels belongs here."
+
 
 def write_card(
     source: Path, folder: Path, format_: str, name: str, backbone: LoadedModel, worst: float
@@ -61,12 +64,14 @@ def write_card(
         backbone: what was exported.
         worst: the largest difference that reading it back showed.
     """
-    run = RunFolder(source)
+    run, at_step = run_of(source), split_name(source)
     settings = run.settings() if run.exists else {}
     chain = read_origin(run) if run.exists else [itself(source, backbone)]
     tag, licence = licence_notes(chain)
-    title = run.path.resolve().name if source.exists() else str(source)
-    command = shlex.join(["dino-x", "export", title, "--to", name, "--format", format_])
+    title = run.path.resolve().name if run.exists or source.exists() else str(source)
+    command = shlex.join(
+        ["dino-x", "export", title, "--to", name, "--format", format_, *flags_of(at_step)]
+    )
     parts = [
         f"---\nlibrary_name: {format_}\nlicense: {tag}\ntags: [self-supervised, medical-imaging,"
         " image-feature-extraction]\n---",
@@ -77,7 +82,7 @@ def write_card(
         "## Trained on",
         data_summary(run, settings),
         "## Evaluation",
-        evaluation(run),
+        evaluation(run) if at_step is None else NOT_EVALUATED,
         "## Where the weights come from, and licences",
         licence,
         f"## How it was made\n\ndino-x {__version__}:",
@@ -88,6 +93,14 @@ def write_card(
     if settings:
         parts.append(f"{CONFIG}:\n\n```yaml\n{public(settings, chain)}```")
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def flags_of(at_step: StepOfRun | None) -> list[str]:
+    """The flags of ``dino-x export`` that name a step of a run."""
+    if at_step is None:
+        return []
+    which = ["--which", "student"] if at_step.student else []
+    return ["--step", str(at_step.step), *which]
 
 
 def itself(source: Path, backbone: LoadedModel) -> dict[str, Any]:
@@ -166,7 +179,7 @@ def crops(settings: dict[str, Any]) -> str:
 def evaluation(run: RunFolder) -> str:
     """The metrics of evaluation.json as a table, whatever it holds; in words if there are none."""
     if not run.evaluation.is_file():
-        return "None was made: a metric by `dino-x evaluate` with your labels belongs here."
+        return NOT_EVALUATED
     result = read_json(run.evaluation)
     names = list(result.get("results", {}))
     lines = ["| metric | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]

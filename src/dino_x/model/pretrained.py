@@ -73,13 +73,46 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+@dataclass(frozen=True)
+class StepOfRun:
+    """What ``RUN@step-400`` or ``RUN@step-400-student`` names.
+
+    Attributes:
+        run: the RUN folder.
+        step: whose checkpoint.
+        student: whether it is the student's network, and not the teacher's.
+    """
+
+    run: Path
+    step: int
+    student: bool
+
+    @property
+    def folder(self) -> Path:
+        """Where its model is, once it was asked for."""
+        return self.run / "models" / (f"step-{self.step:08d}" + "-student" * self.student)
+
+
+def split_name(name: str | Path) -> StepOfRun | None:
+    """The run and the step that a model's name is of; None if it names none.
+
+    >>> split_name("runs/mine@step-400").step
+    400
+    """
+    found = re.fullmatch(r"(.+)@step-(\d{1,8})(-student)?", str(name))
+    if found is None or Path(name).exists():
+        return None
+    return StepOfRun(Path(found[1]), int(found[2]), found[3] is not None)
+
+
 def find_model(name: str | Path) -> Path:
     """The folder that holds ``config.json``: of a run, of a model, or of the hub's cache.
 
     Raises:
         UserError: if there is none.
     """
-    folder = Path(name)
+    at_step = split_name(name)
+    folder = Path(name) if at_step is None else at_step.folder
     for candidate in (folder / "model", folder):
         if (candidate / "config.json").is_file():
             return candidate

@@ -17,6 +17,7 @@ from dino_x.config.presets import check, read_config
 from dino_x.data.image import DEFAULT, Reading
 from dino_x.errors import UserError
 from dino_x.files import write_json, write_text
+from dino_x.model.pretrained import split_name
 from dino_x.runs import checkpoint
 
 CONFIG = "config.yaml"
@@ -164,7 +165,10 @@ def _whole_lines(path: Path, steps: int) -> Iterator[tuple[dict[str, Any], int]]
 
 
 def run_of(model: str | Path) -> RunFolder:
-    """The run that a model is of: itself, or the folder around its ``model``; it may not exist."""
+    """The run that a model is of, which may not exist: RUN, RUN/model or RUN@step-400."""
+    at_step = split_name(model)
+    if at_step is not None:
+        return RunFolder(at_step.run)
     path = Path(model)
     around = RunFolder(path.parent)
     return around if path.name == "model" and around.exists else RunFolder(path)

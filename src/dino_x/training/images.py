@@ -19,6 +19,7 @@ from dino_x.distributed.shares import check_enough
 from dino_x.losses.ranks import Ranks
 from dino_x.model.backbone import Backbone, build_backbone
 from dino_x.progress import progress_bar
+from dino_x.runs.checkpoint_model import make_model_at
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def early_checks(overrides: Mapping[str, Any], ranks: Ranks) -> Early:
     check_enough(options.train.effective_batch, ranks.world_size)
     if is_size(options.model.name):
         return Early(options, None)
+    if ranks.rank == 0:
+        make_model_at(options.model.name)
     seed = options.train.seed
     return Early(options, build_backbone(options.model, options.views.global_size, seed))
 
