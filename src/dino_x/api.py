@@ -74,7 +74,7 @@ def pretrain(
         queue: past teacher outputs that Sinkhorn-Knopp looks at.
         koleo_group: images among which KoLeo looks for neighbours, or ``effective``.
         seed: of everything random.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         precision: fp32, bf16 or fp64.
         labels: ``folder``, or a CSV file with columns path and label.
         cache: a folder that keeps decoded images.
@@ -146,7 +146,7 @@ def evaluate(
         where: a condition on the images, such as ``modality == "CT"``.
         tasks: of knn, linear, few-shot and segmentation; by default all that there are data for.
         against: other models.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         seed: of everything drawn.
         verbose: print the table of the command line.
 

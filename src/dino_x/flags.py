@@ -18,7 +18,7 @@ FLAGS = {  # flag: (option, what it shows as its value)
     "--queue": ("loss.queue", "N"),
     "--koleo-group": ("loss.koleo_group", "effective|N"),
     "--seed": ("train.seed", "N"),
-    "--device": ("train.device", "auto|cpu|cuda"),
+    "--device": ("train.device", "auto|cpu|cuda|mps"),
     "--precision": ("train.precision", "fp32|bf16|fp64"),
     "--labels": ("data.labels", "folder|FILE.csv"),
     "--cache": ("data.cache", "DIR"),
@@ -170,7 +170,7 @@ def add_evaluate(commands: Any) -> None:
         "--against", nargs="+", default=[], metavar="MODEL", help="Other models to compare with."
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="File for the result.")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument(
         "--seed", type=int, default=0, help="Seed of everything drawn, random weights included."
     )
@@ -195,7 +195,7 @@ def add_floor(commands: Any) -> None:
         metavar="N",
         help="Number of draws; by default 10, fewer above 1,024 prototypes.",
     )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--seed", type=int, default=0, metavar="N")
 
 

@@ -154,7 +154,7 @@ def load(model: PathLike, *, device: str = "auto") -> Model:
 
     Args:
         model: a run, a folder as transformers saves models, a name on the hub, or a ``.pth`` file.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
 
     Raises: UserError if it cannot be loaded.
     """

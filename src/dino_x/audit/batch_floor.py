@@ -51,7 +51,7 @@ def batch_floor(
         label_column: the column of the CSV file that holds the class.
         rare_class: the class that is looked at apart; None is the smallest.
         repeats: draws of the rest of the batch; None is 10, or fewer above 1,024 prototypes.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         seed: of crops, batches and fitted prototypes.
 
     Returns: what ``batch_floor.json`` holds. No file and no patient is named in it.

@@ -228,7 +228,7 @@ class TrainOptions(Section):
     )
     steps: PositiveInt | None = option(None, "Number of optimizer steps; null takes the preset's.")
     seed: int = option(0, "Seed of everything random.", ge=0)
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "Device to train on.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Device to train on.")
     precision: Literal["fp32", "bf16", "fp64"] = option(
         "fp32", "Precision of training; bf16 is mixed precision."
     )

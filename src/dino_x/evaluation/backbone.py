@@ -44,7 +44,7 @@ def load_backbone(
     Args:
         name: a run's folder (its ``model`` folder is taken), a folder as transformers saves
             models, a name on the hub, or a ``.pth`` file of plain tensors. No pickled code is run.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         precision: fp32, bf16 (float32 weights, to be used with autocast) or fp64.
 
     Raises:

@@ -39,7 +39,7 @@ def load_contenders(
     Args:
         model: a run, a folder as transformers saves models, or a name on the hub.
         against: more of them; each keeps its own preparation.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         precision: fp32, bf16 or fp64.
         seed: of the random weights.
 

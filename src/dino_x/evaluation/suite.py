@@ -108,7 +108,7 @@ def evaluate(
         tasks: of ``TASKS``; by default all that labels and masks allow.
         against: other models.
         ks: numbers of neighbours; each is capped at the number of references.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         precision: fp32, bf16 or fp64.
         batch_size: images that go through a network together.
         seed: of the random weights and of everything drawn.

@@ -1,25 +1,28 @@
 """The machine: device, precision, memory."""
 
-import resource
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from dino_x.errors import UserError
+from dino_x.machine.system import peak_resident_bytes
 
 GIB = 2**30
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for ``auto``, ``cpu`` or ``cuda``.
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    ``auto`` never takes mps, the GPU of an Apple computer: no test has run on one.
 
     Raises: UserError if there is no GPU that PyTorch can use.
     """
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
         raise UserError("no GPU that PyTorch can use; choose --device cpu or auto")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("PyTorch has no GPU of an Apple computer here; choose --device cpu or auto")
     if name == "auto":
         name = "cuda" if has_gpu else "cpu"
     return torch.device(name)
@@ -29,6 +32,8 @@ def describe_device(device: torch.device) -> str:
     """The name of the GPU, or how many CPU threads there are."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "the GPU of an Apple computer"
     threads = torch.get_num_threads()
     return f"CPU, {threads} thread{'s' * (threads > 1)}"
 
@@ -49,10 +54,7 @@ def peak_memory_gib(device: torch.device) -> float:
     """Peak memory so far: of the GPU, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if sys.platform == "darwin":  # in bytes there, in KiB on Linux
-        return peak / GIB
-    return peak * 1024 / GIB
+    return peak_resident_bytes() / GIB
 
 
 @contextmanager

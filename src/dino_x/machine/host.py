@@ -1,9 +1,10 @@
 """How much memory this process may still take: of the machine, its container and its limits."""
 
-import resource
 from pathlib import Path
 
 import torch
+
+from dino_x.machine.system import address_space_limit, page_bytes
 
 GROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
@@ -44,10 +45,7 @@ def of_containers(proc: Path = PROC, groups: Path = GROUPS) -> float:
 
 def of_address_space(proc: Path = PROC) -> float:
     """Bytes left of ``ulimit -v``."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
-        return float("inf")
-    return limit - _statm(proc, ADDRESS_SPACE)
+    return address_space_limit() - _statm(proc, ADDRESS_SPACE)
 
 
 def resident_bytes(proc: Path = PROC) -> float:
@@ -61,7 +59,7 @@ def _statm(proc: Path, position: int) -> float:
         pages = int((proc / "self" / "statm").read_text().split()[position])
     except (OSError, ValueError, IndexError):
         return 0.0
-    return float(pages * resource.getpagesize())
+    return float(pages * page_bytes())
 
 
 def _containers(proc: Path, groups: Path) -> list[tuple[float, float]]:

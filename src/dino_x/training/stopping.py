@@ -18,7 +18,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+from dino_x.machine.system import signals
+
+SIGNALS = signals(("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"))
+HANG_UP = signals(("SIGHUP",))
 
 # torchrun kills what does not end in 30 s. A process that waits for one that has died hears of it
 # from its network at once, or never; after SIGTERM this long without progress means never.
@@ -58,8 +61,8 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+        ignored = [number for number in HANG_UP if signal.getsignal(number) == signal.SIG_IGN]
+        heard = [number for number in SIGNALS if number not in ignored]
         before = {number: signal.signal(number, self._heard) for number in heard}
         try:
             with self._watched() if self.give_up is not None else contextlib.nullcontext():

@@ -18,7 +18,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import threading
@@ -38,6 +37,7 @@ from dino_x.data.canvas.canvas import Canvas, CanvasForm, to_unit
 from dino_x.data.image import ImageRef
 from dino_x.data.storage.member import version_of
 from dino_x.errors import UserError
+from dino_x.machine.system import lock_alone, lock_shared
 
 # Raise it when readers or make_canvas give other values for the same file: old entries then no
 # longer count, and are removed when room is needed.
@@ -261,7 +261,7 @@ class CanvasStore:
         if alone and self._lock_file is not None:
             with contextlib.suppress(OSError):
                 self._make_room(useless, (len(wanted) - len(self)) * self._record_bytes)
-                fcntl.flock(self._lock_file, fcntl.LOCK_SH)
+            lock_shared(self._lock_file)
 
     def _lock(self) -> bool:
         """Take the lock; return whether no other run has it.
@@ -274,13 +274,10 @@ class CanvasStore:
             self.adding = False
             self.say(f"cache: {self.folder} cannot be written ({error.strerror}): it is only read")
             return False
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            with contextlib.suppress(OSError):  # a file system without locks: nothing is removed
-                fcntl.flock(self._lock_file, fcntl.LOCK_SH)
-            return False
-        return True
+        if lock_alone(self._lock_file):
+            return True
+        lock_shared(self._lock_file)  # on a file system without locks nothing is removed
+        return False
 
     def _take_entries(self, path: Path, wanted: dict[bytes, int]) -> bool:
         """Take the wanted entries of a cache file that are new; return whether there were any."""

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from dino_x.data.image import Unreadable
 from dino_x.errors import UserError
 from dino_x.machine.child_processes import without_main
+from dino_x.machine.system import signals
 
 T = TypeVar("T")
 
@@ -105,7 +106,7 @@ def decoding_in(where: str) -> Decoding:
 
 def _start() -> None:
     """Ignore signals, which are for the process that started this one, and end with it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in signals(("SIGINT", "SIGTERM", "SIGUSR1")):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from dino_x.data.image import Unreadable
 from dino_x.errors import UserError
+from dino_x.machine.system import read_at
 
 # Seconds to wait before the second try and before each later one: 7.5 s in all.
 PAUSES = (0.5, 1.0, 2.0, 4.0)
@@ -238,9 +239,9 @@ def on_disk(archive: Archive) -> io.FileIO:
 
 def _read_local(archive: Archive, start: int, length: int) -> bytes:
     file = _opened(archive)
-    data = os.pread(file.fileno(), length, start)
+    data = read_at(file.fileno(), length, start)
     while len(data) < length:
-        more = os.pread(file.fileno(), length - len(data), start + len(data))
+        more = read_at(file.fileno(), length - len(data), start + len(data))
         if not more:
             if os.fstat(file.fileno()).st_size != archive.size:
                 raise _changed(archive)

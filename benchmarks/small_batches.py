@@ -1,0 +1,144 @@
+"""Does a small effective batch train? The demo with other batches and ways to center.
+
+    python benchmarks/small_batches.py --out small_batches.jsonl
+    python benchmarks/small_batches.py --out small_batches.jsonl --table
+
+Each run is a whole ``dino-x pretrain`` on the demo's images, with the demo's network and number of
+images, evaluated on held-out patients. It is one line of ``--out`` as soon as it is done, and what
+is there is not run again.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from dino_x.commands.demo import SETTINGS
+from dino_x.commands.pretrain import pretrain
+from dino_x.config.presets import read_config
+from dino_x.demo import demo_folder, demo_labels
+
+BATCHES = (8, 16, 32, 64, 128)
+FLOOR = 256
+SOFTMAX = {"loss.centering": "softmax"}
+SINKHORN = {"loss.centering": "sinkhorn"}
+
+
+def slower(batch: int) -> dict[str, Any]:
+    """The teacher's memory is as many images long as at the floor (Busbridge et al. 2023)."""
+    return {"teacher.momentum": 0.9 ** (batch / FLOOR)}
+
+
+def slower_center(batch: int) -> dict[str, Any]:
+    """The center's memory is as many images long as at the floor."""
+    return {"loss.center_momentum": 0.9 ** (batch / FLOOR)}
+
+
+def queue(batch: int) -> dict[str, Any]:
+    """Rows of earlier steps bring those of a step to the floor's."""
+    return {"loss.queue": 2 * (FLOOR - batch)}
+
+
+KOLEO = {"loss.koleo_weight": 0.05}
+NO_KOLEO = {"loss.koleo_weight": 0.0}
+WARM = {"teacher.temperature_start": 0.04, "teacher.temperature": 0.07}
+ARMS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "default": lambda batch: {},
+    "softmax": lambda batch: SOFTMAX | NO_KOLEO,
+    "softmax, slower": lambda batch: SOFTMAX | NO_KOLEO | slower(batch) | slower_center(batch),
+    "softmax, slower teacher": lambda batch: SOFTMAX | NO_KOLEO | slower(batch),
+    "softmax, slower, KoLeo": lambda b: SOFTMAX | KOLEO | slower(b) | slower_center(b),
+    "softmax, slower teacher, KoLeo": lambda batch: SOFTMAX | KOLEO | slower(batch),
+    "softmax, KoLeo": lambda batch: SOFTMAX | KOLEO,
+    "softmax, slower, warm": lambda b: SOFTMAX | NO_KOLEO | WARM | slower(b) | slower_center(b),
+    "SK": lambda batch: SINKHORN | KOLEO | slower(batch),
+    "SK, queue": lambda batch: SINKHORN | KOLEO | queue(batch),
+    "SK, slower, queue": lambda batch: SINKHORN | KOLEO | queue(batch) | slower(batch),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="a JSON line a run")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["default"])
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=30_720)
+    parser.add_argument("--table", action="store_true", help="only print what --out holds")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        torch.set_num_threads(1)
+        for arm in arguments.arms:
+            for batch in arguments.batches:
+                for seed in arguments.seeds:
+                    once(arm, batch, seed, arguments.images, arguments.out)
+    print_table(read(arguments.out))
+
+
+def once(arm: str, batch: int, seed: int, images: int, out: Path) -> None:
+    """Run one arm, unless ``out`` holds it."""
+    key = {"arm": arm, "batch": batch, "seed": seed, "images": images}
+    if any(all(line[name] == value for name, value in key.items()) for line in read(out)):
+        return
+    line = key | trained(ARMS[arm](batch), batch, seed, images)
+    with out.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+def trained(settings: dict[str, Any], batch: int, seed: int, images: int) -> dict[str, Any]:
+    """What a run comes to."""
+    folder = demo_folder()
+    overrides = read_config(SETTINGS) | {
+        "data.paths": [str(folder / "films"), str(folder / "mri")],
+        "data.labels": str(demo_labels()), "train.seed": seed, "train.effective_batch": batch,
+        "train.micro_batch": min(batch, 16), "train.steps": images // batch,
+        "report.page": False, "report.snapshots": 0, "checkpoint.every": 10**6,
+        "health.on_collapse": "warn", **settings,
+    }  # fmt: skip
+    started = time.process_time()
+    with tempfile.TemporaryDirectory() as place:
+        run = pretrain(overrides, Path(place) / "run", resume=False, console=Console(quiet=True))
+        results = json.loads(run.evaluation.read_text())["results"]
+        lines = run.health.read_text().splitlines() if run.health.is_file() else []
+    figures = {
+        f"{name} {task}": results[name][task][setting]["balanced_accuracy"]["value"]
+        for name in results
+        for task, setting in (("knn", "20"), ("linear", "all"))
+    }
+    states = [json.loads(line) for line in lines]
+    return {
+        **{name: round(value, 4) for name, value in figures.items()},
+        "states": sorted({str(state.get("state")) for state in states}),
+        "cpu_seconds": round(time.process_time() - started),
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def print_table(lines: list[dict[str, Any]]) -> None:
+    """Means over seeds, in Markdown."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault((line["arm"], line["batch"]), []).append(line)
+    columns = ("model knn", "random knn", "pixels knn", "model linear", "random linear")
+    print("| centering | batch | seeds | " + " | ".join(columns) + " | named |")
+    print("|---|---:|---:|" + "---:|" * len(columns) + "---|")
+    for (arm, batch), group in sorted(groups.items()):
+        means = [float(np.mean([line[column] for line in group])) for column in columns]
+        named = ", ".join(sorted({state for line in group for state in line["states"]})) or "-"
+        cells = " | ".join(f"{mean:.3f}" for mean in means)
+        print(f"| {arm} | {batch} | {len(group)} | {cells} | {named} |")
+
+
+if __name__ == "__main__":
+    main()
