@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from dino_x.errors import UserError, nearest
+from dino_x.config.other_names import hint
+from dino_x.errors import UserError
 from dino_x.version import __version__
 
 FLAGS = {  # flag: (option, what it shows as its value)
@@ -35,7 +36,8 @@ class Parser(argparse.ArgumentParser):
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
             word = message.removeprefix(prefix).split()[0]
-            message = f"unknown option '{word}'{nearest(word, self.known_options())}"
+            known, flags = self.known_options(), {name: flag for flag, (name, _) in FLAGS.items()}
+            message = f"unknown option '{word}'{hint(word.partition('=')[0], known, flags)}"
         raise UserError(f"{message}; see {self.prog} --help")
 
     def known_options(self) -> list[str]:

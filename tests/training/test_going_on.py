@@ -122,3 +122,12 @@ def test_each_checkpoint_of_a_run_is_a_model(films, tmp_path, capsys):
     assert main(evaluate) == 2
     assert "no checkpoint of step 9; there are: 1, 2, 3" in capsys.readouterr().err
     assert main([*export[:2], "--to", str(tmp_path / "x"), *export[4:], "--step", "9"]) == 2
+
+
+def test_images_that_are_smaller_than_the_crops_are_said(films, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert pretrain(films, out, *QUICK, "--steps", 1, views__global_size=64) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "images are smaller than the crops of 64 px" in said
+    assert pretrain(films, tmp_path / "other", *QUICK, "--steps", 1, views__global_size=32) == 0
+    assert "smaller than the crops" not in capsys.readouterr().out

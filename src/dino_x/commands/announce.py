@@ -1,12 +1,16 @@
 """What a run says before it starts."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 
 from dino_x.config.options import Options
+from dino_x.data.image import ImageRef
 from dino_x.distributed.shares import all_sizes
 from dino_x.machine.device import describe_device
 from dino_x.training.prepare import Prepared
 from dino_x.training.schedules import peak_lr
+from dino_x.views.sizes import crop_sizes
 
 
 def announce(
@@ -68,12 +72,39 @@ def announce(
         console.print(f"{name:<10}{line}", style=style, highlight=False, soft_wrap=True)
     for note in index.notes:
         console.print(f"{'note':<10}{note}", style="yellow", highlight=False, soft_wrap=True)
-    if len(index) < train.effective_batch:
-        console.print(
-            f"{'warning':<10}fewer images ({len(index)}) than an effective batch"
-            f" ({train.effective_batch}): some appear several times in each step",
-            style="yellow", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+    for sentence in warnings(index.rows, options):
+        console.print(f"{'warning':<10}{sentence}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def warnings(rows: Sequence[ImageRef], options: Options) -> list[str]:
+    """What a user would be surprised by later."""
+    batch, found = options.train.effective_batch, []
+    small = smaller_than_crops(rows, options)
+    if small:
+        found.append(small)
+    if len(rows) < batch:
+        found.append(
+            f"fewer images ({len(rows)}) than an effective batch ({batch}): some appear several"
+            " times in each step"
+        )
+    return found
+
+
+def smaller_than_crops(rows: Sequence[ImageRef], options: Options) -> str:
+    """A sentence if images are smaller than the crops that are taken of them, else nothing.
+
+    Crops are then enlarged: they show no more than the images hold, and cost as if they did.
+    """
+    if options.data.spacing_mm is not None:
+        return ""
+    largest = max(sizes.global_size for sizes in crop_sizes(options))
+    small = sum(min(row.height, row.width) < largest for row in rows)
+    if small == 0:
+        return ""
+    return (
+        f"{small:,} of {len(rows):,} images are smaller than the crops of {largest} px, so their"
+        " crops are enlarged; a smaller views.global_size shows as much and is faster"
+    )
 
 
 def stage_lines(options: Options) -> dict[str, str]:

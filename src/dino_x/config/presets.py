@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from dino_x.config.model_sizes import is_size
 from dino_x.config.options import FREE_ON_RESUME, Options
+from dino_x.config.other_names import hint
+from dino_x.config.yaml_files import KeyTwiceError, load_yaml
 from dino_x.errors import UserError, nearest
 
 SMALL_IMAGES = 100_000  # below this many images, auto is the small preset
@@ -105,9 +107,13 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises: UserError if it is not there or not YAML of that form.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = load_yaml(path.read_text())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except KeyTwiceError as error:
+        raise UserError(
+            f"{path}, line {error.line}: the key '{error.key}' is there twice"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
@@ -169,7 +175,7 @@ def check(flat: Mapping[str, Any]) -> Options:
     known = known_options()
     for name in flat:
         if name not in known:
-            raise UserError(f"unknown option '{name}'{nearest(name, known)}")
+            raise UserError(f"unknown option '{name}'{hint(name, known)}")
     try:
         return Options.model_validate(nested(flat))
     except ValidationError as error:

@@ -17,7 +17,7 @@ METRIC_TITLES = {
     "iou": "IoU",
 }
 NAME_WIDTH = 20
-HOW = {"given": "given", "patient": "made by patient", "image": "made by image"}
+HOW = {"given": "given", "patient": "made by patient", "image": "made by file"}
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:

@@ -66,7 +66,7 @@ def tested_on(evaluation: dict[str, Any]) -> str:
     how = {
         "given": ", split as given",
         "patient": ", split made by patient",
-        "image": ", split made by image: patients may be on both sides",
+        "image": ", split made by file: patients may be on both sides",
     }
     split = how.get(str(settings.get("split_by")), "")
     images = sum(counts[side].values())

@@ -237,7 +237,7 @@ def warn_of_unknown_patients(items: Sequence[Item], split_by: str) -> list[str]:
     if not unknown:
         return []
     whose = "" if unknown == len(items) else f" of {unknown} of {len(items)} images"
-    how = "the given split cannot be checked" if split_by == "given" else "these are split by image"
+    how = "the given split cannot be checked" if split_by == "given" else "these are split by file"
     return [
         f"the patients{whose} are not known, so {how}: images of one patient may be on both sides,"
         " which flatters every number here"

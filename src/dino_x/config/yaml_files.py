@@ -1,0 +1,38 @@
+"""YAML as configuration files have it: a key that is there twice is a mistake, not a choice."""
+
+from typing import Any
+
+import yaml
+
+
+class KeyTwiceError(ValueError):
+    """A key is twice in one mapping.
+
+    Attributes:
+        key: its name.
+        line: of the second one, from 1.
+    """
+
+    def __init__(self, key: object, line: int) -> None:
+        super().__init__(f"{key} is twice in one mapping")
+        self.key, self.line = key, line
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which takes the last of several equal keys, made strict."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping. Raises KeyTwiceError."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float | bool) and key in seen:
+                raise KeyTwiceError(key, key_node.start_mark.line + 1)
+            if isinstance(key, str | int | float | bool):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises yaml.YAMLError, KeyTwiceError."""
+    return yaml.load(text, Loader=_Loader)
