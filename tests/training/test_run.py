@@ -142,6 +142,7 @@ def test_images_that_are_tested_on_are_not_trained_on(films, tmp_path, monkeypat
     )
     monkeypatch.setattr("dino_x.commands.pretrain.evaluate_run", lambda *arguments: None)
     monkeypatch.setattr("dino_x.training.prepare.is_grey", lambda *_: True)
+    monkeypatch.setattr("dino_x.training.prepare.is_plain", lambda *_: True)
     assert pretrain(films, tmp_path / "run", *flags, **settings) == 0
     assert seen == {path for number, path in enumerate(paths) if number % 4}
     seen.clear()

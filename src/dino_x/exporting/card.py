@@ -14,7 +14,7 @@ import yaml
 from dino_x.config.presets import nested
 from dino_x.evaluation.backbone import LoadedModel
 from dino_x.files import read_json
-from dino_x.model.pretrained import StepOfRun, split_name
+from dino_x.model.pretrained import Preparation, StepOfRun, split_name
 from dino_x.runs.folder import CONFIG, RunFolder, run_of
 from dino_x.runs.origin import read_origin
 from dino_x.version import __version__
@@ -33,8 +33,10 @@ LIKE_DINOV3 = (
     " weights inherit it."
 )
 USE = {
-    "transformers": """from transformers import AutoImageProcessor, AutoModel
+    "transformers": """from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
 
+image = Image.open("image.png").convert("{mode}")
 processor = AutoImageProcessor.from_pretrained("{folder}")
 backbone = AutoModel.from_pretrained("{folder}")
 features = backbone(**processor(image, return_tensors="pt")).pooler_output""",
@@ -47,6 +49,11 @@ features = backbone(images)  # CLS, of images normalised as below""",
 session = onnxruntime.InferenceSession("{folder}/model.onnx")
 cls, patches = session.run(None, {{"pixel_values": images}})  # normalised as below, float32""",
 }
+# Images that are no 8-bit pictures: their windows, and neighbours in 2.5D, are ours to prepare.
+USE_OURS = """import dino_x
+
+model = dino_x.load("{folder}")
+features = model.embed("FOLDER OF IMAGES").cls"""
 
 NOT_EVALUATED = "None was made: a metric by `dino-x evaluate` with your labels belongs here."
 
@@ -77,7 +84,7 @@ def write_card(
         " image-feature-extraction]\n---",
         f"# {name}",
         network(backbone),
-        f"## Use\n\n```python\n{USE[format_].format(folder=name)}\n```",
+        f"## Use\n\n```python\n{use(format_, backbone.preparation).format(folder=name)}\n```",
         images(backbone),
         "## Trained on",
         data_summary(run, settings),
@@ -93,6 +100,14 @@ def write_card(
     if settings:
         parts.append(f"{CONFIG}:\n\n```yaml\n{public(settings, chain)}```")
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def use(format_: str, preparation: Preparation) -> str:
+    """The code that gets features, for the images that the model was trained on."""
+    if format_ == "transformers" and not preparation.plain:
+        return USE_OURS
+    mode = "L" if preparation.channels == 1 else "RGB"
+    return USE[format_].replace("{mode}", mode)
 
 
 def flags_of(at_step: StepOfRun | None) -> list[str]:
@@ -136,10 +151,19 @@ def images(backbone: LoadedModel) -> str:
     p = backbone.preparation
     mean = ", ".join(f"{value:.4g}" for value in p.mean)
     std = ", ".join(f"{value:.4g}" for value in p.std)
-    return (
+    text = (
         f"Images: {p.channels} channel{'s' * (p.channels > 1)}, {p.image_size} x {p.image_size} px,"
         f" windowed to [0, 1], then minus mean ({mean}), divided by std ({std})."
     )
+    if p.slices == 3:
+        text += " The three channels are a slice and its two neighbours (2.5D)."
+    if not p.plain:
+        text += (
+            " They were no 8-bit pictures, so how their values are windowed matters: let `dino_x`"
+            " prepare them (`dino_x.load(...).embed(...)`). `AutoImageProcessor` refuses this"
+            " folder, as it would saturate 16-bit images in silence."
+        )
+    return text
 
 
 def data_summary(run: RunFolder, settings: dict[str, Any]) -> str:

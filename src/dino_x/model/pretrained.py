@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from dino_x.config.options import WindowOptions
 from dino_x.errors import UserError
 
+OWN_PROCESSOR = "DinoXPreparation"  # no class of transformers, see ``prepared_with``
 HUB_TIMEOUT = 5.0  # seconds to learn that there is no network, not the 23 s of the hub's retries
 # Only used where no preprocessor_config.json says otherwise.
 Channels = tuple[float, ...]
@@ -33,6 +34,9 @@ class Preparation:
         stated: whether the model's files say so; False where it is assumed.
         slices: 3 for a model trained on slices with their neighbours (2.5D), else 1.
         windows: how values become [0, 1], by modality; CT always by its fixed window.
+        plain: whether a processor of transformers prepares its images rightly: it was trained on
+            8-bit pictures, one at a time. For others only we do, and ``AutoImageProcessor``
+            refuses the folder.
     """
 
     image_size: int
@@ -41,6 +45,7 @@ class Preparation:
     stated: bool = True
     slices: int = 1
     windows: WindowOptions = field(default_factory=WindowOptions)
+    plain: bool = True
 
     @property
     def channels(self) -> int:
@@ -50,12 +55,20 @@ class Preparation:
     @property
     def ours(self) -> dict[str, Any]:
         """The entries of ``preprocessor_config.json`` that transformers has no place for."""
-        return prepared_with(self.slices, self.windows)
+        return prepared_with(self.slices, self.windows, self.plain)
 
 
-def prepared_with(slices: int, windows: WindowOptions) -> dict[str, Any]:
-    """The entries of ``preprocessor_config.json`` that are ours."""
-    return {"dino_x_slices": slices, "dino_x_windows": windows.model_dump(mode="json")}
+def prepared_with(slices: int, windows: WindowOptions, plain: bool = True) -> dict[str, Any]:
+    """The entries of ``preprocessor_config.json`` that are ours.
+
+    Args:
+        slices: see ``Preparation``.
+        windows: see there.
+        plain: see there; if not, the processor's type is one that transformers does not know, so
+            that it refuses the folder rather than prepare 16-bit images or CT wrongly.
+    """
+    own = {"dino_x_slices": slices, "dino_x_windows": windows.model_dump(mode="json")}
+    return own if plain else own | {"image_processor_type": OWN_PROCESSOR}
 
 
 @contextmanager
@@ -195,6 +208,7 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
         tuple(std / scale for std in stds),
         slices=slices,
         windows=windows,
+        plain=stated.get("image_processor_type") != OWN_PROCESSOR,
     )
 
 

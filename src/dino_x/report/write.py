@@ -1,9 +1,11 @@
 """``dino-x report``: from a RUN folder to its page."""
 
+import json
 from pathlib import Path
 
 from rich.console import Console
 
+from dino_x.model.pretrained import OWN_PROCESSOR
 from dino_x.report import curves, settings, tables, verdict
 from dino_x.report.galleries import galleries
 from dino_x.report.page import ReportPage, render, write_page
@@ -27,6 +29,15 @@ feature = output.pooler_output[0]  # one vector an image: for kNN, probes, retri
 registers = backbone.config.num_register_tokens
 patches = output.last_hidden_state[0, 1 + registers :]  # one a patch: for segmentation
 print(feature.shape, patches.shape)
+"""
+
+# For images that are no 8-bit pictures: their windows, and neighbours in 2.5D, are ours to prepare.
+OWN_SNIPPET = """import dino_x
+
+model = dino_x.load("model")  # beside this page; or its full path
+found = model.embed("FOLDER OF IMAGES")  # prepared as in training; 16 bits, CT and 2.5D rightly
+print(found.cls.shape, found.patches.shape)  # one vector an image; the mean of its patches
+print(found.images[0].path)  # what the first row is of
 """
 
 
@@ -86,9 +97,22 @@ def page_of(run: RunData, images: bool, seconds: float) -> ReportPage:
         attention=shown.attention,
         neighbours=shown.neighbours,
         has_model=run.model_step is not None,
-        snippet=SNIPPET,
+        snippet=snippet_of(run),
         images_shown=images,
     )
+
+
+def snippet_of(run: RunData) -> str:
+    """The code that gets features of the images that a run was trained on."""
+    try:
+        stated = json.loads((run.path / "model" / "preprocessor_config.json").read_text())
+        own = stated.get("image_processor_type") == OWN_PROCESSOR
+        channels = len(stated.get("image_mean", [0, 0, 0]))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return SNIPPET
+    if own:
+        return OWN_SNIPPET
+    return SNIPPET.replace('convert("RGB")', 'convert("L")') if channels == 1 else SNIPPET
 
 
 def report_at_end(path: Path, console: Console) -> None:

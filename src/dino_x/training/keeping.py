@@ -25,14 +25,15 @@ class Keeper:
         steps: whose state is kept.
         run: where checkpoints and the model go.
         images_hash: tells whether the images are those that the run was trained on.
+        plain: whether they are 8-bit pictures, which a processor of transformers prepares rightly.
     """
 
-    def __init__(self, steps: Steps, run: RunFolder, images_hash: str) -> None:
+    def __init__(self, steps: Steps, run: RunFolder, images_hash: str, plain: bool = True) -> None:
         self.options, self.state = steps.options, steps.state
         self.run, self.images_hash = run, images_hash
         self.agreement, self.ranks = steps.agreement, steps.ranks
         self.sharded = steps.sharded
-        write = partial(write_checkpoint, run, steps.options, steps.teacher, steps.cutter)
+        write = partial(write_checkpoint, run, steps.options, steps.teacher, steps.cutter, plain)
         self.saver = Saver(run.checkpoints, write, steps.options.checkpoint)
 
     def save(self, report: Report, last: bool = False) -> None:

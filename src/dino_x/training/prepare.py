@@ -12,7 +12,7 @@ from dino_x.config.resolve import Resolved
 from dino_x.cost.shapes import Step
 from dino_x.data.canvas.canvas import CanvasForm, Crop, canvas_side
 from dino_x.data.canvas.store import CanvasStore, keys_of
-from dino_x.data.index.index import Index, is_grey
+from dino_x.data.index.index import Index, is_grey, is_plain
 from dino_x.data.index.labels import Labelled
 from dino_x.data.loading.loader import Loader
 from dino_x.data.loading.neighbours import neighbours
@@ -115,7 +115,8 @@ def prepare(
         check_equally_many(effective_batch, chosen.size, ranks.world_size)
     chosen = replace(chosen, size=max(all_sizes(effective_batch, chosen.size, ranks.world_size)))
     steps.use_micro_batch(chosen.size)
-    trainer = Trainer(steps, run, hash_of(index))
+    plain = options.data.slices == 1 and is_plain(index.rows, options.windows, decoding)
+    trainer = Trainer(steps, run, hash_of(index), plain)
     return Prepared(trainer, loader, index, resolved, chosen, devices)
 
 

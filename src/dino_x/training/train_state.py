@@ -97,6 +97,7 @@ def write_checkpoint(
     options: Options,
     teacher: Network,
     cutter: Cutter,
+    plain: bool,
     step: int,
     state: dict[str, Any],
 ) -> None:
@@ -109,6 +110,7 @@ def write_checkpoint(
         options: of the run.
         teacher: of whose backbone only what never changes is used.
         cutter: knows how images are normalised.
+        plain: whether a processor of transformers prepares such images rightly.
         step: optimizer steps that are done.
         state: whole tensors.
 
@@ -129,5 +131,5 @@ def write_checkpoint(
         options.views.global_size,
         cutter.mean,
         cutter.std,
-        prepared_with(options.data.slices, options.windows),
+        prepared_with(options.data.slices, options.windows, plain),
     )

@@ -32,12 +32,14 @@ class Trainer:
         steps: what one step does; all state changes there, once a step.
         run: where checkpoints and the model go; rank 0 writes it.
         images_hash: tells a resumed run whether the images are still the same.
+        plain: whether they are 8-bit pictures; see ``model.pretrained.Preparation``.
         online: evaluates the teacher now and then, if there is one.
     """
 
     steps: Steps
     run: RunFolder
     images_hash: str
+    plain: bool = True
     online: Online | None = None
 
     def __post_init__(self) -> None:
@@ -48,7 +50,7 @@ class Trainer:
         self.sharded = self.steps.sharded
         health_file = self.run.health if self.ranks.rank == 0 else None
         self.health = Health(self.options, self.student.backbone.width, health_file)
-        self.keeper = Keeper(self.steps, self.run, self.images_hash)
+        self.keeper = Keeper(self.steps, self.run, self.images_hash, self.plain)
         self.saver = self.keeper.saver
         self.stopping = 0  # the signal for which it stops after the step it has done
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dino_x.config.options import WindowOptions
 from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
 from dino_x.data.index.catalog import Update, folder_of, is_index, update
 from dino_x.data.index.conditions import select
@@ -22,6 +23,7 @@ from dino_x.data.readers.decoding import Decoding
 from dino_x.data.storage.archives import address, is_remote
 from dino_x.data.storage.listing import is_archive
 from dino_x.data.storage.member import any_remote, as_path, at_hand
+from dino_x.data.windowing import BYTE_WINDOW, window_of
 from dino_x.errors import UserError
 
 # With verify="auto": up to this many images are decoded once before training starts.
@@ -38,6 +40,8 @@ LOOKED_FOR = (
 
 _WAITING_THREADS = 32
 _GREY_SAMPLE = 64  # images that are looked at
+_PLAIN_SAMPLE = 16
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,37 @@ def is_grey(rows: Sequence[ImageRef], decoding: Decoding | None = None) -> bool:
     chosen = np.unique(np.linspace(0, len(rows) - 1, _GREY_SAMPLE).round().astype(int))
     decoding = decoding or Decoding()
     return all(_row_is_grey(decoding, rows[i]) for i in chosen)
+
+
+def is_plain(
+    rows: Sequence[ImageRef], windows: WindowOptions, decoding: Decoding | None = None
+) -> bool:
+    """Whether the images are 8-bit pictures whose values are taken as they are.
+
+    Pillow and the processors of transformers read such a picture as we do. It looks at up to 16
+    images evenly spread over `rows`; unreadable ones do not count.
+
+    Args:
+        rows: the images.
+        windows: how values become [0, 1].
+        decoding: where images are decoded; in threads if None.
+    """
+    if any(row.path.suffix.lower() not in _PICTURES for row in rows):
+        return False
+    chosen = np.unique(np.linspace(0, len(rows) - 1, _PLAIN_SAMPLE).round().astype(int))
+    decoding = decoding or Decoding()
+    return all(_row_is_plain(decoding, rows[i], windows) for i in chosen)
+
+
+def _row_is_plain(decoding: Decoding, row: ImageRef, windows: WindowOptions) -> bool:
+    try:
+        return decoding.run(partial(_shows_bytes, windows), at_hand(row))
+    except Unreadable:
+        return True
+
+
+def _shows_bytes(windows: WindowOptions, row: ImageRef) -> bool:
+    return window_of(registry.read(row), windows) == BYTE_WINDOW
 
 
 def _row_is_grey(decoding: Decoding, row: ImageRef) -> bool:

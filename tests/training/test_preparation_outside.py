@@ -1,0 +1,98 @@
+"""Outside of DINO-X, images are prepared as in training, or a run's folder is refused."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+import dino_x
+from dino_x.cli import main
+from tests.data.conftest import _make_dicom
+from tests.training.runs import pretrain
+
+QUICK = ("--effective-batch", 8, "--micro-batch", 8, "--steps", 1, "--centering", "sinkhorn")
+
+
+def eight_bits(folder):
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        pixels = rng.integers(0, 255, (40, 40), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def sixteen_bits(folder):
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        pixels = rng.integers(0, 4000, (40, 40), dtype=np.uint16)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def ct(folder):
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        pixels = rng.integers(0, 2000, (40, 40), dtype=np.uint16)
+        file = _make_dicom(pixels, Modality="CT", RescaleSlope=1, RescaleIntercept=-1024)
+        file.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+
+
+def volumes(folder):
+    rng = np.random.default_rng(0)
+    values = rng.normal(100, 30, (40, 40, 12)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / "1.nii.gz")
+
+
+def run_on(write, tmp_path, **settings):
+    """The run, and the folder of its images."""
+    images, out = tmp_path / "images", tmp_path / "run"
+    images.mkdir()
+    write(images)
+    assert pretrain(images, out, *QUICK, report__page=True, **settings) == 0
+    return out, images
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_of_8_bit_pictures_transformers_gives_our_features(tmp_path, channels):
+    out, images = run_on(eight_bits, tmp_path, model__channels=channels)
+    found = dino_x.load(out).embed(images)
+    processor = AutoImageProcessor.from_pretrained(out / "model", backend="pil")
+    network = AutoModel.from_pretrained(out / "model").eval()
+    mode = "L" if channels == 1 else "RGB"
+    assert f'convert("{mode}")' in (out / "report.html").read_text().replace("&#34;", '"')
+    for row, ref in zip(found.cls, found.images, strict=True):
+        pixels = processor(Image.open(ref.path).convert(mode), return_tensors="pt")
+        with torch.no_grad():
+            outside = network(**pixels).pooler_output[0]
+        assert torch.cosine_similarity(outside, torch.from_numpy(row), dim=0) > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("write", "settings"),
+    [(sixteen_bits, {}), (ct, {}), (volumes, {}), (volumes, {"data__slices": 3})],
+)
+def test_what_a_processor_would_do_wrongly_it_refuses(tmp_path, write, settings):
+    out, images = run_on(write, tmp_path, **settings)
+    with pytest.raises(ValueError, match="image processor"):
+        AutoImageProcessor.from_pretrained(out / "model", backend="pil")
+    page = (out / "report.html").read_text()
+    assert "dino_x.load" in page
+    assert "AutoImageProcessor" not in page
+    to = tmp_path / "exported"
+    assert main(["export", str(out), "--to", str(to), "--format", "transformers"]) == 0
+    card = (to / "README.md").read_text()
+    assert f'dino_x.load("{to.name}")' in card
+    assert "8-bit pictures" in card
+    with pytest.raises(ValueError, match="image processor"):
+        AutoImageProcessor.from_pretrained(to, backend="pil")
+    own, exported = dino_x.load(out).embed(images), dino_x.load(to).embed(images)
+    assert own.cls.shape[0] >= 8
+    np.testing.assert_allclose(exported.cls, own.cls, atol=1e-5)
+
+
+def test_of_pictures_the_processor_is_one_of_transformers(tmp_path):
+    out, _ = run_on(eight_bits, tmp_path)
+    stated = json.loads((out / "model" / "preprocessor_config.json").read_text())
+    assert stated["image_processor_type"] == "ViTImageProcessor"
