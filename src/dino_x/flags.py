@@ -152,8 +152,11 @@ def add_evaluate(commands: Any) -> None:
     )
     parser.add_argument("--model", required=True, metavar="RUN_OR_FOLDER")
     parser.add_argument("--data", nargs="+", required=True, type=Path, metavar="PATH")
-    parser.add_argument("--labels", metavar="folder|FILE.csv", help="The class of each image.")
-    parser.add_argument("--label-column", default="label", metavar="NAME")
+    parser.add_argument("--labels", metavar="folder|FILE.csv", help="What each image shows.")
+    parser.add_argument("--label-column", default="label", metavar="NAME",
+        help="Column that holds a class, several labels (mass|nodule) or a number; or columns of 0"
+        " and 1, a label each, as NAME,NAME,...",
+    )  # fmt: skip
     parser.add_argument(
         "--masks", metavar="FILE.csv|FOLDER",
         help="For segmentation: a table with a column 'mask', or a folder of masks that are named"

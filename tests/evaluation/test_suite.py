@@ -17,8 +17,9 @@ from dino_x.evaluation import contenders
 from dino_x.evaluation.baselines import random_weights
 from dino_x.evaluation.classify import Classification
 from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities, macro_auroc
-from dino_x.evaluation.suite import choose_tasks, evaluate
+from dino_x.evaluation.suite import evaluate
 from dino_x.evaluation.table import print_table
+from dino_x.evaluation.tasks import choose_tasks
 from dino_x.files import write_json
 
 from .conftest import MEAN, SIZE, STD, patient_rows, save_tiny, write_csv, write_image

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dino_x.data.image import ImageRef
+from dino_x.data.index.label_kinds import SEVERAL
 from dino_x.data.index.labels import load_labels
 from dino_x.errors import UserError, nearest
 
@@ -65,6 +66,12 @@ def labelled_class(
         UserError: for labels that cannot be read, and for a class that is not among them.
     """
     labelled = load_labels(labels, refs, data_paths, label_column=label_column)
+    if labelled.targets is not None:
+        raise UserError(
+            f"the column '{label_column}' holds {labelled.targets.kind}"
+            f"{' labels an image' if labelled.targets.kind == SEVERAL else ''}: a rare class needs"
+            " one class an image; name a column of classes with --label-column"
+        )
     counts = Counter(labelled.labels.tolist())
     if name is None:
         name = min(sorted(counts), key=lambda label: counts[label])

@@ -25,8 +25,9 @@ from dino_x.distributed.world import (
     process_info,
 )
 from dino_x.errors import StoppedError, UserError
-from dino_x.evaluation.suite import QUICK, evaluate
+from dino_x.evaluation.suite import evaluate
 from dino_x.evaluation.table import print_table
+from dino_x.evaluation.tasks import QUICK
 from dino_x.files import write_atomically, write_json
 from dino_x.losses.ranks import Ranks
 from dino_x.machine.device import choose_device, describe_device

@@ -38,7 +38,11 @@ class DataOptions(Section):
         "'folder' (the name of its folder is an image's class), or a CSV file with the"
         " columns path and label. The model is evaluated on them at the end of the run.",
     )
-    label_column: str = option("label", "Column of the CSV file that holds the class.")
+    label_column: str = option(
+        "label",
+        "Column of the table of labels: a class, several labels (mass|nodule) or a number; or"
+        " several columns of 0 and 1, with commas between their names.",
+    )
     hold_out: bool = option(
         True, "If there are labels, the images that the evaluation tests on are not trained on."
     )

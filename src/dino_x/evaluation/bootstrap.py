@@ -139,6 +139,35 @@ def macro_auroc_of_draws(draws: Draws, classes_Q: np.ndarray, scores_QC: np.ndar
         return np.where(defined_RC, areas_RC, 0).sum(axis=1) / defined_RC.sum(axis=1)
 
 
+def average_precision_of_draws(
+    draws: Draws, positive_Q: np.ndarray, scores_Q: np.ndarray
+) -> np.ndarray:
+    """The average precision on each draw, [R]: the mean precision over steps of recall.
+
+    It is scikit-learn's ``average_precision_score`` with the draw's weights; NaN where a draw has
+    no positive image.
+
+    Args:
+        draws: of the patients.
+        positive_Q: whether each image is positive, 0 or 1.
+        scores_Q: larger for images that are more likely positive.
+    """
+    order = np.argsort(-scores_Q, kind="stable")
+    scores, positive, patient = scores_Q[order], positive_Q[order], draws.patient_Q[order]
+    ends = np.flatnonzero(np.concatenate([scores[1:] != scores[:-1], [True]]))  # of equal scores
+    found = []
+    step = max(1, CHUNK_ELEMENTS // len(scores_Q))
+    for first in range(0, len(draws.counts_RP), step):
+        weights_RQ = draws.counts_RP[first : first + step, patient]
+        positives_RT = np.cumsum(weights_RQ * positive, axis=1)[:, ends]
+        all_RT = np.cumsum(weights_RQ, axis=1)[:, ends]
+        gained_RT = np.diff(positives_RT, axis=1, prepend=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision_RT = np.where(all_RT > 0, positives_RT / all_RT, 0)
+            found.append((precision_RT * gained_RT).sum(axis=1) / positives_RT[:, -1])
+    return np.concatenate(found)
+
+
 def _auroc(draws: Draws, positive_Q: np.ndarray, scores_Q: np.ndarray) -> np.ndarray:
     order = np.argsort(scores_Q, kind="stable")
     scores, positive, patient = scores_Q[order], positive_Q[order], draws.patient_Q[order]

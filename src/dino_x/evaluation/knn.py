@@ -61,12 +61,38 @@ def knn_votes(
 
     Returns: the probabilities [Q, C] by k, ascending; fewer than ``ks`` where some are the same.
     """
+    one_hot_NC = np.eye(class_count, dtype=references_ND.dtype)[classes_N]
+    return knn_means(references_ND, one_hot_NC, queries_QD, ks, temperature)
+
+
+def knn_means(
+    references_ND: np.ndarray,
+    values_NL: np.ndarray,
+    queries_QD: np.ndarray,
+    ks: Sequence[int],
+    temperature: float = TEMPERATURE,
+) -> dict[int, np.ndarray]:
+    """The mean of the values of the k nearest references, weighted with exp(cosine / temperature).
+
+    Args:
+        references_ND: features of the reference images; they need not be normalised.
+        values_NL: L values of each.
+        queries_QD: features of the images whose values are wanted.
+        ks: neighbours; a k that is larger than the number of references counts as that number.
+        temperature: above 0.
+
+    Returns: the means [Q, L] by k, ascending, in the type of the features; fewer than ``ks`` where
+        some are the same.
+
+    Raises:
+        ValueError: for no references, k < 1 or temperature <= 0.
+    """
     least_k = min(ks, default=0)
     if len(references_ND) == 0 or least_k < 1 or temperature <= 0:
         raise ValueError(f"{len(references_ND)} references, k={ks}, temperature={temperature}")
     references = torch.nn.functional.normalize(torch.from_numpy(references_ND), dim=1)
     queries = torch.nn.functional.normalize(torch.from_numpy(queries_QD), dim=1)
-    classes = torch.from_numpy(classes_N).long()
+    values = torch.from_numpy(np.ascontiguousarray(values_NL)).to(references.dtype)
     used = sorted({min(k, len(references)) for k in ks})
     chunks: dict[int, list[torch.Tensor]] = {k: [] for k in used}
     chunk_size = max(1, CHUNK_ELEMENTS // len(references))
@@ -74,9 +100,8 @@ def knn_votes(
         cosine, nearest = (queries_chunk @ references.T).topk(used[-1], dim=1)  # nearest first
         weights = ((cosine - 1) / temperature).exp()  # cosine <= 1: never overflows
         for k in used:
-            votes = torch.zeros(len(queries_chunk), class_count, dtype=weights.dtype)
-            votes.scatter_add_(1, classes[nearest[:, :k]], weights[:, :k])
-            chunks[k].append(votes / votes.sum(dim=1, keepdim=True))
+            share = weights[:, :k] / weights[:, :k].sum(dim=1, keepdim=True)
+            chunks[k].append(torch.einsum("qk,qkl->ql", share, values[nearest[:, :k]]))
     return {k: torch.cat(found).numpy() for k, found in chunks.items()}
 
 

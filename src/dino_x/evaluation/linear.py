@@ -52,6 +52,8 @@ def validation(labelled: Labelled) -> Validation:
     A val of one class only is no help and counts as none.
     """
     train = labelled.is_train
+    if labelled.targets is not None and labelled.is_val.any():
+        return Validation(train, labelled.is_val, "given")
     if len(set(labelled.labels[labelled.is_val])) > 1:
         return Validation(train, labelled.is_val, "given")
     rows = np.flatnonzero(train)

@@ -28,12 +28,26 @@ def _of_task(of_task: Metrics) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def counts(labelled: Labelled) -> dict[str, dict[str, int]]:
-    """The number of images by split and class."""
+    """The number of images by split and class; by split alone where there are no classes."""
     found = {}
     for side, rows in _sides(labelled).items():
+        if labelled.targets is not None:
+            found[side] = {"images": int(rows.sum())}
+            continue
         images = Counter(labelled.labels[rows].tolist())
         found[side] = dict(sorted(images.items()))
     return found
+
+
+def targets(labelled: Labelled) -> dict[str, Any] | None:
+    """The kind of the labels, their names, and how many have each by split; None for classes."""
+    if labelled.targets is None:
+        return None
+    return {
+        "kind": labelled.targets.kind,
+        "names": list(labelled.targets.names),
+        "counts": {side: labelled.targets.counts(rows) for side, rows in _sides(labelled).items()},
+    }
 
 
 def patients(labelled: Labelled) -> dict[str, int] | None:

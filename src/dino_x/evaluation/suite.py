@@ -11,7 +11,7 @@ from dino_x.data.image import ImageRef
 from dino_x.data.index.index import build_index
 from dino_x.data.index.labels import Labelled, load_labels
 from dino_x.data.loading.neighbours import neighbours
-from dino_x.errors import UserError, nearest
+from dino_x.errors import UserError
 from dino_x.evaluation import record
 from dino_x.evaluation.baselines import pixel_encoder
 from dino_x.evaluation.bootstrap import CONFIDENCE, DRAWS, draw_patients
@@ -19,16 +19,17 @@ from dino_x.evaluation.classify import Classification, Metrics
 from dino_x.evaluation.contenders import MODEL, PIXELS, RANDOM, Contender, load_contenders
 from dino_x.evaluation.embed import Encoder, ImagePreparation, Progress, backbone_encoder, encode
 from dino_x.evaluation.masks import Masked, has_masks, load_masks
+from dino_x.evaluation.other_targets import TASKS as OTHER_TASKS
+from dino_x.evaluation.other_targets import OtherTargets
 from dino_x.evaluation.patches import GRID, patch_encoder, pixel_patch_encoder
 from dino_x.evaluation.seen import seen_images, warn_of_seen
 from dino_x.evaluation.segmentation import MEAN, metrics_of_overlap, segment
+from dino_x.evaluation.tasks import choose_tasks, refuse_tasks
 from dino_x.evaluation.verdict import title, verdict
 from dino_x.machine.device import choose_device
 from dino_x.runs.folder import reading_of, run_of
 from dino_x.runs.trained_on import kept_split
 
-TASKS = ("knn", "linear", "few-shot", "segmentation")
-QUICK = ("knn", "linear")  # at the end of a run
 KS = (10, 20, 50)
 
 
@@ -40,6 +41,7 @@ class Outcome:
         results: metrics by name, task, setting and metric.
         described: how each task was done, for the JSON.
         main: the setting of each task that its verdict is about.
+        metric: the name of the one that verdicts on labels are about.
         left_out: the number of files that were not used, by reason.
         warnings: sentences for the user.
     """
@@ -47,6 +49,7 @@ class Outcome:
     results: dict[str, dict[str, Metrics]]
     described: dict[str, Any] = field(default_factory=dict)
     main: dict[str, str] = field(default_factory=dict)
+    metric: str = "balanced_accuracy"
     left_out: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -59,7 +62,7 @@ class Outcome:
         """The verdict of each task, by task."""
         verdicts = {}
         for task, setting in self.main.items():
-            metric = "dice" if task == "segmentation" else "balanced_accuracy"
+            metric = "dice" if task == "segmentation" else self.metric
             metrics = {name: of[task][setting][metric] for name, of in self.results.items()}
             verdicts[task] = verdict(metrics, setting, metric)
         return verdicts
@@ -116,7 +119,8 @@ def evaluate(
 
     Returns:
         What JSON can hold: ``model``, ``settings``, ``counts`` (images by split and class; {}
-        without labels), ``patients`` (how many by split, or None), ``masks`` (the same for images
+        without labels), ``targets`` (several labels or numbers, or None), ``patients`` (how many by
+        split, or None), ``masks`` (the same for images
         with a mask, or None), ``seen`` (how many tested images a run was trained on, by name),
         ``left_out`` (by reason), ``results`` (``value``, ``low`` and ``high`` by name, task,
         setting and metric), ``verdicts`` (by task) and ``warnings``. No file and no patient is
@@ -182,11 +186,13 @@ def evaluate(
         "bootstrap_draws": DRAWS,
         "confidence": CONFIDENCE,
     }
-    on_images: dict[str, Any] = {"counts": {}, "patients": None, "masks": None}
+    on_images: dict[str, Any] = {"counts": {}, "targets": None, "patients": None, "masks": None}
     if labelled is not None:
+        refuse_tasks(chosen, tasks, labelled)
         labelled = classify(labelled, contenders, chosen, ks, how, done, work)
         settings |= {"split_by": labelled.split_by, "tested_split": labelled.tested}
         on_images |= {"counts": record.counts(labelled), "patients": record.patients(labelled)}
+        on_images["targets"] = record.targets(labelled)
     if masked is not None:
         score_masks(masked, patch_encoders, how, done, work)
         settings["masks"] = record.file_name(masks)
@@ -231,30 +237,6 @@ def without_uneven(labelled: Labelled, rows: Sequence[ImageRef]) -> Labelled:
     return labelled.keep(usable, "slices of volumes that 2.5D cannot use")
 
 
-def choose_tasks(wanted: Sequence[str] | None, labels: bool, masks: bool) -> list[str]:
-    """The tasks to do, in the order of ``TASKS``.
-
-    Raises:
-        UserError: for an unknown one, and for one that labels or masks are missing for.
-    """
-    if not labels and not masks:
-        raise UserError("nothing to evaluate on: give --labels, --masks or both")
-    possible = []
-    if labels:
-        possible += [task for task in TASKS if task != "segmentation"]
-    if masks:
-        possible.append("segmentation")
-    if not wanted:
-        return possible
-    needed = "--masks, or labels with a column 'mask'" if labels else "--labels"
-    for task in wanted:
-        if task not in TASKS:
-            raise UserError(f"no task '{task}'{nearest(task, TASKS)} (tasks: {', '.join(TASKS)})")
-        if task not in possible:
-            raise UserError(f"the task {task} needs {needed}")
-    return [task for task in possible if task in wanted]
-
-
 def names_of(contenders: dict[str, Contender]) -> list[str]:
     """All names in the order of the results: pixels, which are no network, are third."""
     names = list(contenders)
@@ -292,22 +274,28 @@ def classify(
         readable = np.ones(len(labelled.refs), dtype=bool)
         readable[unreadable] = False
         labelled = labelled.keep(readable, "images that cannot be decoded")
-    classification = Classification(labelled, how.seed, ks)
+    scorer: Classification | OtherTargets
     tasks = [task.replace("-", "_") for task in chosen if task != "segmentation"]
+    if labelled.targets is None:
+        scorer = Classification(labelled, how.seed, ks)
+    else:
+        scorer = OtherTargets(labelled, labelled.targets, how.seed, ks)
+        done.metric = scorer.metric
+        tasks = [task for task in tasks if task in OTHER_TASKS]
     told, scored = work.part("scores"), 0
     for name, tasks_of in done.results.items():
         for task in tasks:
-            tasks_of[task] = classification.score(task, name, features[name])
+            tasks_of[task] = scorer.score(task, name, features[name])
             scored += 1
             told(scored, len(done.results) * len(tasks))
     for task in tasks:
-        done.described[task] = classification.described(task)
-        done.main[task] = classification.main_setting(task, done.results[MODEL][task])
+        done.described[task] = scorer.described(task)
+        done.main[task] = scorer.main_setting(task, done.results[MODEL][task])
     for reason, count in labelled.left_out.items():
         done.leave_out(reason, count)
-    done.warnings += labelled.warnings + classification.thin_classes()
+    done.warnings += labelled.warnings + scorer.thin_classes()
     if "few_shot" in tasks:
-        done.warnings += classification.warnings
+        done.warnings += scorer.warnings
     return labelled
 
 

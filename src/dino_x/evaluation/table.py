@@ -13,9 +13,13 @@ from dino_x.evaluation.verdict import title
 METRIC_TITLES = {
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
+    "average_precision": "average precision",
+    "r2": "R2",
+    "mae": "mean absolute error",
     "dice": "Dice",
     "iou": "IoU",
 }
+OTHER_METRIC = {"balanced_accuracy": "auroc", "auroc": "average_precision", "r2": "mae"}
 NAME_WIDTH = 20
 HOW = {"given": "given", "patient": "made by patient", "image": "made by file"}
 
@@ -51,13 +55,17 @@ def print_table(result: dict[str, Any], console: Console) -> None:
 def print_counts(result: dict[str, Any], console: Console) -> None:
     """Print the number of images by split and class."""
     counts, patients = result["counts"], result["patients"]
-    console.print(
-        f"{len(counts['train'])} classes, split {HOW[result['settings']['split_by']]}:",
-        highlight=False,
-    )
+    targets = result.get("targets")
+    what = f"{len(counts['train'])} classes"
+    if targets is not None:
+        what = f"{len(targets['names'])} labels" if targets["kind"] == "several" else "Numbers"
+    console.print(f"{what}, split {HOW[result['settings']['split_by']]}:", highlight=False)
     for side, images in counts.items():
         whose = f" of {patients[side]:,} patients" if patients else ""
-        classes = ", ".join(f"{count:,} {label}" for label, count in images.items())
+        named = images if targets is None else targets["counts"][side]
+        classes = ", ".join(f"{count:,} {label}" for label, count in named.items())
+        if targets is not None and targets["kind"] == "numbers":
+            classes = f"'{targets['names'][0]}'"
         console.print(Text(f"  {side:<5} {sum(images.values()):,} images{whose}: {classes}"))
 
 
@@ -76,29 +84,37 @@ def knn_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Tab
     settings = list(result["results"]["model"]["knn"])
     for k in settings:
         table.add_column(f"k = {k}", justify="right")
-    table.add_column("AUROC", justify="right")
+    metric, other = two_metrics(finding)
+    table.add_column(METRIC_TITLES[other], justify="right")
     table.add_column("model minus this", justify="right")
     for name, tasks in result["results"].items():
         metrics = tasks["knn"]
         cells = []
         for k in settings:
             shown = with_interval if k == main else plain
-            cells.append(shown(metrics[k]["balanced_accuracy"]))
-        auroc = with_interval(metrics[main]["auroc"])
-        table.add_row(_shown(name, result), *cells, auroc, _difference(finding, name))
-    return f"Nearest neighbours, balanced accuracy (AUROC and differences at k = {main})", table
+            cells.append(shown(metrics[k][metric]))
+        cells.append(with_interval(metrics[main][other]))
+        table.add_row(_shown(name, result), *cells, _difference(finding, name))
+    first, second = METRIC_TITLES[metric], METRIC_TITLES[other]
+    return f"Nearest neighbours, {first} ({second} and differences at k = {main})", table
 
 
 def linear_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Table]:
     """The table of the linear probe: both metrics, and the difference in the first."""
     table = _empty_table()
-    for column in ("balanced accuracy", "AUROC", "model minus this"):
+    both = two_metrics(finding)
+    for column in (*(METRIC_TITLES[metric] for metric in both), "model minus this"):
         table.add_column(column, justify="right")
     for name, tasks in result["results"].items():
         metrics = tasks["linear"][finding["setting"]]
-        cells = [with_interval(metrics[key]) for key in ("balanced_accuracy", "auroc")]
+        cells = [with_interval(metrics[key]) for key in both]
         table.add_row(_shown(name, result), *cells, _difference(finding, name))
     return "Linear probe", table
+
+
+def two_metrics(finding: dict[str, Any]) -> tuple[str, str]:
+    """The metric that a verdict is about, and the other one that is shown."""
+    return finding["metric"], OTHER_METRIC[finding["metric"]]
 
 
 def few_shot_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple[str, Table]:

@@ -26,6 +26,9 @@ SETTINGS = {"knn": "k = {}", "few_shot": "{} patients a class"}
 METRICS = {
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
+    "average_precision": "average precision",
+    "r2": "R2",
+    "mae": "mean absolute error",
     "dice": "Dice",
     "iou": "IoU",
 }

@@ -65,8 +65,11 @@ def labelled_rows(
         most: references at most, and queries at most; more are thinned out at random.
         seed: of the run.
 
-    Returns: None if there are not two classes that are on both sides: then kNN means nothing.
+    Returns: None if there are not two classes that are on both sides: then kNN means nothing. Nor
+        is there one for several labels an image, or numbers.
     """
+    if labelled.targets is not None:
+        return None
     row_of = {ref: row for row, ref in enumerate(rows)}
     found = [
         (row_of[ref], str(label), str(patient))

@@ -4,12 +4,18 @@ import csv
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+from pyarrow import parquet
+
+from dino_x.data.index.label_kinds import joined
 from dino_x.data.index.splits import NAMES_OF_SPLITS, Item
 from dino_x.data.storage.member import Member
 from dino_x.errors import UserError, nearest
+
+UNITS = ("patient", "group", "slide")  # columns that say what stays on one side; the first counts
 
 
 def items_from_folders(files: list[Path], roots: list[Path]) -> tuple[list[Item], dict[str, int]]:
@@ -81,6 +87,7 @@ def items_from_csv(
         UserError: for a file that is no such table, and where no row names an image.
     """
     rows = read_csv(file, label_column)
+    columns = columns_of(label_column, rows[0][1] if rows else {})
     image_at = _by_place(images)
     left_out = {"images with an empty label": 0, "rows that match no image": 0}
     items: dict[Path, Item] = {}
@@ -91,7 +98,7 @@ def items_from_csv(
             left_out["rows that match no image"] += 1
             unmatched = unmatched or row["path"]
             continue
-        label = row[label_column]
+        label = _label(row, columns, f"{file}, row {number}")
         if not label:
             left_out["images with an empty label"] += 1
             continue
@@ -100,7 +107,8 @@ def items_from_csv(
                 f"{file}: rows {items[found].row} and {number} are about the same image:"
                 " remove one of them"
             )
-        patient, split = row.get("patient") or None, row.get("split")
+        patient = next((row[name] for name in UNITS if row.get(name)), None)
+        split = row.get("split")
         items[found] = Item(found, row["path"], label, patient, split, number)
     if left_out["rows that match no image"] == len(rows) > 0:
         raise UserError(
@@ -108,6 +116,18 @@ def items_from_csv(
             f" '{images[0]}'): paths must be relative to the CSV file's folder or to --data"
         )
     return list(items.values()), left_out
+
+
+def columns_of(label_column: str, known: Iterable[str]) -> list[str]:
+    """The columns that hold the labels: one, or several with commas between their names."""
+    if label_column in known:
+        return [label_column]
+    return [name.strip() for name in label_column.split(",") if name.strip()]
+
+
+def _label(row: dict[str, str], columns: list[str], where: str) -> str:
+    """The label of a row: the value of one column, or the names of the columns that hold 1."""
+    return row[columns[0]] if len(columns) == 1 else joined(row, columns, where)
 
 
 def _by_place(images: list[Path]) -> dict[str, Path]:
@@ -138,23 +158,46 @@ def read_csv(file: Path, label_column: str) -> list[tuple[int, dict[str, str]]]:
             f"no such file of labels: {file} (give a CSV file, or 'folder')"
             + nearest(str(file), ["folder"])
         )
+    if file.suffix.lower() == ".parquet":
+        return _rows_of_parquet(file, label_column)
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:  # Excel writes a BOM
             reader = csv.DictReader(stream, restval="")
             columns = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = columns
-            for needed in ("path", label_column):
-                if needed not in columns:
-                    raise UserError(
-                        f"{file} has no column '{needed}'{nearest(needed, columns)}"
-                        f" (its columns: {', '.join(columns) or 'none'})"
-                    )
+            _check_columns(file, columns, label_column)
             return [
                 (number, {name: (row[name] or "").strip() for name in columns})
                 for number, row in enumerate(reader, start=2)
             ]
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise UserError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
+
+
+def _rows_of_parquet(file: Path, label_column: str) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a Parquet table, as those of a CSV file."""
+    try:
+        names = parquet.read_schema(file).names
+        _check_columns(file, names, label_column)
+        wanted = {"path", "split", "mask", *UNITS, *columns_of(label_column, names)}
+        table = parquet.read_table(file, columns=[name for name in names if name in wanted])
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} cannot be read as a Parquet table: {error}") from error
+    rows = table.to_pylist()
+    return [
+        (number, {name: "" if value is None else str(value).strip() for name, value in row.items()})
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def _check_columns(file: Path, columns: list[str], label_column: str) -> None:
+    """Raise UserError for a table without paths or without the labels."""
+    for needed in ("path", *columns_of(label_column, columns)):
+        if needed not in columns:
+            raise UserError(
+                f"{file} has no column '{needed}'{nearest(needed, columns)}"
+                f" (its columns: {', '.join(columns) or 'none'})"
+            )
 
 
 def _find(path: str, bases: list[Path], image_at: dict[str, Path]) -> Path | None:

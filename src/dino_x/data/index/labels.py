@@ -8,13 +8,16 @@ import numpy as np
 
 from dino_x.data.index.content import content_keys
 from dino_x.data.index.index import folders_of
+from dino_x.data.index.label_kinds import ALL, Targets, targets_of
 from dino_x.data.index.label_sources import items_from_csv, items_from_folders
 from dino_x.data.index.splits import (
     Item,
     check_classes,
     check_given,
+    check_sides,
     make_split,
     units_with_copies,
+    without_lonely,
 )
 from dino_x.data.readers.registry import ImageRef
 
@@ -37,6 +40,8 @@ class Labelled:
         left_out: how many files were not used, by reason.
         warnings: sentences for the user.
         made: the side of each labelled file by its path below the data, if the split was made.
+        targets: what is to be told of each image where that is not its one class; ``labels`` are
+            then all the same.
     """
 
     refs: list[ImageRef]
@@ -50,6 +55,7 @@ class Labelled:
     left_out: dict[str, int]
     warnings: list[str]
     made: dict[str, str] = field(default_factory=dict)
+    targets: Targets | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -75,7 +81,11 @@ class Labelled:
             is_val=self.is_val[rows],
             patients=self.patients[rows],
             left_out=self.left_out | {reason: int((~rows).sum())},
+            targets=None if self.targets is None else self.targets.keep(rows),
         )
+        if kept.targets is not None:
+            check_sides(int(kept.is_train.sum()), int(kept.is_test.sum()), self.tested)
+            return kept
         train, test = kept.labels[kept.is_train], kept.labels[kept.is_test]
         check_classes(train.tolist(), test.tolist(), self.tested)
         return kept
@@ -97,10 +107,12 @@ def load_labels(
         labels: ``folder`` (the class is the first folder below the data path; folders called
             train, val and test are splits, and the classes are the folders below them), or a CSV
             file with the columns ``path`` (relative to the CSV file's folder or to a data path),
-            ``label_column``, and, if they are known, ``patient`` and ``split`` (train, val, test).
+            ``label_column``, and, if they are known, ``patient`` (or ``group``, or ``slide``) and
+            ``split`` (train, val, test).
         refs: the images found below the data paths. All frames of a file share its label.
         data_paths: the folders the images are in.
-        label_column: the column that holds the class.
+        label_column: the column that holds the class, several labels such as ``mass|nodule``, or a
+            number; or columns of 0 and 1, a label each, with commas between their names.
         with_val: whether to return the images of val, too, see ``Labelled.is_val``.
         damaged: further images there, which cannot be decoded. They have a side like the others,
             so that a split does not depend on what can be read, and are then left out.
@@ -126,10 +138,18 @@ def load_labels(
         items, left_out = items_from_csv(Path(labels), list(frames), roots, label_column)
         warnings = _warn_of_missing(left_out, len(items))
     items = _with_patients_of(items, frames)
+    targets = targets_of([item.label for item in items], label_column)
+    number_of = {item.key: number for number, item in enumerate(items)}
+    if targets is not None:  # classes are no help to split by
+        items = [replace(item, label=ALL) for item in items]
     unnamed = len(frames) - len(items) - left_out.get("images with an empty label", 0)
     left_out["images that the labels do not name"] = unnamed
 
     keys = content_keys(item.file for item in items)
+    if targets is None:
+        items, lonely = without_lonely(items, units_with_copies(items, keys))
+        left_out["images of a class with one patient"] = sum(lonely.values())
+        warnings += warn_of_lonely(lonely)
     sides, split_by = sides_of(items, keys, kept)
     unreadable = {ref.path for ref in damaged}
     left_out["images that cannot be decoded"] = sum(item.file in unreadable for item in items)
@@ -139,11 +159,13 @@ def load_labels(
     wanted = {"train", tested} | ({"val"} if with_val else set())
     used = [(item, side) for item, side in pairs if side in wanted]
     left_out["images of a split not used"] = len(pairs) - len(used)
-    check_classes(
-        [item.label for item, side in used if side == "train"],
-        [item.label for item, side in used if side == tested],
-        tested,
+    train, test = (
+        [item.label for item, side in used if side == wanted] for wanted in ("train", tested)
     )
+    if targets is None:
+        check_classes(train, test, tested)
+    else:
+        check_sides(len(train), len(test), tested)
     warnings += warn_of_copies(used, keys, tested)
     rows = [(ref, item, side) for item, side in used for ref in frames[item.file]]
     return Labelled(
@@ -158,6 +180,9 @@ def load_labels(
         left_out={reason: count for reason, count in left_out.items() if count},
         warnings=warnings,
         made={item.key: side for item, side in pairs} if split_by != "given" else {},
+        targets=None
+        if targets is None
+        else targets.keep(np.array([number_of[item.key] for _, item, _ in rows])),
     )
 
 
@@ -241,6 +266,18 @@ def warn_of_unknown_patients(items: Sequence[Item], split_by: str) -> list[str]:
     return [
         f"the patients{whose} are not known, so {how}: images of one patient may be on both sides,"
         " which flatters every number here"
+    ]
+
+
+def warn_of_lonely(lonely: Mapping[str, int]) -> list[str]:
+    """A sentence for the user where classes are left out that one patient alone has."""
+    if not lonely:
+        return []
+    shown = ", ".join(f"'{label}' ({count})" for label, count in list(lonely.items())[:3])
+    more = f" and {len(lonely) - 3} more" if len(lonely) > 3 else ""
+    return [
+        f"classes of which there is one patient or file cannot be in train and test both, and are"
+        f" left out: {shown}{more}"
     ]
 
 

@@ -172,6 +172,41 @@ def check_classes(train: Sequence[str], test: Sequence[str], tested: str = "test
             )
 
 
+def check_sides(train: int, test: int, tested: str = "test") -> None:
+    """Refuse a split with no image on one side.
+
+    Raises:
+        UserError: naming the side.
+    """
+    for side, images in (("train", train), (tested, test)):
+        if images == 0:
+            raise UserError(f"no labelled image is in {side}: images are needed in train and test")
+
+
+def without_lonely(
+    items: Sequence[Item], units: Sequence[str]
+) -> tuple[list[Item], dict[str, int]]:
+    """The items without those of classes that a single unit has, which cannot be on both sides.
+
+    Nothing is left out where less than two classes would remain, nor of a given split.
+
+    Args:
+        items: the labelled files.
+        units: what stays together, a name for each item.
+
+    Returns: the other items, and the number of images of each class that is left out.
+    """
+    units_of: dict[str, set[str]] = {}
+    for item, name in zip(items, units, strict=True):
+        units_of.setdefault(item.label, set()).add(name)
+    lonely = {label for label, names in units_of.items() if len(names) == 1}
+    given = bool(items) and items[0].split is not None
+    if given or not lonely or len(units_of) - len(lonely) < 2:
+        return list(items), {}
+    left_out = Counter(item.label for item in items if item.label in lonely)
+    return [item for item in items if item.label not in lonely], dict(left_out)
+
+
 def _listed(names: Sequence[str], most: int = 3) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
