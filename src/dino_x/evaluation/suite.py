@@ -26,6 +26,7 @@ from dino_x.evaluation.seen import seen_images, warn_of_seen
 from dino_x.evaluation.segmentation import MEAN, metrics_of_overlap, segment
 from dino_x.evaluation.tasks import choose_tasks, refuse_tasks
 from dino_x.evaluation.verdict import title, verdict
+from dino_x.evaluation.worth import worth
 from dino_x.machine.device import choose_device
 from dino_x.runs.folder import reading_of, run_of
 from dino_x.runs.trained_on import kept_split
@@ -123,8 +124,8 @@ def evaluate(
         split, or None), ``masks`` (the same for images
         with a mask, or None), ``seen`` (how many tested images a run was trained on, by name),
         ``left_out`` (by reason), ``results`` (``value``, ``low`` and ``high`` by name, task,
-        setting and metric), ``verdicts`` (by task) and ``warnings``. No file and no patient is
-        named in it.
+        setting and metric), ``verdicts`` (by task), ``worth`` (see worth.py) and ``warnings``. No
+        file and no patient is named in it.
 
     Raises:
         UserError: for a model, data, labels or masks that cannot be used; before any long work.
@@ -206,7 +207,8 @@ def evaluate(
         "seen": seen,
         "left_out": done.left_out,
         "results": record.results(done.results),
-        "verdicts": done.verdicts(),
+        "verdicts": (verdicts := done.verdicts()),
+        "worth": worth(verdicts, seen),
         "warnings": done.warnings,
     }
 

@@ -25,7 +25,7 @@ HOW = {"given": "given", "patient": "made by patient", "image": "made by file"}
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:
-    """Print the data, a table and a sentence for each task, then the warnings."""
+    """Print the data, a table and a sentence for each task, the warnings, and what it is worth."""
     settings = result["settings"]
     if result["counts"]:
         print_counts(result, console)
@@ -50,6 +50,9 @@ def print_table(result: dict[str, Any], console: Console) -> None:
         console.print("* was trained on some of the tested images", style="yellow")
     for warning in result["warnings"]:
         console.print(Text(f"Warning: {warning}."), style="yellow")
+    if "worth" in result:
+        console.print()
+        console.print(Text(result["worth"]["sentence"], style="bold"))
 
 
 def print_counts(result: dict[str, Any], console: Console) -> None:

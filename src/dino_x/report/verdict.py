@@ -129,13 +129,22 @@ def worth(run: RunData) -> list[Sentence]:
     """What the evaluation says against the baselines."""
     if run.evaluation is None:
         return [Sentence("note", "Not evaluated: a loss does not say whether a model is any good.")]
-    sentences = []
+    sentences = answer(run.evaluation)
     for comparison in scores.headlines(run.evaluation):
         model = comparison.scores[scores.MODEL]
         text = capitalised(scores.sentence(run.evaluation, comparison))
         judgement = judged(run.evaluation, comparison)
         sentences.append(Sentence(judgement, f"{comparison.title} {model.text}. {text}."))
     return sentences
+
+
+def answer(evaluation: dict[str, Any]) -> list[Sentence]:
+    """Whether it was worth it, in one line; none in files of older versions."""
+    found = evaluation.get("worth")
+    if not isinstance(found, dict) or "sentence" not in found:
+        return []
+    marks: dict[str, Judgement] = {"yes": "good", "no": "watch"}
+    return [Sentence(marks.get(str(found.get("answer")), "note"), str(found["sentence"]))]
 
 
 def judged(evaluation: dict[str, Any], comparison: scores.Comparison) -> Judgement:
