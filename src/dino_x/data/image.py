@@ -24,6 +24,18 @@ MAX_IMAGES = 100_000
 # Planes of a volume, in the order of the axis they are stacked along: x, y, z of the patient.
 SLICE_AXES = ("sagittal", "coronal", "axial")
 
+# Images that are not a plain view of anatomy. They are left out unless ``data.take`` names them.
+KINDS = (
+    "localizer",
+    "dose",
+    "segmentation",
+    "screenshot",
+    "map",
+    "mosaic",
+    "slide_label",
+    "mask",
+)
+
 
 class Unreadable(Exception):  # noqa: N818 - it reads as what happened: "except Unreadable"
     """A file, or one image of it, that cannot be read; the message is the reason.
@@ -47,6 +59,10 @@ class ImageRef:
         thickness_mm: thickness of the slice in millimetres.
         position_mm: where the slice lies along the normal of its series, in millimetres. The
             slices of a volume are ordered by it.
+        orientation: the directions of rows and of columns in the patient, as DICOM has them.
+        stack: a salted hash that differs between images of a series that are no neighbours, such
+            as other echoes, times or kinds of image; None if the file does not say.
+        acquisition: a salted hash of the acquisition that the image comes from; None if unknown.
         patient: a salted hash that is the same for all images of a patient; None if unknown.
         series: a salted hash that is the same for all images of a series or volume; None if
             unknown.
@@ -59,6 +75,11 @@ class ImageRef:
         photometric: DICOM photometric interpretation, if it is one of the standard's terms.
         window: (low, high) that the file itself asks for, in physical units.
         axis: the direction that the slices of a volume are stacked in, see `SLICE_AXES`.
+        channels: number of channels in the file.
+        image_type: DICOM Image Type, or that of the frame: those of its words that are known.
+        sop_class: the keyword of the DICOM SOP class, if it is one of the standard's.
+        kind: one of `KINDS`, if it is not a plain view of anatomy; else None.
+        remark: what a reader cannot decide from the header; a fixed phrase.
     """
 
     path: Path
@@ -80,6 +101,14 @@ class ImageRef:
     photometric: str | None = None
     window: tuple[float, float] | None = None
     axis: str | None = None
+    orientation: tuple[float, ...] | None = None
+    stack: str | None = None
+    acquisition: str | None = None
+    channels: int = 1
+    image_type: str | None = None
+    sop_class: str | None = None
+    kind: str | None = None
+    remark: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 from pydicom.uid import (
     JPEG2000,
@@ -38,7 +36,8 @@ from dino_x.data.image import (
     check_count,
 )
 from dino_x.data.readers.dicom_header import Header, is_dicom, read_header
-from dino_x.data.readers.dicom_terms import BODY_PARTS, MODALITIES, PHOTOMETRICS, term
+from dino_x.data.readers.dicom_place import acquisition_of, orientation_of, position_of, stack_of
+from dino_x.data.readers.dicom_terms import BODY_PARTS, MODALITIES, PHOTOMETRICS, number, term
 from dino_x.data.windowing import choose_window, voi_window
 
 __all__ = ["is_dicom", "read", "refs"]
@@ -67,7 +66,7 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
 def _ref(path: Path, header: Header, frame: int) -> ImageRef:
     elements = header.elements
     slope, intercept = _slope_intercept(header, frame)
-    thickness = _number(header.of_frame(frame, "PixelMeasuresSequence", "SliceThickness"))
+    thickness = number(header.of_frame(frame, "PixelMeasuresSequence", "SliceThickness"))
     return ImageRef(
         path=path,
         frame=frame,
@@ -76,7 +75,10 @@ def _ref(path: Path, header: Header, frame: int) -> ImageRef:
         modality=term(elements.get("Modality"), MODALITIES),
         spacing_mm=_spacing(header, frame),
         thickness_mm=thickness if thickness and thickness > 0 else None,
-        position_mm=_position(header, frame),
+        position_mm=position_of(header, frame),
+        orientation=orientation_of(header, frame),
+        stack=stack_of(header, frame),
+        acquisition=acquisition_of(header, frame),
         patient=header.patient,
         series=header.series,
         format="DICOM",
@@ -156,8 +158,8 @@ def _slope_intercept(header: Header, frame: int) -> tuple[float | None, float | 
     if header.elements.get("ModalityLUTSequence"):
         return None, None
     group = "PixelValueTransformationSequence"
-    slope = _number(header.of_frame(frame, group, "RescaleSlope"))
-    intercept = _number(header.of_frame(frame, group, "RescaleIntercept"))
+    slope = number(header.of_frame(frame, group, "RescaleSlope"))
+    intercept = number(header.of_frame(frame, group, "RescaleIntercept"))
     if slope is None or intercept is None:
         return None, None
     return slope, intercept
@@ -166,8 +168,8 @@ def _slope_intercept(header: Header, frame: int) -> tuple[float | None, float | 
 def _file_window(header: Header, frame: int) -> tuple[float, float] | None:
     """The (low, high) of the file's first window, or None if it has no valid one."""
     group = "FrameVOILUTSequence"
-    center = _number(header.of_frame(frame, group, "WindowCenter"))
-    width = _number(header.of_frame(frame, group, "WindowWidth"))
+    center = number(header.of_frame(frame, group, "WindowCenter"))
+    width = number(header.of_frame(frame, group, "WindowWidth"))
     if center is None or width is None:
         return None
     function = header.of_frame(frame, group, "VOILUTFunction") or "LINEAR"
@@ -187,31 +189,9 @@ def _spacing(header: Header, frame: int) -> tuple[float, float] | None:
     return None
 
 
-def _position(header: Header, frame: int) -> float | None:
-    """How far the middle of the first pixel lies along the normal of the slice, in mm.
-
-    Source: DICOM PS3.3 C.7.6.2.1.1 (position, orientation), C.8.8.3.2 (offsets of dose frames).
-    """
-    place = _numbers(header.of_frame(frame, "PlanePositionSequence", "ImagePositionPatient"), 3)
-    rows_columns = header.of_frame(frame, "PlaneOrientationSequence", "ImageOrientationPatient")
-    directions = _numbers(rows_columns, 6)
-    if place is None or directions is None:
-        return None
-    (a, b, c), (d, e, f) = directions[:3], directions[3:]
-    normal = (b * f - c * e, c * d - a * f, a * e - b * d)  # np.cross would take longest of all
-    length = math.hypot(*normal)
-    if not 0 < length < math.inf:
-        return None
-    position = sum(p * n for p, n in zip(place, normal, strict=True)) / length
-    offsets = _numbers(header.elements.get("GridFrameOffsetVector"), header.frames)
-    if offsets is not None:  # relative to the first, or for one patient orientation absolute
-        position += offsets[frame] - offsets[0]
-    return position if math.isfinite(position) else None
-
-
 def _without_padding(pixels: np.ndarray, stored: np.ndarray, elements: Dataset) -> np.ndarray:
     """`pixels` with not-a-number where the file says there is no image, for the percentiles."""
-    padding = _number(elements.get("PixelPaddingValue"))
+    padding = number(elements.get("PixelPaddingValue"))
     if padding is None:
         return pixels
     return np.where(stored == padding, np.float32(np.nan), pixels)
@@ -241,23 +221,3 @@ def _decoding_failed(error: Exception, syntax: UID) -> str:
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     return f"truncated or damaged pixel data ({syntax.name})"
-
-
-def _number(value: Any) -> float | None:
-    """The first number of an element, or None where there is none."""
-    if isinstance(value, MultiValue):
-        value = value[0] if len(value) else None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _numbers(value: Any, count: int) -> list[float] | None:
-    """An element of exactly `count` finite numbers, or None."""
-    try:
-        found = [float(part) for part in value]
-    except (TypeError, ValueError):
-        return None
-    return found if len(found) == count and all(map(math.isfinite, found)) else None

@@ -38,6 +38,9 @@ gdcm.Trace.ErrorOff()
 _ELEMENTS: list[BaseTag | int] = [
     Tag(keyword)
     for keyword in (
+        "SOPClassUID",
+        "ImageType",
+        "ComplexImageComponent",
         "Modality",
         "BodyPartExamined",
         "Rows",
@@ -47,10 +50,13 @@ _ELEMENTS: list[BaseTag | int] = [
         "PhotometricInterpretation",
         "BitsAllocated",
         "BitsStored",
+        "HighBit",
         "PixelRepresentation",
         "PixelPaddingValue",
+        "PixelPaddingRangeLimit",
         "RescaleSlope",
         "RescaleIntercept",
+        "RescaleType",
         "ModalityLUTSequence",
         "WindowCenter",
         "WindowWidth",
@@ -62,6 +68,14 @@ _ELEMENTS: list[BaseTag | int] = [
         "ImagePositionPatient",
         "ImageOrientationPatient",
         "GridFrameOffsetVector",
+        "FrameOfReferenceUID",
+        "TemporalPositionIdentifier",
+        "EchoNumbers",
+        "EchoTime",
+        "DiffusionBValue",
+        "AcquisitionNumber",
+        "AcquisitionTime",
+        "TriggerTime",
         "SharedFunctionalGroupsSequence",
         "PerFrameFunctionalGroupsSequence",
         "RedPaletteColorLookupTableDescriptor",
@@ -120,12 +134,17 @@ class Header:
 
     def of_frame(self, frame: int, group: str, keyword: str) -> Any:
         """The value for one frame: the frame's own, else that of all frames, else the file's."""
+        own = self.own_of_frame(frame, group, keyword)
+        return self.elements.get(keyword) if own is None else own
+
+    def own_of_frame(self, frame: int, group: str, keyword: str) -> Any:
+        """The value that functional groups give: the frame's own, else that of all, else None."""
         for groups, item in ((self._groups_by_frame, frame), (self._shared_groups, 0)):
             if groups and item < len(groups) and groups[item].get(group):
                 own = groups[item].get(group)[0].get(keyword)
                 if own not in (None, ""):
                     return own
-        return self.elements.get(keyword)
+        return None
 
 
 def is_dicom(head: bytes) -> bool:

@@ -6,7 +6,10 @@ so that no name can travel in them.
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+from pydicom.multival import MultiValue
 
 
 def _words(text: str) -> frozenset[str]:
@@ -58,3 +61,23 @@ def term(value: Any, known: frozenset[str]) -> str | None:
     """
     word = str(value or "").strip(" \0").upper()
     return word if word in known else None
+
+
+def number(value: Any) -> float | None:
+    """The first number of an element, or None where there is none."""
+    if isinstance(value, MultiValue):
+        value = value[0] if len(value) else None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def numbers(value: Any, count: int) -> list[float] | None:
+    """An element of exactly `count` finite numbers, or None."""
+    try:
+        found = [float(part) for part in value]
+    except (TypeError, ValueError):
+        return None
+    return found if len(found) == count and all(map(math.isfinite, found)) else None
