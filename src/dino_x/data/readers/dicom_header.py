@@ -54,6 +54,8 @@ _ELEMENTS: list[BaseTag | int] = [
         "PixelRepresentation",
         "PixelPaddingValue",
         "PixelPaddingRangeLimit",
+        "FloatPixelPaddingValue",
+        "FloatPixelPaddingRangeLimit",
         "RescaleSlope",
         "RescaleIntercept",
         "RescaleType",
