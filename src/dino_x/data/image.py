@@ -21,6 +21,9 @@ MAX_PIXELS = 40_000_000
 # One file may hold this many images: the longest series of perfusion or cine have thousands.
 MAX_IMAGES = 100_000
 
+# An image may have this many channels: hyperspectral cameras have up to a few hundred.
+MAX_CHANNELS = 512
+
 # Planes of a volume, in the order of the axis they are stacked along: x, y, z of the patient.
 SLICE_AXES = ("sagittal", "coronal", "axial")
 
@@ -74,7 +77,8 @@ class ImageRef:
         intercept: added after the slope.
         photometric: DICOM photometric interpretation, if it is one of the standard's terms.
         window: (low, high) that the file itself asks for, in physical units.
-        axis: the direction that the slices of a volume are stacked in, see `SLICE_AXES`.
+        axis: the direction that the slices of a volume are stacked in, see `SLICE_AXES`; of NumPy
+            and TIFF files the names of their axes, see readers/axes.py.
         channels: number of channels in the file.
         image_type: DICOM Image Type, or that of the frame: those of its words that are known.
         sop_class: the keyword of the DICOM SOP class, if it is one of the standard's.
@@ -119,15 +123,19 @@ class Reading:
         slice_axis: how volumes (NIfTI) are cut: one of `SLICE_AXES`.
         modality: the modality of files whose values are physical and that name none (NIfTI,
             NumPy); None if it is not known. With "CT" their values are Hounsfield units.
+        axes: what the axes of arrays are that do not say it (NumPy, TIFF), see readers/axes.py;
+            None reads what can be read in one way only.
     """
 
     slice_axis: str = "axial"
     modality: str | None = None
+    axes: str | None = None
 
     @classmethod
     def of(cls, data: DataOptions) -> Reading:
         """Take from a run's options what they say of such files."""
-        return cls(data.slice_axis, None if data.modality == "auto" else data.modality)
+        modality = None if data.modality == "auto" else data.modality
+        return cls(data.slice_axis, modality, None if data.axes == "auto" else data.axes)
 
 
 DEFAULT = Reading()
@@ -138,10 +146,10 @@ class Image:
     """One image in physical units.
 
     Attributes:
-        pixels: float32 [C, H, W], C = 1 or 3 (red, green, blue). Hounsfield units for CT, values
-            after the file's rescale for other DICOM and NIfTI, stored values otherwise (0..255
-            for 8-bit files, 0..65535 for 16-bit ones). Larger is brighter. May hold non-finite
-            values where the file does.
+        pixels: float32 [C, H, W]; C = 3 is red, green and blue, if they are colours. Hounsfield
+            units for CT, values after the file's rescale for other DICOM and NIfTI, stored values
+            otherwise (0..255 for 8-bit files, 0..65535 for 16-bit ones). Larger is brighter. May
+            hold non-finite values where the file does.
         window: the (low, high) values that map to 0 and 1; low < high, both finite.
         spacing_mm: distance between rows and between columns in millimetres, if the file says.
         modality: DICOM modality such as "CT" or "DX"; None for formats that have none.
@@ -170,6 +178,17 @@ def check_size(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise Unreadable(
             f"{height} x {width} pixels are more than the {MAX_PIXELS:,} allowed in one image"
+        )
+
+
+def check_channels(channels: int, pixels: int) -> None:
+    """Raise Unreadable for more than `MAX_CHANNELS` channels, or for too much memory in all."""
+    if channels > 4 and channels * pixels > 4 * MAX_PIXELS:
+        raise Unreadable(f"{channels:,} channels of {pixels:,} pixels are too much for one image")
+    if channels > MAX_CHANNELS:
+        raise Unreadable(
+            f"{channels:,} channels are more than the {MAX_CHANNELS} allowed; if they are images,"
+            " data.axes says so, such as data.axes=HWN"
         )
 
 

@@ -126,7 +126,7 @@ def _before(kept_in: Path | None, reading: Reading) -> tuple[dict[str, list[Reco
     if table.salt != fingerprint():
         return {}, [f"{kept_in} was made with another salt: {again}"]
     if table.reading != reading:
-        return {}, [f"{kept_in} was made with another slice axis or modality: {again}"]
+        return {}, [f"{kept_in} was made with another slice axis, modality or axes: {again}"]
     records: dict[str, list[Record]] = {}
     for record in table.records:
         records.setdefault(location(file_of(record.path)), []).append(record)

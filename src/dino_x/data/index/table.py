@@ -176,6 +176,7 @@ def write_table(table: Table, path: Path) -> None:
         "sources": [address(source) for source in table.sources],
         "slice_axis": table.reading.slice_axis,
         "modality": table.reading.modality,
+        "axes": table.reading.axes,
         "complete": table.complete,
         "salt": fingerprint(),
     }
@@ -212,7 +213,7 @@ def read_table(path: Path) -> Table:
         _record(list(of_file), sources, number_of, archives)
         for _, of_file in groupby(zip(*columns, strict=True), key=lambda row: (row[1], row[0]))
     ]
-    reading = Reading(facts["slice_axis"], facts["modality"])
+    reading = Reading(facts["slice_axis"], facts["modality"], facts["axes"])
     return Table(sources, records, reading, facts["complete"], facts["salt"])
 
 
