@@ -48,6 +48,10 @@ class Unreadable(Exception):  # noqa: N818 - it reads as what happened: "except 
     """
 
 
+# How the reason begins for a file of a report, a plan and the like: it is whole, and no image.
+WITHOUT_IMAGE = "DICOM without an image"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)  # there may be millions
 class ImageRef:
     """Where one image lies, and what its file's header says of it.

@@ -66,6 +66,7 @@ def read_index(options: Options, console: Console) -> Index:
             kept_in=Path(options.data.index) if options.data.index else None,
             where=options.data.where,
             decoding=decoding,
+            take=options.data.take,
         )
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -99,6 +100,8 @@ class Table:
         reading: what the user said of files that do not say it themselves.
         complete: whether all files of the sources are in it.
         salt: `identity.fingerprint` of the salt that its keys were made with.
+        passed: how many files are no images, by suffix: for each archive that has some, by its
+            place, and under "" for all other files.
     """
 
     sources: tuple[Path, ...]
@@ -106,6 +109,15 @@ class Table:
     reading: Reading
     complete: bool = True
     salt: str = ""
+    passed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def passed_over(self) -> dict[str, int]:
+        """How many files are no images, by suffix."""
+        total: Counter[str] = Counter()
+        for counts in self.passed.values():
+            total.update(counts)
+        return dict(total)
 
 
 def as_arrow(records: Iterable[Record], sources: Sequence[Path]) -> pa.Table:
@@ -179,6 +191,7 @@ def write_table(table: Table, path: Path) -> None:
         "axes": table.reading.axes,
         "complete": table.complete,
         "salt": fingerprint(),
+        "passed": table.passed,
     }
     rows = as_arrow(table.records, table.sources)
     rows = rows.replace_schema_metadata({_METADATA: json.dumps(facts)})
@@ -214,7 +227,7 @@ def read_table(path: Path) -> Table:
         for _, of_file in groupby(zip(*columns, strict=True), key=lambda row: (row[1], row[0]))
     ]
     reading = Reading(facts["slice_axis"], facts["modality"], facts["axes"])
-    return Table(sources, records, reading, facts["complete"], facts["salt"])
+    return Table(sources, records, reading, facts["complete"], facts["salt"], facts["passed"])
 
 
 _UNIQUE = ("path", "content", "offset")

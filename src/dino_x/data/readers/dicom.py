@@ -37,8 +37,8 @@ from dino_x.data.image import (
     channels_first,
     check_count,
 )
-from dino_x.data.readers.dicom_header import Header, is_dicom, read_header
-from dino_x.data.readers.dicom_kind import image_type_of, kind_of, sop_class_of
+from dino_x.data.readers.dicom_header import Header, NoPixels, is_dicom, read_header
+from dino_x.data.readers.dicom_kind import image_type_of, kind_of, sop_class_of, without_image
 from dino_x.data.readers.dicom_place import acquisition_of, orientation_of, position_of, stack_of
 from dino_x.data.readers.dicom_terms import BODY_PARTS, MODALITIES, PHOTOMETRICS, number, term
 from dino_x.data.readers.dicom_values import (
@@ -69,6 +69,8 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
         header = read_header(path)
         check_count(header.frames)
         return [_ref(path, header, frame) for frame in range(header.frames)]
+    except NoPixels as empty:
+        raise Unreadable(without_image(empty.elements) or str(empty)) from None
     except Unreadable:
         raise
     except Exception:

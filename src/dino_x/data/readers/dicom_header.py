@@ -102,6 +102,14 @@ _MOST_INFLATED = 200_000_000
 _VRS = {b"AE", b"AS", b"CS", b"DA", b"DT", b"IS", b"LO", b"OB", b"PN", b"SH", b"TM", b"UI", b"UL"}
 
 
+class NoPixels(Unreadable):
+    """A file without pixel data, with the elements that it has."""
+
+    def __init__(self, elements: Dataset) -> None:
+        super().__init__("no pixel data")
+        self.elements = elements
+
+
 @dataclass(frozen=True)
 class Header:
     """The header of a file.
@@ -211,7 +219,7 @@ def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
     tags = _ELEMENTS + _IDENTIFIERS
     elements = read_partial(file, at_pixel_data, force=True, specific_tags=tags)
     if not met:
-        raise Unreadable("no pixel data")
+        raise NoPixels(elements)
     return elements, file.tell(), met[-1]
 
 

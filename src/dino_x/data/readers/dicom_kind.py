@@ -10,6 +10,7 @@ from typing import Any
 
 from pydicom.uid import UID, UID_dictionary
 
+from dino_x.data.image import WITHOUT_IMAGE
 from dino_x.data.readers.dicom_header import Header
 from dino_x.data.readers.dicom_place import image_type
 from dino_x.data.readers.dicom_terms import IMAGE_TYPES, MODALITIES, first, term
@@ -114,9 +115,6 @@ def without_image(elements: Any) -> str | None:
     if modality in _NO_IMAGES:
         return f"{WITHOUT_IMAGE}: {modality}"
     return f"{WITHOUT_IMAGE}: a private SOP class" if uid and uid.is_private else None
-
-
-WITHOUT_IMAGE = "DICOM without an image"
 
 
 def _is_map(header: Header, frame: int, modality: str | None, words: set[str]) -> bool:

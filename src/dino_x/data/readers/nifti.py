@@ -64,6 +64,7 @@ class _Header:
         orientation: turns the stored axes into canonical ones, as nibabel defines it, [3, 2].
         affine: from canonical voxels to millimetres, [4, 4].
         packed: whether the file is compressed.
+        kind: what the file says it holds if that is no image, see `image.KINDS`.
     """
 
     shape: tuple[int, int, int, int]
@@ -74,6 +75,7 @@ class _Header:
     orientation: np.ndarray
     affine: np.ndarray
     packed: bool
+    kind: str | None = None
 
     @property
     def size(self) -> int:
@@ -135,6 +137,7 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
             slope=header.slope,
             intercept=header.intercept,
             axis=reading.slice_axis,
+            kind=header.kind,
         )
         for volume in range(volumes)
         for number in range(slices)
@@ -261,7 +264,17 @@ def _parsed(raw: bytes, packed: bool) -> _Header:
         orientation=orientation,
         affine=np.diag([unit, unit, unit, 1.0]) @ affine @ inv_ornt_aff(orientation, shape[:3]),
         packed=packed,
+        kind=_kind(int(header["intent_code"])),
     )
+
+
+def _kind(intent: int) -> str | None:
+    """What an intent code says of the values. Source: nifti1.h, NIFTI_INTENT_*."""
+    if intent in (1002, 1005):  # labels, names of brain regions
+        return "segmentation"
+    statistics = 2 <= intent <= 24
+    vectors = 1001 <= intent <= 1011
+    return "map" if statistics or vectors else None
 
 
 def _shape(header: Any) -> tuple[int, int, int, int]:
