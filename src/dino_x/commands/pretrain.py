@@ -87,9 +87,7 @@ def train_together(
     if isinstance(asked, int):
         used = all_or_none(ranks, lambda: usable(images, asked, ranks.world_size, named))
         overrides = {**overrides, "train.micro_batch": used}
-    index, held_out, labelled = broadcast_from_rank0(
-        ranks, lambda: images_of(early.options, console)
-    )
+    index, held_out, labelled = broadcast_from_rank0(ranks, lambda: images_of(early, console))
     resolved = all_or_none(
         ranks, lambda: resolve(overrides, Facts(len(index), inherited(overrides)))
     )
