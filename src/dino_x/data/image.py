@@ -49,7 +49,7 @@ class Unreadable(Exception):  # noqa: N818 - it reads as what happened: "except 
 
 
 # How the reason begins for a file of a report, a plan and the like: it is whole, and no image.
-WITHOUT_IMAGE = "DICOM without an image"
+WITHOUT_IMAGE = "no pixel data:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)  # there may be millions

@@ -16,6 +16,7 @@ from dino_x.data.image import Reading, Unreadable
 from dino_x.data.index.finding import Candidate, find_files
 from dino_x.data.index.headers import Record, Scanned, scan
 from dino_x.data.index.masks import mark_masks
+from dino_x.data.index.patients import one_key_a_patient, remark_on_patients
 from dino_x.data.index.table import Table, moved, read_table, write_table
 from dino_x.data.storage import row_groups, urls
 from dino_x.data.storage.archives import is_remote, location, state_of
@@ -112,10 +113,13 @@ def update(
         labels = label_of([record.path for record in found if record.refs])
         found = [replace(record, label=labels.get(record.path)) for record in found]
     keeper.save({Path(): found}, complete=True)
+    found = one_key_a_patient(found)
     table = Table(tuple(sources), found, reading, passed=passed.counts)
     read = len(found) - kept - len(taken)
     gone = sum(map(len, before.values()))
-    return Update(table, read, kept, gone, (*notes, *keeper.notes))
+    remark = remark_on_patients(found)
+    remarks = () if remark is None else (remark,)
+    return Update(table, read, kept, gone, (*notes, *keeper.notes, *remarks))
 
 
 def _is_unchanged(record: Record, file: Candidate) -> bool:

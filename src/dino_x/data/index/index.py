@@ -148,7 +148,9 @@ def build_index(
     skipped.sort(key=lambda skip: skip.path)
     _check_share(paths, found.table.records, rows, skipped)
     reports = sum(record.holds_no_image for record in found.table.records)
-    return Index(rows, skipped, list(found.notes), counts, reports, found.table.passed_over)
+    remarks = Counter(row.remark for row in rows if row.remark is not None)
+    notes = [f"{count:,} images: {remark}" for remark, count in remarks.most_common()]
+    return Index(rows, skipped, [*found.notes, *notes], counts, reports, found.table.passed_over)
 
 
 def _taken(

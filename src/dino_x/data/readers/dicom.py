@@ -28,6 +28,7 @@ from pydicom.uid import (
     JPEGLSNearLossless,
 )
 
+from dino_x.data.identity import key
 from dino_x.data.image import (
     DEFAULT,
     Image,
@@ -38,7 +39,13 @@ from dino_x.data.image import (
     check_count,
 )
 from dino_x.data.readers.dicom_header import Header, NoPixels, is_dicom, read_header
-from dino_x.data.readers.dicom_kind import image_type_of, kind_of, sop_class_of, without_image
+from dino_x.data.readers.dicom_kind import (
+    image_type_of,
+    kind_of,
+    remark_of,
+    sop_class_of,
+    without_image,
+)
 from dino_x.data.readers.dicom_place import acquisition_of, orientation_of, position_of, stack_of
 from dino_x.data.readers.dicom_terms import BODY_PARTS, MODALITIES, PHOTOMETRICS, number, term
 from dino_x.data.readers.dicom_values import (
@@ -50,6 +57,7 @@ from dino_x.data.readers.dicom_values import (
     shift_of,
     slope_intercept,
 )
+from dino_x.data.storage.member import whereabouts
 from dino_x.data.windowing import choose_window
 
 __all__ = ["is_dicom", "read", "refs"]
@@ -94,7 +102,8 @@ def _ref(path: Path, header: Header, frame: int) -> ImageRef:
         stack=stack_of(header, frame),
         acquisition=acquisition_of(header, frame),
         patient=header.patient,
-        series=header.series,
+        series=_series(path, header),
+        remark=remark_of(header),
         format="DICOM",
         bits=bits_stored(elements) or None,
         body_part=term(elements.get("BodyPartExamined"), BODY_PARTS),
@@ -107,6 +116,13 @@ def _ref(path: Path, header: Header, frame: int) -> ImageRef:
         photometric=term(elements.get("PhotometricInterpretation"), PHOTOMETRICS),
         window=file_window(header, frame),
     )
+
+
+def _series(path: Path, header: Header) -> str | None:
+    """The key of the series; that of the file if it has several frames and names no series."""
+    if header.series is None and header.frames > 1:
+        return key("series", whereabouts(path))
+    return header.series
 
 
 def _is_colour(elements: Dataset) -> bool:

@@ -7,8 +7,9 @@ Only the elements of `_ELEMENTS` are read, and none of them identifies a patient
 from __future__ import annotations
 
 import io
+import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -78,6 +79,7 @@ _ELEMENTS: list[BaseTag | int] = [
         "AcquisitionNumber",
         "AcquisitionTime",
         "TriggerTime",
+        "RealWorldValueMappingSequence",
         "SharedFunctionalGroupsSequence",
         "PerFrameFunctionalGroupsSequence",
         "RedPaletteColorLookupTableDescriptor",
@@ -123,6 +125,8 @@ class Header:
         patient: the patient's key, or None.
         series: the series' key, or None.
         explicit: whether the pixel element names its value representation.
+        nobody: whether the patient's number is a placeholder.
+        too_long: whether there are pixel data of twice as many frames as the header counts.
     """
 
     elements: Dataset
@@ -133,6 +137,8 @@ class Header:
     patient: str | None = None
     series: str | None = None
     explicit: bool = True
+    nobody: bool = False
+    too_long: bool = False
 
     @cached_property
     def _groups_by_frame(self) -> Any:
@@ -193,7 +199,8 @@ def read_header(path: Path) -> Header:
             if syntax == JPEGExtended12Bit and elements.get("BitsStored") != 8:
                 raise Unreadable("lossy JPEG of 12 bits is not supported")
             if syntax != DeflatedExplicitVRLittleEndian:
-                _check_length(file, header, offset + (12 if explicit else 8), length)
+                long = _check_length(file, header, offset + (12 if explicit else 8), length)
+                header = replace(header, too_long=long)
     except Unreadable:
         raise
     except Exception as error:
@@ -247,8 +254,9 @@ def _dimensions(elements: Dataset, syntax: UID, explicit: bool) -> Header:
     """The header that some elements make up."""
     rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
     frames = max(1, int(elements.get("NumberOfFrames") or 1))
+    placeholder = is_placeholder(_text(elements, _IDENTIFIERS[0]))
     patient, series = _keys(elements)
-    return Header(elements, syntax, rows, columns, frames, patient, series, explicit)
+    return Header(elements, syntax, rows, columns, frames, patient, series, explicit, placeholder)
 
 
 def _check_bits(elements: Dataset) -> None:
@@ -270,7 +278,37 @@ def _keys(elements: Dataset) -> tuple[str | None, str | None]:
     number, issuer, series = (_text(elements, tag) for tag in _IDENTIFIERS)
     for tag in _IDENTIFIERS:
         elements.pop(tag, None)
-    return key("patient", number, issuer), key("series", series)
+    return _patient_key(number, issuer), key("series", series)
+
+
+def _patient_key(number: str, issuer: str) -> str | None:
+    """The key of a patient: that of the number, and that of the issuer if it is named.
+
+    Numbers that stand for nobody, as de-identification leaves them, have none.
+    """
+    if is_placeholder(number):
+        return None
+    patient, by = key("patient", number), key("issuer", issuer)
+    return f"{patient}-{by}" if patient and by else patient
+
+
+def is_placeholder(number: str) -> bool:
+    """Whether a PatientID is a word or a number that is written where there is none.
+
+    >>> is_placeholder("Anonymous"), is_placeholder("0000"), is_placeholder("PAT-0000")
+    (True, True, False)
+    """
+    bare = re.sub(r"[^A-Z0-9]", "", number.upper())
+    return bool(number.strip(" \0")) and (not bare or set(bare) <= {"0", "X"} or bare in _NOBODY)
+
+
+_NOBODY = {
+    "ANON", "ANONYM", "ANONYMOUS", "ANONYMIZED", "ANONYMISED", "ANONYMIZE", "ANONYMOUSPATIENT",
+    "ANONPATIENT", "DEIDENTIFIED", "DEID", "REMOVED", "REDACTED", "UNKNOWN", "UNKNOWNPATIENT",
+    "NONE", "NULL", "NAN", "NA", "NOID", "NOPATIENTID", "PATIENT", "PATIENTID", "ID", "TEST",
+    "TESTPATIENT", "DUMMY", "DEFAULT", "EMPTY", "UNDEFINED", "NOTAVAILABLE", "HIDDEN", "PSEUDONYM",
+    "NONAME", "NOBODY",
+}  # fmt: skip
 
 
 def _text(elements: Dataset, tag: BaseTag | int) -> str:
@@ -279,8 +317,10 @@ def _text(elements: Dataset, tag: BaseTag | int) -> str:
     return text.decode("latin-1") if isinstance(text, bytes) else str(text or "")
 
 
-def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> None:
+def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> bool:
     """Raise Unreadable unless the file holds all pixel data that its header promises.
+
+    Returns: whether it holds twice as much, if it is not compressed.
 
     Args:
         file: the file.
@@ -293,7 +333,7 @@ def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> N
         fragments = _count_fragments(file, offset, size, header)
         if fragments < header.frames:
             raise Unreadable(f"truncated: {fragments} of {header.frames} frames are there")
-        return
+        return False
     elements = header.elements
     samples = int(elements.get("SamplesPerPixel") or 1)
     if elements.get("PhotometricInterpretation") == "YBR_FULL_422":
@@ -302,6 +342,7 @@ def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> N
     there = min(size - offset, length)
     if there < bits // 8:
         raise Unreadable(f"truncated: {there:,} of {bits // 8:,} bytes of pixel data are there")
+    return there >= 2 * (bits // 8)
 
 
 def _count_fragments(file: BinaryIO, offset: int, size: int, header: Header) -> int:

@@ -13,7 +13,7 @@ from pydicom.uid import UID, UID_dictionary
 from dino_x.data.image import WITHOUT_IMAGE
 from dino_x.data.readers.dicom_header import Header
 from dino_x.data.readers.dicom_place import image_type
-from dino_x.data.readers.dicom_terms import IMAGE_TYPES, MODALITIES, first, term
+from dino_x.data.readers.dicom_terms import IMAGE_TYPES, MODALITIES, first, number, term
 
 _BY_SOP_CLASS = {
     "SegmentationStorage": "segmentation",
@@ -104,17 +104,32 @@ def is_screenshot(header: Header, frame: int) -> bool:
 def without_image(elements: Any) -> str | None:
     """What a file without pixels is, if it is one that never has any; None if it is damaged.
 
-    Returns: a fixed phrase, such as "DICOM without an image: Basic Text SR Storage".
+    Returns: a fixed phrase, such as "no pixel data: Basic Text SR Storage".
     """
     uid = UID(str(elements.get("SOPClassUID") or "").strip(" \0"))
     keyword = sop_class_of(elements)
     modality = term(elements.get("Modality"), MODALITIES)
     if keyword is not None:
         is_image = "ImageStorage" in keyword or keyword in _IMAGES_BY_ANOTHER_NAME
-        return None if is_image else f"{WITHOUT_IMAGE}: {uid.name}"
+        return None if is_image else f"{WITHOUT_IMAGE} {uid.name}"
     if modality in _NO_IMAGES:
-        return f"{WITHOUT_IMAGE}: {modality}"
-    return f"{WITHOUT_IMAGE}: a private SOP class" if uid and uid.is_private else None
+        return f"{WITHOUT_IMAGE} {modality}"
+    return f"{WITHOUT_IMAGE} a private SOP class" if uid and uid.is_private else None
+
+
+def remark_of(header: Header) -> str | None:
+    """What a header leaves open, as a fixed phrase; None if nothing does."""
+    elements = header.elements
+    if header.nobody:
+        return "PatientID is a placeholder: patients are not known"
+    if header.too_long:
+        return "more pixel data than its number of frames: the first frames are read"
+    if "RealWorldValueMappingSequence" in elements and "RescaleSlope" not in elements:
+        return "physical values only by a real-world mapping: stored values are read"
+    high, stored = number(elements.get("HighBit")), number(elements.get("BitsStored"))
+    if high is not None and stored is not None and high != stored - 1:
+        return "HighBit is not BitsStored - 1: whether bits are moved follows from the values"
+    return None
 
 
 def _is_map(header: Header, frame: int, modality: str | None, words: set[str]) -> bool:
