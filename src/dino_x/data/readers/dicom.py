@@ -38,7 +38,7 @@ from dino_x.data.image import (
     channels_first,
     check_count,
 )
-from dino_x.data.readers.dicom_header import Header, NoPixels, is_dicom, read_header
+from dino_x.data.readers.dicom_header import Header, NoPixels, is_dicom, opened, read_header
 from dino_x.data.readers.dicom_kind import (
     image_type_of,
     kind_of,
@@ -186,13 +186,15 @@ def _decode(ref: ImageRef, header: Header) -> np.ndarray:
     deflated = header.syntax == DeflatedExplicitVRLittleEndian
     as_it_is = not (deflated or header.explicit == header.syntax.is_implicit_VR)
     shift = 0 if header.syntax.is_encapsulated else shift_of(header.elements)
-    with ref.path.open("rb") as file:
+    with opened(ref.path) as file:
         source: Any = file
         how: dict[str, Any] = {"index": index, "decoding_plugin": plugin}
         if as_it_is:
             how["transfer_syntax_uid"] = header.syntax
         else:
             source = pydicom.dcmread(file, force=True)
+        if photometric := header.elements.get("PhotometricInterpretation"):
+            how["photometric_interpretation"] = photometric  # as the standard writes it
         if shift:
             how["bits_stored"] = int(header.elements.BitsAllocated)  # keep the upper bits
         stored = pixel_array(source, **how)
@@ -205,4 +207,6 @@ def _decoding_failed(error: Exception, syntax: UID) -> str:
     """A fixed phrase: messages of the libraries can quote header values."""
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
+    if isinstance(error, NotImplementedError):
+        return f"this form of {syntax.name} is not supported: decompress it (gdcmconv --raw)"
     return f"truncated or damaged pixel data ({syntax.name})"

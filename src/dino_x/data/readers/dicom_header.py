@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +33,7 @@ from pydicom.uid import (
 from dino_x.data.identity import key
 from dino_x.data.image import Unreadable, check_size
 from dino_x.data.readers.codestream import check_codestream
+from dino_x.data.readers.dicom_terms import PHOTOMETRICS, term
 
 gdcm.Trace.DebugOff()
 gdcm.Trace.WarningOff()
@@ -182,13 +185,22 @@ def is_dicom(head: bytes) -> bool:
     return False
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file; one that begins with "DICM" gets the 128 bytes that it lacks."""
+    with path.open("rb") as file:
+        begins = file.read(4) == b"DICM"
+        file.seek(0)
+        yield io.BytesIO(bytes(128) + file.read()) if begins else file
+
+
 def read_header(path: Path) -> Header:
     """Read a file up to its pixel data, and check that all of the pixel data is there.
 
     Raises: Unreadable.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             elements, offset, length = _elements(file)
             syntax = _syntax(elements)
             file.seek(offset)
@@ -197,7 +209,7 @@ def read_header(path: Path) -> Header:
             check_size(header.rows, header.columns)
             _check_bits(elements)
             if syntax == JPEGExtended12Bit and elements.get("BitsStored") != 8:
-                raise Unreadable("lossy JPEG of 12 bits is not supported")
+                raise Unreadable("lossy JPEG of 12 bits is not supported: decompress it (dcmdjpeg)")
             if syntax != DeflatedExplicitVRLittleEndian:
                 long = _check_length(file, header, offset + (12 if explicit else 8), length)
                 header = replace(header, too_long=long)
@@ -225,6 +237,10 @@ def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
     _refuse_inflation(file)
     tags = _ELEMENTS + _IDENTIFIERS
     elements = read_partial(file, at_pixel_data, force=True, specific_tags=tags)
+    written = elements.get("PhotometricInterpretation")
+    known = term(written, PHOTOMETRICS)
+    if known is not None and known != written:  # in small letters, or with blanks
+        elements.PhotometricInterpretation = known
     if not met:
         raise NoPixels(elements)
     return elements, file.tell(), met[-1]
@@ -233,13 +249,13 @@ def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
 def _syntax(elements: Any) -> UID:
     """The transfer syntax; where the file does not name it, it follows from the encoding."""
     if named := elements.file_meta.get("TransferSyntaxUID"):
-        syntax = UID(named)
+        syntax = UID(str(named).strip(" \0"))
         if not syntax.is_transfer_syntax:
-            raise Unreadable("unknown transfer syntax")
+            raise Unreadable(_unsupported(syntax))
         try:
             get_decoder(syntax)
         except NotImplementedError:
-            raise Unreadable(f"transfer syntax {syntax.name} is not supported") from None
+            raise Unreadable(_unsupported(syntax)) from None
         return syntax
     implicit, little = elements.original_encoding
     if implicit:
@@ -248,6 +264,28 @@ def _syntax(elements: Any) -> UID:
         syntax = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     elements.file_meta.TransferSyntaxUID = syntax
     return syntax
+
+
+# Transfer syntaxes of the standard that are newer than pydicom's own list.
+_NEWER = {
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+}
+_VIDEO = ("MPEG", "HEVC", "H.264", "SMPTE")
+
+
+def _unsupported(syntax: UID) -> str:
+    """Why a transfer syntax is not read, and what to do."""
+    name = _NEWER.get(syntax, syntax.name)
+    if not re.fullmatch(r"[0-9.]{1,64}", syntax):
+        return "unknown transfer syntax"
+    if name == syntax:
+        owner = "of the standard" if syntax.startswith("1.2.840.10008.") else "of a vendor"
+        return f"transfer syntax {owner} is unknown: decompress it (gdcmconv --raw)"
+    way = "save its frames as PNG" if name.startswith(_VIDEO) else "decompress it (gdcmconv --raw)"
+    return f"transfer syntax {name} is not supported: {way}"
 
 
 def _dimensions(elements: Dataset, syntax: UID, explicit: bool) -> Header:
@@ -268,6 +306,10 @@ def _check_bits(elements: Dataset) -> None:
     stored = int(elements.get("BitsStored") or allocated)
     samples = int(elements.get("SamplesPerPixel") or 1)
     signed = int(elements.get("PixelRepresentation") or 0)
+    if 8 < allocated < 16:
+        raise Unreadable(f"values packed to {allocated} bits are not supported: convert to 16 bits")
+    if samples == 2:
+        raise Unreadable("two samples a pixel are not supported: save each as an image")
     possible = allocated == 1 or (allocated % 8 == 0 and 8 <= allocated <= 64)
     if not possible or not 1 <= stored <= allocated or samples not in (1, 3, 4) or signed > 1:
         raise Unreadable("damaged DICOM header: its values cannot have the bits that it says")
