@@ -233,6 +233,7 @@ def index(
     label_column: str = "label",
     slice_axis: str = "axial",
     modality: str = "auto",
+    axes: str = "auto",
     workers: int | None = None,
     verbose: bool = False,
 ) -> Path:
@@ -245,6 +246,7 @@ def index(
         label_column: column of the CSV file that holds the class.
         slice_axis: how volumes are cut: axial, coronal or sagittal.
         modality: of files that name none, such as CT.
+        axes: of NumPy and TIFF files that do not name them, such as HWN.
         workers: headers read at a time; the number of cores if None.
         verbose: print the summary.
 
@@ -256,7 +258,7 @@ def index(
     from dino_x.config.presets import check
     from dino_x.data.image import Reading
 
-    options = check({"data.slice_axis": slice_axis, "data.modality": modality})
+    options = check({"data.slice_axis": slice_axis, "data.modality": modality, "data.axes": axes})
     make_index(
         as_paths(data),
         Path(out),

@@ -68,6 +68,7 @@ def run_index(arguments: argparse.Namespace) -> None:
         label_column=arguments.label_column,
         slice_axis=arguments.slice_axis,
         modality=arguments.modality,
+        axes=arguments.axes,
         workers=arguments.workers,
         verbose=True,
     )

@@ -137,6 +137,8 @@ def add_index(commands: Any) -> None:
         words = get_args(field.annotation)
         parser.add_argument(f"--{flag.replace('_', '-')}", default=field.default, choices=words,
                            help=field.description)  # fmt: skip
+    axes = DataOptions.model_fields["axes"]
+    parser.add_argument("--axes", default=axes.default, help=axes.description)
     parser.add_argument(
         "--workers",
         type=int,

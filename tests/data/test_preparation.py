@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor
 
 from dino_x.config.options import WindowOptions
 from dino_x.data.canvas.canvas import CanvasForm, make_canvas, to_unit
-from dino_x.data.image import Image
+from dino_x.data.image import Image, Unreadable
 from dino_x.data.index.index import build_index
 from dino_x.data.preparation import (
     normalised,
@@ -155,9 +155,15 @@ def test_an_image_can_be_resampled_before_it_becomes_a_square():
     np.testing.assert_array_equal(same, to_square(pixels, 1, 32))
 
 
-def test_what_is_no_number_of_channels_is_refused():
-    with pytest.raises(ValueError, match="channels is 2; known are 1 and 3"):
-        to_square(np.zeros((1, 4, 4), dtype=np.float32), 2, 4)
+@pytest.mark.parametrize(("has", "wanted"), [(1, 2), (4, 3), (4, 1), (2, 3), (5, 4)])
+def test_channels_that_an_image_cannot_have_are_refused(has, wanted):
+    with pytest.raises(Unreadable, match=f"{has} channels"):
+        to_square(np.zeros((has, 4, 4), dtype=np.float32), wanted, 4)
+
+
+def test_any_number_of_channels_stays(rng):
+    pixels = rng.random((5, 4, 4), dtype=np.float32)
+    np.testing.assert_array_equal(to_square(pixels, 5, 4), pixels)
 
 
 @pytest.mark.parametrize(("side", "size"), [(32, 20), (20, 32), (21, 21)])

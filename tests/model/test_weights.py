@@ -103,6 +103,13 @@ def test_one_channel_of_rgb_weights_has_their_features_of_a_grey_image(tmp_path,
     for new, old in zip(found, expected, strict=True):
         torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-5)
     assert "summed over 3 channels" in one.accounting.line()
+    # five channels that are all alike
+    five = backbone(path, channels=5)
+    assert five.channels == len(five.mean) == 5
+    found = five(normalised(five.mean, five.std).expand(-1, 5, -1, -1), None, None)
+    for new, old in zip(found, expected, strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-5)
+    assert "repeated for 5 channels, divided by 5" in five.accounting.line()
     # and back: three channels of the grey network
     save_vit(one.vit.state_dict(), one, tmp_path / "one", 32, one.mean, one.std)
     three = backbone(tmp_path / "one", channels=3)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from dino_x.config.options import Options
-from dino_x.data.image import ImageRef
+from dino_x.data.image import WITHOUT_IMAGE, ImageRef
+from dino_x.data.index.index import LEFT_OUT, Index, in_words
+from dino_x.data.index.passed_over import in_a_line, ways_out
 from dino_x.distributed.shares import all_sizes
 from dino_x.machine.device import describe_device
 from dino_x.training.prepare import Prepared
@@ -26,7 +28,7 @@ def announce(
     assert isinstance(train.micro_batch, int)
     assert train.steps is not None
     parameters = sum(weight.numel() for weight in backbone.parameters()) / 1e6
-    left = len(index.skipped)
+    left = sum(not skip.reason.startswith((LEFT_OUT, WITHOUT_IMAGE)) for skip in index.skipped)
     skipped = f", {left} file{'s' * (left > 1)} skipped (see skipped.csv)" if left else ""
     held = f", {held_out:,} more held out to be tested on" if held_out else ""
     count = trainer.ranks.world_size
@@ -40,6 +42,7 @@ def announce(
     steps_per_pass = len(index) / train.effective_batch
     lines = {
         "images": f"{len(index):,}{held}{skipped}",
+        **not_taken(index),
         "model": f"{options.model.name}, {backbone.depth} layers x {backbone.width},"
         f" {parameters:.1f} M parameters; {options.head.prototypes:,} prototypes a head",
         "settings": prepared.resolved.preset,
@@ -68,6 +71,7 @@ def announce(
             "weights": partial,
             "batch": prepared.micro_batch.warning,
         }
+        warn["passed"] = bool(ways_out(index.passed))
         style = "yellow" if warn.get(name) else None
         console.print(f"{name:<10}{line}", style=style, highlight=False, soft_wrap=True)
     for note in index.notes:
@@ -105,6 +109,18 @@ def smaller_than_crops(rows: Sequence[ImageRef], options: Options) -> str:
         f"{small:,} of {len(rows):,} images are smaller than the crops of {largest} px, so their"
         " crops are enlarged; a smaller views.global_size shows as much and is faster"
     )
+
+
+def not_taken(index: Index) -> dict[str, str]:
+    """Lines of what lies beside the images and is not trained on."""
+    lines = {}
+    if index.left_out:
+        lines["left out"] = in_words(index.left_out)
+    if index.without_image:
+        lines["no image"] = f"{index.without_image:,} DICOM files, such as reports"
+    if index.passed:
+        lines["passed"] = "; ".join([in_a_line(index.passed), *ways_out(index.passed)])
+    return lines
 
 
 def stage_lines(options: Options) -> dict[str, str]:

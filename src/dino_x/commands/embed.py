@@ -33,7 +33,7 @@ def embed_images(
 
     Raises: UserError if there are no images.
     """
-    index = build_index(paths, verify="headers", reading=reading_of(name))
+    index = build_index(paths, verify="headers", reading=reading_of(name), take=["all"])
     preparation = model.preparation
     parameter = next(model.model.parameters())
     first_patch = 1 + registers_of(model.config)

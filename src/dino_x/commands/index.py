@@ -12,6 +12,7 @@ from rich.text import Text
 from dino_x.data.image import Reading
 from dino_x.data.index.catalog import SUFFIX, Update, holds_images, update
 from dino_x.data.index.index import LOOKED_FOR
+from dino_x.data.index.passed_over import in_a_line, ways_out
 from dino_x.data.index.summary import summary, unusable
 from dino_x.data.storage.archives import address, is_remote
 from dino_x.errors import UserError
@@ -91,6 +92,10 @@ def _say(found: Update, out: Path, console: Console) -> None:
     if len(broken) > _MOST_REASONS:
         rest = sum(files for files, _, _ in broken[_MOST_REASONS:])
         line("", f"{rest:>6,}  for other reasons: see the column 'unusable'")
+    passed = found.table.passed_over
+    line("passed over", in_a_line(passed) if passed else "none")
+    for way in ways_out(passed)[:_MOST_REASONS]:
+        line("", f"  {way}", "yellow")
     for note in found.notes:
         line("note", note, "yellow")
     line("written to", f"{out} ({', '.join(changes)}); train on it with --data {out}")

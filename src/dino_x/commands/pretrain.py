@@ -91,7 +91,7 @@ def train_together(
         used = all_or_none(ranks, lambda: usable(images, asked, ranks.world_size, named))
         overrides = {**overrides, "train.micro_batch": used}
     index, held_out, labelled = broadcast_from_rank0(
-        ranks, lambda: images_of(early.options, console, kept_split(run) if resumed else None)
+        ranks, lambda: images_of(early, console, kept_split(run) if resumed else None)
     )
     resolved = all_or_none(
         ranks, lambda: resolve(overrides, Facts(len(index), inherited(overrides)))

@@ -6,6 +6,10 @@ from pydantic import model_validator
 
 from dino_x.config.section import PositiveInt, Range, Section, Share, option
 
+Kind = Literal[
+    "localizer", "dose", "segmentation", "screenshot", "map", "mosaic", "slide_label", "mask", "all"
+]
+
 
 class DataOptions(Section):
     """What to train on."""
@@ -32,6 +36,17 @@ class DataOptions(Section):
         "auto",
         "Modality of NIfTI and NumPy files, which do not name one. With CT, their values"
         " are Hounsfield units.",
+    )
+    axes: str = option(
+        "auto",
+        "Axes of NumPy and TIFF files that do not name them, first axis first: H rows, W columns,"
+        " C channels, N images, Z slices, T times, as in NHW, HWN, HWC or CHW. auto reads what can"
+        " be read in one way only.",
+    )
+    take: list[Kind] = option(
+        [],
+        "Kinds of images that are left out by default and are to be trained on: localizer, dose,"
+        " segmentation, screenshot, map, mosaic, slide_label, mask; all stands for every kind.",
     )
     labels: str | None = option(
         None,
@@ -86,6 +101,17 @@ class DataOptions(Section):
         "How often each path is drawn from: by its number of images (size), all alike"
         " (equal), or by numbers in the order of the paths.",
     )
+
+    @model_validator(mode="after")
+    def _axes(self) -> "DataOptions":
+        letters = self.axes
+        known = set(letters) <= set("NZTCHW") and {"H", "W"} <= set(letters)
+        if letters != "auto" and not (known and len(set(letters)) == len(letters)):
+            raise ValueError(
+                f"axes is '{letters}'; it is auto, or letters of N, Z, T, C, H and W, each once, H"
+                " and W among them, such as HWN"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights(self) -> "DataOptions":

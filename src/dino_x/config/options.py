@@ -34,10 +34,13 @@ class ModelOptions(Section):
         "Projection heads: new ones, or those of the RUN that the model is. auto takes"
         " the RUN's if it has some.",
     )
-    channels: Literal[1, 3] | None = option(
+    channels: int | None = option(
         None,
         "Number of input channels; null keeps those of loaded weights, and is 3 for a new"
-        " model. Grey images keep their features.",
+        " model. Grey images keep their features. Any number but 1 and 3 takes images of just"
+        " so many channels, all of which are used.",
+        ge=1,
+        le=512,
     )
     width: PositiveInt | None = option(None, "Number of features of a token, D.")
     depth: PositiveInt | None = option(None, "Number of layers.")

@@ -21,8 +21,23 @@ MAX_PIXELS = 40_000_000
 # One file may hold this many images: the longest series of perfusion or cine have thousands.
 MAX_IMAGES = 100_000
 
+# An image may have this many channels: hyperspectral cameras have up to a few hundred.
+MAX_CHANNELS = 512
+
 # Planes of a volume, in the order of the axis they are stacked along: x, y, z of the patient.
 SLICE_AXES = ("sagittal", "coronal", "axial")
+
+# Images that are not a plain view of anatomy. They are left out unless ``data.take`` names them.
+KINDS = (
+    "localizer",
+    "dose",
+    "segmentation",
+    "screenshot",
+    "map",
+    "mosaic",
+    "slide_label",
+    "mask",
+)
 
 
 class Unreadable(Exception):  # noqa: N818 - it reads as what happened: "except Unreadable"
@@ -31,6 +46,10 @@ class Unreadable(Exception):  # noqa: N818 - it reads as what happened: "except 
     Reasons are fixed phrases with technical facts (sizes, encodings). They never quote a value
     of a header, so that no patient's name or number can travel in them.
     """
+
+
+# How the reason begins for a file of a report, a plan and the like: it is whole, and no image.
+WITHOUT_IMAGE = "no pixel data:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)  # there may be millions
@@ -47,6 +66,10 @@ class ImageRef:
         thickness_mm: thickness of the slice in millimetres.
         position_mm: where the slice lies along the normal of its series, in millimetres. The
             slices of a volume are ordered by it.
+        orientation: the directions of rows and of columns in the patient, as DICOM has them.
+        stack: a salted hash that differs between images of a series that are no neighbours, such
+            as other echoes, times or kinds of image; None if the file does not say.
+        acquisition: a salted hash of the acquisition that the image comes from; None if unknown.
         patient: a salted hash that is the same for all images of a patient; None if unknown.
         series: a salted hash that is the same for all images of a series or volume; None if
             unknown.
@@ -58,7 +81,13 @@ class ImageRef:
         intercept: added after the slope.
         photometric: DICOM photometric interpretation, if it is one of the standard's terms.
         window: (low, high) that the file itself asks for, in physical units.
-        axis: the direction that the slices of a volume are stacked in, see `SLICE_AXES`.
+        axis: the direction that the slices of a volume are stacked in, see `SLICE_AXES`; of NumPy
+            and TIFF files the names of their axes, see readers/axes.py.
+        channels: number of channels in the file.
+        image_type: DICOM Image Type, or that of the frame: those of its words that are known.
+        sop_class: the keyword of the DICOM SOP class, if it is one of the standard's.
+        kind: one of `KINDS`, if it is not a plain view of anatomy; else None.
+        remark: what a reader cannot decide from the header; a fixed phrase.
     """
 
     path: Path
@@ -80,6 +109,14 @@ class ImageRef:
     photometric: str | None = None
     window: tuple[float, float] | None = None
     axis: str | None = None
+    orientation: tuple[float, ...] | None = None
+    stack: str | None = None
+    acquisition: str | None = None
+    channels: int = 1
+    image_type: str | None = None
+    sop_class: str | None = None
+    kind: str | None = None
+    remark: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,15 +127,19 @@ class Reading:
         slice_axis: how volumes (NIfTI) are cut: one of `SLICE_AXES`.
         modality: the modality of files whose values are physical and that name none (NIfTI,
             NumPy); None if it is not known. With "CT" their values are Hounsfield units.
+        axes: what the axes of arrays are that do not say it (NumPy, TIFF), see readers/axes.py;
+            None reads what can be read in one way only.
     """
 
     slice_axis: str = "axial"
     modality: str | None = None
+    axes: str | None = None
 
     @classmethod
     def of(cls, data: DataOptions) -> Reading:
         """Take from a run's options what they say of such files."""
-        return cls(data.slice_axis, None if data.modality == "auto" else data.modality)
+        modality = None if data.modality == "auto" else data.modality
+        return cls(data.slice_axis, modality, None if data.axes == "auto" else data.axes)
 
 
 DEFAULT = Reading()
@@ -109,10 +150,10 @@ class Image:
     """One image in physical units.
 
     Attributes:
-        pixels: float32 [C, H, W], C = 1 or 3 (red, green, blue). Hounsfield units for CT, values
-            after the file's rescale for other DICOM and NIfTI, stored values otherwise (0..255
-            for 8-bit files, 0..65535 for 16-bit ones). Larger is brighter. May hold non-finite
-            values where the file does.
+        pixels: float32 [C, H, W]; C = 3 is red, green and blue, if they are colours. Hounsfield
+            units for CT, values after the file's rescale for other DICOM and NIfTI, stored values
+            otherwise (0..255 for 8-bit files, 0..65535 for 16-bit ones). Larger is brighter. May
+            hold non-finite values where the file does.
         window: the (low, high) values that map to 0 and 1; low < high, both finite.
         spacing_mm: distance between rows and between columns in millimetres, if the file says.
         modality: DICOM modality such as "CT" or "DX"; None for formats that have none.
@@ -141,6 +182,17 @@ def check_size(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise Unreadable(
             f"{height} x {width} pixels are more than the {MAX_PIXELS:,} allowed in one image"
+        )
+
+
+def check_channels(channels: int, pixels: int) -> None:
+    """Raise Unreadable for more than `MAX_CHANNELS` channels, or for too much memory in all."""
+    if channels > 4 and channels * pixels > 4 * MAX_PIXELS:
+        raise Unreadable(f"{channels:,} channels of {pixels:,} pixels are too much for one image")
+    if channels > MAX_CHANNELS:
+        raise Unreadable(
+            f"{channels:,} channels are more than the {MAX_CHANNELS} allowed; if they are images,"
+            " data.axes says so, such as data.axes=HWN"
         )
 
 

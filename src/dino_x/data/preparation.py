@@ -4,7 +4,7 @@ Everything that prepares images comes here: the canvases that training crops, ev
 evaluation while training, snapshots, and the pictures of the report.
 
     image in physical units   --`windowed`-->      [C, H, W] in [0, 1]
-    [C, H, W] in [0, 1]       --`to_square`-->     [1 or 3, S, S] in [0, 1]
+    [C, H, W] in [0, 1]       --`to_square`-->     [1, 3 or C, S, S] in [0, 1]
     squares of a batch        --`normalised`-->    a network's input
 
 A canvas is a square kept as 16-bit integers (canvas/canvas.py). `whole_canvases` makes of canvases
@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image as Pillow
 
 from dino_x.config.options import WindowOptions
-from dino_x.data.image import Image
-from dino_x.data.windowing import CT_RANGE, CT_WINDOW, apply_window, window_of
+from dino_x.data.image import Image, Unreadable
+from dino_x.data.windowing import CT_RANGE, CT_WINDOW, apply_to_channels, window_of
 
 if TYPE_CHECKING:  # reading headers needs no torch, which takes seconds to import
     from torch import Tensor
@@ -37,9 +37,14 @@ GREY_TOLERANCE = 2 / 255
 
 
 def to_grey(pixels_CHW: np.ndarray) -> np.ndarray:
-    """The luma of a colour image, and a grey image as it is: [1, H, W]."""
+    """The luma of a colour image, and a grey image as it is: [1, H, W].
+
+    Raises: Unreadable for another number of channels.
+    """
     if len(pixels_CHW) == 1:
         return pixels_CHW
+    if len(pixels_CHW) != 3:
+        raise Unreadable(f"{len(pixels_CHW)} channels are neither grey nor colour")
     return np.tensordot(LUMA, pixels_CHW, axes=1)[None]
 
 
@@ -53,14 +58,14 @@ def shows_grey(pixels_CHW: np.ndarray, width: float) -> bool:
     >>> shows_grey(np.array([[[10.0]], [[11.0]], [[12.0]]]), width=255)
     True
     """
-    if len(pixels_CHW) == 1:
-        return True
+    if len(pixels_CHW) not in (1, 3):
+        return False
     return bool(np.ptp(pixels_CHW, axis=0).max() <= GREY_TOLERANCE * width)
 
 
 def windowed(image: Image, windows: WindowOptions) -> np.ndarray:
     """The values of an image in the window of evaluation, float32 [C, H, W] in [0, 1]."""
-    return apply_window(image.pixels, window_of(image, windows))
+    return apply_to_channels(image.pixels, window_of(image, windows))
 
 
 def to_square(
@@ -73,17 +78,18 @@ def to_square(
     """An image as a square, antialiased, whatever its proportions.
 
     Args:
-        pixels_CHW: float32 in [0, 1], C = 1 or 3.
-        channels: 1 (colour becomes luma) or 3 (grey is repeated).
+        pixels_CHW: float32 in [0, 1].
+        channels: 1 (colour becomes luma), 3 (grey is repeated) or C.
         side: S, in pixels.
         resampled_to: height and width that the image is resampled to before it becomes a square.
 
     Returns: float32 [channels, S, S] in [0, 1].
 
-    Raises: ValueError for a number of channels other than 1 and 3.
+    Raises: Unreadable for an image that cannot have so many channels.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels is {channels}; known are 1 and 3")
+    allowed = (1, 3) if channels in (1, 3) else (channels,)
+    if len(pixels_CHW) not in allowed:
+        raise Unreadable(f"{len(pixels_CHW)} channels, and {channels} are wanted")
     if channels == 1:
         pixels_CHW = to_grey(pixels_CHW)
     height, width = resampled_to or pixels_CHW.shape[1:]

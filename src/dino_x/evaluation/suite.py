@@ -28,7 +28,7 @@ from dino_x.evaluation.tasks import choose_tasks, refuse_tasks
 from dino_x.evaluation.verdict import title, verdict
 from dino_x.evaluation.worth import worth
 from dino_x.machine.device import choose_device
-from dino_x.runs.folder import reading_of, run_of
+from dino_x.runs.folder import kinds_taken, reading_of, run_of
 from dino_x.runs.trained_on import kept_split
 
 KS = (10, 20, 50)
@@ -143,6 +143,7 @@ def evaluate(
         reading=reading_of(model),
         kept_in=Path(index) if index else None,
         where=where,
+        take=kinds_taken(model),
     )
     labelled, masked = None, None
     if labels is not None and chosen != ["segmentation"]:

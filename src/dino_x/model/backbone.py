@@ -119,7 +119,7 @@ class Backbone(nn.Module):
 
     @property
     def channels(self) -> int:
-        """The number of input channels, 1 or 3."""
+        """The number of input channels."""
         return self.vit.config.num_channels
 
     def forward(

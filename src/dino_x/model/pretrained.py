@@ -49,7 +49,7 @@ class Preparation:
 
     @property
     def channels(self) -> int:
-        """The number of channels, 1 (grey) or 3 (RGB)."""
+        """The number of channels: 1 (grey), 3 (RGB), or another."""
         return len(self.mean)
 
     @property
@@ -171,19 +171,19 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
 
     ``crop_size`` counts before ``size`` where the center is cropped, since it is what the model
     sees. ``rescale_factor`` is for pixels of 0 to 255; any other than 1/255 goes into mean and std.
-    Without the file: the config's ``image_size``, mean 0.5 and std 0.25 for one channel, ImageNet's
-    for three.
+    Without the file: the config's ``image_size``, ImageNet's mean and std for three channels, and
+    mean 0.5 and std 0.25 for any other number.
 
     Raises:
         UserError: for values that cannot be used: a size that is not square, a mean of another
             length than the model's channels.
     """
     channels = getattr(config, "num_channels", None)
-    if channels not in (1, 3):
-        raise UserError(f"{folder} is no vision model of 1 or 3 channels ({config.model_type})")
+    if not isinstance(channels, int) or channels < 1:
+        raise UserError(f"{folder} is no vision model ({config.model_type})")
     file = folder / "preprocessor_config.json"
     if not file.is_file():
-        assumed = GREY if channels == 1 else IMAGENET
+        assumed = IMAGENET if channels == 3 else (GREY[0] * channels, GREY[1] * channels)
         return Preparation(_square(config.image_size, folder), *assumed, stated=False)
     try:
         stated = json.loads(file.read_text(encoding="utf-8"))

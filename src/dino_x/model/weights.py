@@ -146,20 +146,27 @@ def shapes(found: Any, expected: Any) -> str:
 
 
 def with_channels(start: Start, channels: int | None) -> Start:
-    """The network with 1 or 3 input channels, under which grey images keep their features."""
+    """The network with another number of input channels; grey images keep their features.
+
+    The kernels of several channels become those of one (`grey_kernels`), and these those of any
+    number (`repeated_kernels`): the features of an image whose channels are all alike are exactly
+    those that the network gave to it before, as grey.
+    """
     old = start.preparation.channels
     if channels in (None, old):
         return start
     kernels, bias = _kernels(start.vit)
+    assert channels is not None
     mean, std = start.preparation.mean, start.preparation.std
-    if channels == 1:
+    steps = []
+    if old > 1:
         kernels, bias, one_mean, one_std = grey_kernels(kernels, bias, mean, std)
         mean, std = (one_mean,), (one_std,)
-        how = f"summed over {old} channels, with their mean and std taken in"
-    else:
-        assert channels is not None
+        steps.append(f"summed over {old} channels, with their mean and std taken in")
+    if channels > 1:
         kernels, mean, std = repeated_kernels(kernels, channels), mean * channels, std * channels
-        how = f"repeated for {channels} channels, divided by {channels}"
+        steps.append(f"repeated for {channels} channels, divided by {channels}")
+    how = "; ".join(steps)
     config = copy.deepcopy(start.vit.config)
     config.num_channels = channels
     preparation = replace(start.preparation, mean=mean, std=std)

@@ -272,8 +272,8 @@ def look_at(
     overrides: Mapping[str, Any], request: Request, console: Console
 ) -> tuple[Index, int | None]:
     """The images, or one that stands for them; and their number, or None if it is not known."""
-    early = early_checks({"data.verify": "headers", **overrides}, ALONE).options
-    if early.data.paths:
+    early = early_checks({"data.verify": "headers", **overrides}, ALONE)
+    if early.options.data.paths:
         index, _, _ = images_of(early, console)
         return index, len(index)
     unknown = ImageRef(path=Path("unknown"), height=UNKNOWN_SIDE, width=UNKNOWN_SIDE)

@@ -121,6 +121,7 @@ def model_galleries(
             seed,
             reading=reading_of(run.path),
             where=run.settings.get("data.where"),
+            take=run.settings.get("data.take") or (),
         )
         looked = looking.look(model, preparation, refs, seconds)
     except UserError as error:

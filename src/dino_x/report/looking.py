@@ -16,6 +16,7 @@ from dino_x.data.index.catalog import sources_of
 from dino_x.data.index.finding import Candidate
 from dino_x.data.index.headers import Record, scan
 from dino_x.data.index.index import build_index
+from dino_x.data.index.masks import masks_among
 from dino_x.data.preparation import normalised, resized_squares, shows_grey, to_square, windowed
 from dino_x.data.readers import registry
 from dino_x.data.storage.member import as_path
@@ -30,6 +31,8 @@ BATCH = 25
 ARCHIVES = 4  # that are looked through for the sample, where no index has done it
 SECONDS = 15.0  # for reading and embedding; the sample is the images that are done by then
 
+# Kinds of images that a page never shows: they may have a name in them.
+NEVER_SHOWN = ("slide_label", "screenshot")
 
 GONE = (
     "The run's images are not where they were (data.paths in its config.yaml; a relative path"
@@ -61,8 +64,12 @@ def sample_refs(
     count: int = SAMPLE,
     reading: Reading = DEFAULT,
     where: str | None = None,
+    take: Sequence[str] = (),
 ) -> list[ImageRef]:
     """Draw at most ``count`` images of the run's data, from the seed alone.
+
+    Images of kinds that the run does not take are not drawn. Photographs of a slide's label, which
+    may show a name, and pictures of screens never are.
 
     Only the files that are drawn are opened, unless ``where`` asks for the headers of all. From a
     file with many images one image is drawn.
@@ -74,12 +81,18 @@ def sample_refs(
     rng = generator(seed, 0, "report sample")
     try:
         if where is not None:
-            rows = build_index(folders, verify="headers", reading=reading, where=where).rows
+            every = build_index(
+                folders, verify="headers", reading=reading, where=where, take=take
+            ).rows
+            rows = [row for row in every if row.kind not in NEVER_SHOWN]
             return [rows[position] for position in rng.permutation(len(rows))[:count]]
         _, taken, others = sources_of(folders)
     except UserError as error:  # its message names the path and files beside it
         raise UserError(GONE) from error
-    files = [*(record for record in taken if record.refs), *others]
+    files: list[Record | Candidate] = [*(record for record in taken if record.refs), *others]
+    if "mask" not in take and "all" not in take:
+        masks = masks_among([file.path for file in files])
+        files = [file for place, file in enumerate(files) if place not in masks]
     if not files:
         raise UserError(GONE)
     refs: list[ImageRef] = []
@@ -91,29 +104,48 @@ def sample_refs(
         if isinstance(file, Candidate) and file.is_archive:
             archives += 1
             if archives <= ARCHIVES:
-                refs += _some_of(file, reading, rng, max(1, count // ARCHIVES))
+                refs += _some_of(file, reading, rng, max(1, count // ARCHIVES), take)
         else:
-            refs += _one_of(file, reading, rng)
+            refs += _one_of(file, reading, rng, take)
     if not refs:
         raise UserError(UNREADABLE)
     return refs
 
 
-def _one_of(file: Record | Candidate, reading: Reading, rng: np.random.Generator) -> list[ImageRef]:
+def _shown(refs: Sequence[ImageRef], take: Sequence[str]) -> list[ImageRef]:
+    """The images of kinds that the run takes and a page may show."""
+    wanted = [ref for ref in refs if ref.kind is None or ref.kind in take or "all" in take]
+    return [ref for ref in wanted if ref.kind not in NEVER_SHOWN]
+
+
+def _one_of(
+    file: Record | Candidate,
+    reading: Reading,
+    rng: np.random.Generator,
+    take: Sequence[str],
+) -> list[ImageRef]:
     """Draw one image of a file; none if it cannot be read."""
     try:
-        found = file.refs if isinstance(file, Record) else registry.refs(file.path, reading)
+        every = file.refs if isinstance(file, Record) else registry.refs(file.path, reading)
     except Unreadable:
+        return []
+    found = _shown(every, take)
+    if not found:
         return []
     return [found[int(rng.integers(len(found)))]]
 
 
 def _some_of(
-    file: Candidate, reading: Reading, rng: np.random.Generator, count: int
+    file: Candidate,
+    reading: Reading,
+    rng: np.random.Generator,
+    count: int,
+    take: Sequence[str],
 ) -> list[ImageRef]:
     """Draw at most ``count`` images of an archive; all its headers are read."""
-    records = [record for record in next(iter(scan([file], reading, 1))) if record.refs]
-    chosen = [records[position].refs for position in rng.permutation(len(records))[:count]]
+    records = next(iter(scan([file], reading, 1))).records
+    files = [found for record in records if (found := _shown(record.refs, take))]
+    chosen = [files[position] for position in rng.permutation(len(files))[:count]]
     return [found[int(rng.integers(len(found)))] for found in chosen]
 
 
@@ -182,7 +214,9 @@ def square_of(ref: ImageRef, preparation: Preparation) -> np.ndarray:
     """An image in its window as uint8 [C, S, S], as evaluation prepares it. Raises Unreadable."""
     image = registry.read(ref)
     pixels_CHW = windowed(image, preparation.windows)
-    channels = 1 if shows_grey(pixels_CHW, width=1) else 3
+    channels = preparation.channels
+    if channels in (1, 3):
+        channels = 1 if shows_grey(pixels_CHW, width=1) else 3
     square_CSS = to_square(pixels_CHW, channels, preparation.image_size)
     return np.rint(255 * square_CSS).astype(np.uint8)
 

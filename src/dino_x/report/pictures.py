@@ -35,7 +35,9 @@ def thumbnail(image_CSS: np.ndarray, aspect: float) -> str:
 
 
 def as_picture(image_CSS: np.ndarray) -> Image.Image:
-    """uint8 [C, S, S] as a picture, grey or RGB."""
+    """uint8 [C, S, S] as a picture, grey or RGB; the mean of any other number of channels."""
+    if len(image_CSS) not in (1, 3):
+        image_CSS = image_CSS.mean(axis=0, keepdims=True).astype(np.uint8)
     grey = len(image_CSS) == 1 or all(np.array_equal(image_CSS[0], plane) for plane in image_CSS)
     return Image.fromarray(image_CSS[0] if grey else image_CSS.transpose(1, 2, 0))
 

@@ -178,3 +178,9 @@ def reading_of(model: str | Path) -> Reading:
     """How a run read its images; the default for a model that is no run's."""
     run = run_of(model)
     return Reading.of(check(run.settings()).data) if run.exists else DEFAULT
+
+
+def kinds_taken(model: str | Path) -> tuple[str, ...]:
+    """The kinds of images that a run takes although they are left out by default."""
+    run = run_of(model)
+    return tuple(check(run.settings()).data.take) if run.exists else ()

@@ -11,13 +11,14 @@ from dino_x.config.model_sizes import is_size
 from dino_x.config.options import Options
 from dino_x.config.presets import check
 from dino_x.data.image import Reading
+from dino_x.data.index.channels import refuse_channels
 from dino_x.data.index.index import Index, build_index
 from dino_x.data.index.labels import Labelled, load_labels
 from dino_x.data.loading.neighbours import refuse_uneven
 from dino_x.data.readers.decoding import decoding_in
 from dino_x.distributed.shares import check_enough
 from dino_x.losses.ranks import Ranks
-from dino_x.model.backbone import Backbone, build_backbone
+from dino_x.model.backbone import CHANNELS, Backbone, build_backbone
 from dino_x.progress import progress_bar
 from dino_x.runs.checkpoint_model import make_model_at
 
@@ -34,6 +35,13 @@ class Early:
     options: Options
     backbone: Backbone | None
 
+    @property
+    def channels(self) -> int:
+        """The number of channels that the model takes."""
+        if self.backbone is not None:
+            return self.backbone.channels
+        return self.options.model.channels or CHANNELS
+
 
 def early_checks(overrides: Mapping[str, Any], ranks: Ranks) -> Early:
     """Refuse what can be refused before images are read."""
@@ -48,16 +56,18 @@ def early_checks(overrides: Mapping[str, Any], ranks: Ranks) -> Early:
 
 
 def images_of(
-    options: Options, console: Console, kept: Mapping[str, str] | None = None
+    early: Early, console: Console, kept: Mapping[str, str] | None = None
 ) -> tuple[Index, int, Labelled | None]:
     """The images to train on, how many are held out, and the labels.
 
     Args:
-        options: of the run.
+        early: what is known before images are read.
         console: where to say what happens.
         kept: the split that the run made when it started, see ``labels.load_labels``.
     """
+    options = early.options
     index = read_index(options, console)
+    refuse_channels(index, early.channels)
     held_out, labelled = hold_out(options, index, kept)
     if options.data.slices == 3:
         refuse_uneven(index)
@@ -77,6 +87,7 @@ def read_index(options: Options, console: Console) -> Index:
             kept_in=Path(options.data.index) if options.data.index else None,
             where=options.data.where,
             decoding=decoding,
+            take=options.data.take,
         )
 
 

@@ -83,7 +83,7 @@ def prepare(
     row_groups.groups.limit_bytes = options.data.row_groups_mb * 2**20
     check_koleo_group(options)
     backbone = student_backbone(options, backbone)
-    if options.data.slices > backbone.channels:
+    if options.data.slices == 3 and backbone.channels != 3:
         raise UserError(
             f"data.slices {options.data.slices} needs a model of as many channels, and this one has"
             f" {backbone.channels}; set model.channels={options.data.slices}, or data.slices=1"
@@ -181,10 +181,12 @@ def canvas_form(
         if views.local_crops:
             side_mm = locals_mm[0] if locals_mm else None
             crops.append(Crop(sizes.local_size, views.local_scale[0], side_mm))
-    grey = channels == 1 or (data.slices == 1 and is_grey(index.rows, decoding))
+    colours = channels == 3 and data.slices == 1
+    if colours and is_grey(index.rows, decoding):
+        channels = 1
     return CanvasForm(
         side=canvas_side(index, crops, data.spacing_mm),
-        channels=1 if grey else 3,
+        channels=channels,
         slices=data.slices,
         spacing_mm=data.spacing_mm,
         windows=options.windows,

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dino_x.config.options import Options
+from dino_x.config.options import DataOptions, Options
+from dino_x.data.index.conditions import columns_of
 from dino_x.data.preparation import whole_canvases
 from dino_x.distributed.sharding import is_sharded
 from dino_x.files import write_atomically
@@ -94,9 +95,18 @@ class Snapshots:
             squares.append((255 * square_1CSS[0]).round().to(torch.uint8).cpu().numpy())
             aspects.append(float(canvases.aspect[0]))
         content = {"features": np.stack(features), "aspect": np.array(aspects, np.float32)}
-        if self.options.report.images:
+        if self.options.report.images and not may_show_names(self.options.data):
             content["images"] = np.stack(squares)
         return content
+
+
+def may_show_names(data: DataOptions) -> bool:
+    """Whether a run may train on photographs of slides' labels or pictures of screens.
+
+    These can show a patient's name, which must not reach a report.
+    """
+    chosen = data.where is not None and "kind" in columns_of(data.where)
+    return chosen or bool({"slide_label", "screenshot", "all"} & set(data.take))
 
 
 def snapshot_steps(steps: int) -> list[int]:

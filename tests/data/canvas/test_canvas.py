@@ -12,7 +12,7 @@ from dino_x.data.canvas.canvas import (
     canvas_side,
     make_canvas,
 )
-from dino_x.data.image import Image, ImageRef
+from dino_x.data.image import Image, ImageRef, Unreadable
 from dino_x.data.index.index import Index
 
 
@@ -95,7 +95,7 @@ def test_values_that_are_no_numbers_do_not_spread():
 
 
 def test_number_of_channels_is_checked():
-    with pytest.raises(ValueError, match="channels is 2"):
+    with pytest.raises(Unreadable, match="1 channels, and 2 are wanted"):
         make_canvas(image_of(np.zeros((1, 4, 4))), CanvasForm(4, 2))
 
 

@@ -84,7 +84,9 @@ def test_the_table_holds_what_the_headers_say(data, tmp_path):
         "series": ct["series"], "label": None, "size": status.st_size,
         "mtime_ns": status.st_mtime_ns, "content": ct["content"], "unusable": None,
         "shard": None, "offset": None, "row_group": None, "row": None, "shard_size": None,
-        "etag": None,
+        "etag": None, "channels": 1, "kind": None, "image_type": None,
+        "sop_class": "SecondaryCaptureImageStorage",
+        "orientation": "1 0 0 0 1 0", "stack": ct["stack"], "acquisition": None, "remark": None,
     }  # fmt: skip
     broken = rows[6]
     assert (broken["unusable"], broken["frame"]) == ("not an image", None)

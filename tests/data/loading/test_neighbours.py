@@ -10,14 +10,8 @@ from dino_x.data.image import Image, ImageRef, Unreadable
 from dino_x.data.index.index import Index
 from dino_x.data.loading import neighbours as module
 from dino_x.data.loading.loader import Loader
-from dino_x.data.loading.neighbours import (
-    UNEVEN,
-    UNLIKE,
-    UNPLACED,
-    neighbours,
-    read_slices,
-    refuse_uneven,
-)
+from dino_x.data.loading.neighbours import neighbours, read_slices, refuse_uneven
+from dino_x.data.loading.stacks import UNEVEN, UNLIKE, UNPLACED
 from dino_x.data.readers import registry
 from dino_x.errors import UserError
 from dino_x.evaluation.baselines import pixel_encoder

@@ -89,7 +89,7 @@ def test_without_a_valid_position_there_is_none(write_dicom, elements):
 @pytest.mark.parametrize(
     "elements",
     [
-        {"BitsStored": 33}, {"BitsAllocated": 12}, {"SamplesPerPixel": 2},
+        {"BitsStored": 33}, {"BitsAllocated": 17}, {"SamplesPerPixel": 5},
         {"PixelRepresentation": 7}, {"BitsAllocated": 0, "BitsStored": 0},
     ],
 )  # fmt: skip

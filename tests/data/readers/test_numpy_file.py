@@ -18,7 +18,7 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize(
-    "shape", [(5, 4), (5, 4, 1), (5, 4, 3), (7, 5, 4), (2, 5, 4, 1), (2, 5, 4, 3)]
+    "shape", [(5, 4), (5, 4, 1), (5, 4, 3), (2, 5, 4), (2, 5, 4, 1), (2, 5, 4, 3)]
 )
 @pytest.mark.parametrize("dtype", [np.uint8, ">u2", np.int32, np.float16, np.float64])
 def test_every_shape_gives_its_images(write, rng, shape, dtype, order):
@@ -69,7 +69,7 @@ def test_pickles_are_never_loaded(tmp_path, capsys):
     [
         (np.zeros(5), r"not \[H, W\]"),
         (np.zeros((0, 4)), r"not \[H, W\]"),
-        (np.zeros((2, 3, 4, 5)), "1 or 3 channels"),
+        (np.zeros((2, 3, 4, 5)), "set data.axes"),
         (np.zeros((2, 3), complex), "whole or real numbers"),
         (np.zeros((2, 3), "datetime64[s]"), "whole or real numbers"),
         (np.zeros((2, 3), [("a", "u1")]), "whole or real numbers"),

@@ -145,3 +145,64 @@ def test_text_of_a_file_is_not_quoted(save, patient):
         with pytest.raises(Unreadable) as raised:
             read(path)
         assert patient["PatientName"] not in str(raised.value)
+
+
+def png_of_16_bits(path, values, colour_type, interlaced=False):
+    """Write [H, W, samples] as PNG of 16 bits, which Pillow does not write."""
+    big = values.astype(">u2")
+    rows = [big]
+    if interlaced:  # Adam7, see the PNG specification, 8.1
+        passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
+                  (0, 1, 2, 2), (1, 0, 2, 1)]  # fmt: skip
+        rows = [big[top::down, left::across] for top, left, down, across in passes]
+    data = b"".join(b"\0" + row.tobytes() for part in rows if part.size for row in part)
+
+    def chunk(tag, content):
+        check = zlib.crc32(tag + content)
+        return struct.pack(">I", len(content)) + tag + content + struct.pack(">I", check)
+
+    height, width = values.shape[:2]
+    head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, int(interlaced))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("samples", "colour_type"), [(2, 4), (3, 2), (4, 6)])
+@pytest.mark.parametrize("alpha", [65535, 30000, 0])
+def test_png_of_16_bits_keeps_them_all(tmp_path, samples, colour_type, alpha, interlaced):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 4096, (13, 11, samples), dtype=np.uint16)
+    wanted = values.astype(float)
+    if samples != 3:
+        values[:, :, -1] = alpha
+        wanted = np.rint(values[:, :, :-1] * (alpha / 65535))
+    path = tmp_path / "a.png"
+    png_of_16_bits(path, values, colour_type, interlaced)
+    (ref,) = refs(path)
+    assert (ref.bits, ref.channels) == (16, wanted.shape[2])
+    image = read(ref)
+    np.testing.assert_array_equal(image.pixels, wanted.transpose(2, 0, 1))
+    if alpha:
+        assert image.window[1] < 4097
+
+
+@pytest.mark.parametrize(("frame", "reason"), [(0xC1, "JPEG of 12 bits"), (0xC3, "lossless JPEG")])
+def test_jpeg_that_is_not_read_is_not_called_damaged(tmp_path, frame, reason):
+    path = tmp_path / "a.jpg"
+    head = struct.pack(">BBHBHHB", 0xFF, frame, 11, 12, 8, 8, 1) + b"\x01\x11\x00"
+    path.write_bytes(b"\xff\xd8" + head + b"\xff\xd9")
+    with pytest.raises(Unreadable, match=f"{reason}.*not supported: save it as PNG"):
+        refs(path)
+
+
+def test_of_several_pictures_the_first_is_read_and_that_is_remarked(tmp_path):
+    first, second = (Pillow.new("RGB", (5, 4), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a.png", save_all=True, append_images=[second])
+    (ref,) = refs(tmp_path / "a.png")
+    assert ref.remark == "of a file with several pictures the first is read"
+    assert read(ref).pixels[:, 0, 0].tolist() == [255, 0, 0]

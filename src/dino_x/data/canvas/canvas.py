@@ -19,7 +19,7 @@ from dino_x.config.options import WindowOptions
 from dino_x.data.image import Image, ImageRef
 from dino_x.data.index.index import Index
 from dino_x.data.preparation import to_square
-from dino_x.data.windowing import apply_window, canvas_window
+from dino_x.data.windowing import apply_to_channels, canvas_window
 
 _WHITE = 65535
 
@@ -30,7 +30,7 @@ class CanvasForm:
 
     Attributes:
         side: S, in pixels, see `canvas_side`.
-        channels: 1 (colour becomes luma) or 3 (grey is repeated).
+        channels: 1 (colour becomes luma), 3 (grey is repeated), or those of all images.
         slices: 1, or 3 for a slice and its neighbours as channels, see loading/neighbours.py.
         spacing_mm: finer pixels are first resampled to it, where the file says their size.
         windows: which values become 0 and 1, see `windowing.canvas_window`.
@@ -67,12 +67,12 @@ def make_canvas(image: Image, form: CanvasForm) -> Canvas:
         image: the image, in physical units.
         form: how the canvases of the run are made.
 
-    Raises: ValueError for a number of channels other than 1 and 3.
+    Raises: Unreadable for an image that cannot have so many channels.
     """
     window, hounsfield = canvas_window(image, form.windows)
     height, width = image.pixels.shape[1:]
     square = to_square(
-        apply_window(image.pixels, window),
+        apply_to_channels(image.pixels, window),
         form.channels,
         form.side,
         resampled_to=shape_at((height, width), image.spacing_mm, form.spacing_mm),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,7 +14,9 @@ from pathlib import Path
 from dino_x.data.identity import fingerprint
 from dino_x.data.image import Reading, Unreadable
 from dino_x.data.index.finding import Candidate, find_files
-from dino_x.data.index.headers import Record, scan
+from dino_x.data.index.headers import Record, Scanned, scan
+from dino_x.data.index.masks import mark_masks
+from dino_x.data.index.patients import one_key_a_patient, remark_on_patients
 from dino_x.data.index.table import Table, moved, read_table, write_table
 from dino_x.data.storage import row_groups, urls
 from dino_x.data.storage.archives import is_remote, location, state_of
@@ -72,8 +75,9 @@ def update(
 
     Raises: UserError for a path that does not exist, an index that cannot be read or written.
     """
-    before, notes = _before(kept_in, reading)
-    sources, taken, files = sources_of(paths)
+    before, passed_before, notes = _before(kept_in, reading)
+    passed = _Passed(passed_before)
+    sources, taken, files = sources_of(paths, passed.of_files)
     if taken:
         there = {location(file_of(record.path)) for record in taken}
         files = [file for file in files if location(file.path) not in there]
@@ -85,14 +89,17 @@ def update(
         old = before.pop(location(file.path), [])
         if old and all(_is_unchanged(record, file) for record in old):
             records[file.path] = [moved(record, file.path, file.source) for record in old]
+            passed.keep(file)
         else:
             todo.append(file)
     kept, known = sum(map(len, records.values())) - len(taken), len(files) - len(todo)
-    keeper = _Keeper(kept_in, tuple(sources), reading, must_keep)
+    keeper = _Keeper(kept_in, Table(tuple(sources), [], reading, passed=passed.counts), must_keep)
     try:
         with closing(scan(todo, reading, workers)) as scanned:
             for done, found_in in enumerate(scanned, start=1):
-                records[todo[done - 1].path] = found_in
+                file = todo[done - 1]
+                records[file.path] = found_in.records
+                passed.add(file, found_in)
                 if on_progress is not None:
                     on_progress(known + done, len(files))
                 keeper.save_if_due(records)
@@ -100,15 +107,19 @@ def update(
         keeper.save(records, complete=False)
         raise
     found = sorted(chain.from_iterable(records.values()), key=lambda record: record.path)
+    found = mark_masks(found)
     if label_of is not None:
         keeper.save(records, complete=False)  # labels may be wrong, and headers must not be lost
         labels = label_of([record.path for record in found if record.refs])
         found = [replace(record, label=labels.get(record.path)) for record in found]
     keeper.save({Path(): found}, complete=True)
-    table = Table(tuple(sources), found, reading)
+    found = one_key_a_patient(found)
+    table = Table(tuple(sources), found, reading, passed=passed.counts)
     read = len(found) - kept - len(taken)
     gone = sum(map(len, before.values()))
-    return Update(table, read, kept, gone, (*notes, *keeper.notes))
+    remark = remark_on_patients(found)
+    remarks = () if remark is None else (remark,)
+    return Update(table, read, kept, gone, (*notes, *keeper.notes, *remarks))
 
 
 def _is_unchanged(record: Record, file: Candidate) -> bool:
@@ -117,24 +128,35 @@ def _is_unchanged(record: Record, file: Candidate) -> bool:
     return (then.size, then.mtime_ns, then.etag) == (file.size, file.mtime_ns, file.etag)
 
 
-def _before(kept_in: Path | None, reading: Reading) -> tuple[dict[str, list[Record]], list[str]]:
-    """The files of an index by their location, if it was made in the same way; notes if not."""
+def _before(
+    kept_in: Path | None, reading: Reading
+) -> tuple[dict[str, list[Record]], Mapping[str, Mapping[str, int]], list[str]]:
+    """The files of an index by their location, what it passed over in archives, and notes.
+
+    There are no files if it was made in another way; a note then says so.
+    """
     if kept_in is None or not kept_in.exists():
-        return {}, []
+        return {}, {}, []
     table = read_table(kept_in)
     again = "all files are read again"
     if table.salt != fingerprint():
-        return {}, [f"{kept_in} was made with another salt: {again}"]
+        return {}, {}, [f"{kept_in} was made with another salt: {again}"]
     if table.reading != reading:
-        return {}, [f"{kept_in} was made with another slice axis or modality: {again}"]
+        return {}, {}, [f"{kept_in} was made with another slice axis, modality or axes: {again}"]
     records: dict[str, list[Record]] = {}
     for record in table.records:
         records.setdefault(location(file_of(record.path)), []).append(record)
-    return records, []
+    return records, table.passed, []
 
 
-def sources_of(paths: Sequence[Path]) -> tuple[list[Path], list[Record], list[Candidate]]:
+def sources_of(
+    paths: Sequence[Path], passed: Counter[str] | None = None
+) -> tuple[list[Path], list[Record], list[Candidate]]:
     """The folders that files lie in, the files of indexes among the paths, and all other files.
+
+    Args:
+        paths: folders, files and indexes.
+        passed: files that are passed over by their names, or by an index, are counted here.
 
     Raises: UserError for a path that does not exist, or an index that is unfinished or unreadable.
     """
@@ -153,8 +175,10 @@ def sources_of(paths: Sequence[Path]) -> tuple[list[Path], list[Record], list[Ca
         if not table.complete:
             raise UserError(f"{path} is unfinished: finish it with `dino-x index ... --out {path}`")
         taken += _numbered_from(len(sources), table.records)
+        if passed is not None:
+            passed.update(table.passed_over)
         sources += table.sources
-    return sources, taken, find_files(others, numbers)
+    return sources, taken, find_files(others, numbers, passed)
 
 
 def is_index(path: Path) -> bool:
@@ -197,13 +221,36 @@ def holds_images(path: Path) -> bool:
         return False  # reading it as an index will say what is wrong
 
 
+class _Passed:
+    """Counts the files that are no images, see `Table.passed`.
+
+    Args:
+        before: the counts of an index that is continued: its archives are not opened again.
+    """
+
+    def __init__(self, before: Mapping[str, Mapping[str, int]]) -> None:
+        self.before = before
+        self.of_files: Counter[str] = Counter()
+        self.counts: dict[str, Counter[str]] = {"": self.of_files}
+
+    def keep(self, file: Candidate) -> None:
+        """Take the counts of a file that has not changed."""
+        where = location(file.path)
+        if where in self.before:
+            self.counts[where] = Counter(self.before[where])
+
+    def add(self, file: Candidate, scanned: Scanned) -> None:
+        """Count what was found in a file."""
+        if scanned.passed:
+            where = location(file.path) if file.is_archive and scanned.records else ""
+            self.counts.setdefault(where, Counter()).update(scanned.passed)
+
+
 class _Keeper:
     """Writes an index now and then, and notes once if it cannot."""
 
-    def __init__(
-        self, path: Path | None, sources: tuple[Path, ...], reading: Reading, must: bool
-    ) -> None:
-        self.path, self.sources, self.reading, self.must = path, sources, reading, must
+    def __init__(self, path: Path | None, table: Table, must: bool) -> None:
+        self.path, self.table, self.must = path, table, must
         self.notes: list[str] = []
         self.due = time.monotonic() + SAVE_EVERY
 
@@ -222,7 +269,7 @@ class _Keeper:
             self.notes.append(f"{odd} files whose names are not UTF-8 cannot be kept in an index")
         kept.sort(key=lambda record: (record.source, record.path))
         try:
-            write_table(Table(self.sources, kept, self.reading, complete), self.path)
+            write_table(replace(self.table, records=kept, complete=complete), self.path)
         except UserError as error:
             if self.must:
                 raise

@@ -63,6 +63,15 @@ def select(records: Sequence[Record], sources: Sequence[Path], where: str) -> li
     return [refs[row] for row in chosen]
 
 
+def columns_of(where: str) -> set[str]:
+    """The names that stand in a condition; none if it is not understood, see `parse`."""
+    try:
+        tree = ast.parse(where.strip(), mode="eval")
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+        return set()
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
 def parse(where: str) -> pc.Expression:
     """Turn a condition into an Arrow expression.
 
@@ -92,6 +101,8 @@ def _condition(node: ast.expr) -> pc.Expression:
 
 def _comparison(left: ast.expr, sign: ast.cmpop, right: ast.expr) -> pc.Expression:
     if isinstance(sign, ast.In | ast.NotIn):
+        if isinstance(right, ast.Name):
+            return _contains(left, sign, right)
         if not isinstance(right, ast.List | ast.Tuple | ast.Set):
             raise _not_understood(right)
         inside = _column(left).isin([_value(item) for item in right.elts])
@@ -106,6 +117,21 @@ def _comparison(left: ast.expr, sign: ast.cmpop, right: ast.expr) -> pc.Expressi
     if compare is None:
         raise _not_understood(left)
     return compare(_operand(left), _operand(right))
+
+
+def _contains(left: ast.expr, sign: ast.cmpop, right: ast.Name) -> pc.Expression:
+    """Whether the text of a column has a word in it: '"MPR" in image_type'."""
+    word = left.value if isinstance(left, ast.Constant) else None
+    if not isinstance(word, str) or not pa.types.is_string(_column_type(right)):
+        raise _not_understood(right)
+    inside = pc.match_substring(_column(right), word)
+    return inside if isinstance(sign, ast.In) else ~inside
+
+
+def _column_type(node: ast.Name) -> pa.DataType:
+    _column(node)  # so that an unknown one is refused
+    kind = SCHEMA.field(node.id).type
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _operand(node: ast.expr) -> pc.Expression:

@@ -4,7 +4,7 @@ Archives (tar and Parquet files) count too, and so do archives behind addresses,
 
 A file counts if its suffix claims an image, or if its first bytes are an image's, whatever its
 name. All others (tables, texts, licences), hidden files and folders, and DICOMDIR files are passed
-over in silence. A file that is named directly always counts.
+over, and counted (passed_over.py). A file that is named directly always counts.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from dino_x.data.index.passed_over import (
+    BROKEN_LINK,
+    DIRECTORY,
+    HIDDEN,
+    HIDDEN_FOLDER,
+    SPECIAL,
+)
 from dino_x.data.storage.archives import Archive, address, is_remote
 from dino_x.data.storage.listing import is_archive
 from dino_x.data.storage.urls import expand, find_archives, is_pattern
@@ -66,31 +74,40 @@ class _Folder:
 
     files: list[tuple[str, Candidate]]
     folders: list[Path]
+    passed: Counter[str] = field(default_factory=Counter)
 
 
-def find_files(paths: Sequence[Path], sources: Sequence[int] | None = None) -> list[Candidate]:
+def find_files(
+    paths: Sequence[Path],
+    sources: Sequence[int] | None = None,
+    passed: Counter[str] | None = None,
+) -> list[Candidate]:
     """Find the files that may count, by the rule at the top; sorted by path, each real file once.
 
     Args:
         paths: folders, walked with all their subfolders, and files.
         sources: the number of each path as a source; 0, 1, ... if None.
+        passed: what is passed over by its name is counted here.
 
     Raises: UserError for a path that does not exist.
     """
     found: dict[str, Candidate] = {}
+    passed = Counter() if passed is None else passed
     with ThreadPoolExecutor(_LISTERS) as pool:
         for number, path in zip(sources or range(len(paths)), paths, strict=True):
-            for real, file in _below(path, number, pool):
+            for real, file in _below(path, number, pool, passed):
                 found[real] = min(file, found.get(real, file))
     return sorted(found.values())
 
 
-def _below(path: Path, source: int, pool: Executor) -> Iterable[tuple[str, Candidate]]:
+def _below(
+    path: Path, source: int, pool: Executor, passed: Counter[str]
+) -> Iterable[tuple[str, Candidate]]:
     """(real path, file) of the files that one named path stands for."""
     if is_remote(path):
         return [(address(file.path), _of_archive(file, source)) for file in find_archives(path)]
     if path.is_dir():
-        return _walk(path, source, lambda work, items: list(pool.map(work, items)))
+        return _walk(path, source, lambda work, items: list(pool.map(work, items)), passed)
     files = [path] if path.exists() else _by_pattern(path)
     return [(os.path.realpath(file), _candidate(file, source, file.stat())) for file in files]
 
@@ -113,7 +130,7 @@ def _by_pattern(path: Path) -> list[Path]:
 
 
 def _walk(
-    top: Path, source: int, each: Callable[..., list[_Folder]]
+    top: Path, source: int, each: Callable[..., list[_Folder]], passed: Counter[str]
 ) -> Iterable[tuple[str, Candidate]]:
     """(real path, file) of all files below a folder, level by level.
 
@@ -136,6 +153,7 @@ def _walk(
         level = []
         for listed in each(lambda folder: _list(folder, source), new):
             yield from listed.files
+            passed.update(listed.passed)
             level += listed.folders
 
 
@@ -151,6 +169,7 @@ def _list(folder: Path, source: int) -> _Folder:
     for entry in found:
         name = entry.name
         if name.startswith("."):
+            listed.passed[HIDDEN_FOLDER if entry.is_dir() else HIDDEN] += 1
             continue
         path = folder / name
         try:
@@ -158,10 +177,16 @@ def _list(folder: Path, source: int) -> _Folder:
         except OSError:  # a dangling link or a loop: reported if it claims to be an image
             if claims_image(name):
                 listed.files.append((f"{real}/{name}", Candidate(path, source)))
+            else:
+                listed.passed[BROKEN_LINK] += 1
             continue
         if stat.S_ISDIR(status.st_mode):
             listed.folders.append(path)
-        elif stat.S_ISREG(status.st_mode) and name.upper() != "DICOMDIR":
+        elif not stat.S_ISREG(status.st_mode):
+            listed.passed[SPECIAL] += 1
+        elif name.upper() == "DICOMDIR":
+            listed.passed[DIRECTORY] += 1
+        else:
             where = os.path.realpath(path) if entry.is_symlink() else f"{real}/{name}"
             listed.files.append(
                 (where, _candidate(path, source, status, claims=claims_image(name)))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import current_process, get_context
 from pathlib import Path
 
 from dino_x.data import identity
-from dino_x.data.image import ImageRef, Reading, Unreadable
+from dino_x.data.image import WITHOUT_IMAGE, ImageRef, Reading, Unreadable
 from dino_x.data.index.finding import Candidate, claims_image
+from dino_x.data.index.passed_over import HIDDEN, suffix_of
 from dino_x.data.readers import registry
 from dino_x.data.storage.archives import Archive, is_remote
 from dino_x.data.storage.listing import members
@@ -62,6 +64,11 @@ class Record:
     etag: str | None = None
 
     @property
+    def holds_no_image(self) -> bool:
+        """Whether the file is whole and no image, such as a report."""
+        return self.unusable is not None and self.unusable.startswith(WITHOUT_IMAGE)
+
+    @property
     def file(self) -> Archive:
         """The file on a disk or in a store that holds it, in the state in which it was read."""
         if isinstance(self.path, Member):
@@ -69,9 +76,22 @@ class Record:
         return Archive(self.path, self.size, self.mtime_ns, self.etag)
 
 
+@dataclass(frozen=True)
+class Scanned:
+    """What was found in one file or archive.
+
+    Attributes:
+        records: a record of each image file; none for a file that is no image.
+        passed: how many files are no images, by suffix, see passed_over.py.
+    """
+
+    records: list[Record]
+    passed: Counter[str] = field(default_factory=Counter)
+
+
 def scan(
     files: Sequence[Candidate], reading: Reading, workers: int | None = None
-) -> Generator[list[Record], None, None]:
+) -> Generator[Scanned, None, None]:
     """Read the headers of some files.
 
     Args:
@@ -80,7 +100,7 @@ def scan(
         workers: how many are read at a time; the number of cores if None.
 
     Yields: for each file, in order, its record; for an archive a record of each image file in it;
-        an empty list for a file that is no image and does not claim to be one.
+        no record for a file that is no image and does not claim to be one.
 
     Files that other processes do not read, because they cannot be started or were killed, are read
     in this one.
@@ -137,15 +157,19 @@ def _start_process(salt: bytes) -> None:
     identity.use_salt(salt)
 
 
-def _scan_portion(portion: tuple[Sequence[Candidate], Reading]) -> list[list[Record]]:
+def _scan_portion(portion: tuple[Sequence[Candidate], Reading]) -> list[Scanned]:
     files, reading = portion
-    return [
-        _scan_archive(file, reading) if file.is_archive else _scan_file(file, file.path, reading)
-        for file in files
-    ]
+    return [_scan(file, reading) for file in files]
 
 
-def _scan_archive(file: Candidate, reading: Reading) -> list[Record]:
+def _scan(file: Candidate, reading: Reading) -> Scanned:
+    if file.is_archive:
+        return _scan_archive(file, reading)
+    records = _scan_file(file, file.path, reading)
+    return Scanned(records, Counter() if records else Counter([suffix_of(file.path.name)]))
+
+
+def _scan_archive(file: Candidate, reading: Reading) -> Scanned:
     """Read the headers in an archive.
 
     The archive itself is recorded if it is damaged, or if it was named and has no images; one that
@@ -154,15 +178,19 @@ def _scan_archive(file: Candidate, reading: Reading) -> list[Record]:
     """
     archive = Archive(file.path, file.size, file.mtime_ns, file.etag)
     found: dict[str, list[Record]] = {}
+    passed: Counter[str] = Counter()
     unusable: str | None = None
     try:
         for member in members(archive):
             name = member.name_inside
             if _is_passed_over(name):
+                passed[HIDDEN] += 1
                 continue
             claims = claims_image(name) or (member.row_group >= 0 and file.claims)
             inside = replace(file, claims=claims, size=size_of(member))
             found[name] = _scan_file(inside, member, reading)
+            if not found[name]:
+                passed[suffix_of(name)] += 1
     except Unreadable as reason:
         unusable = str(reason)
     records = [record for of_name in found.values() for record in of_name]
@@ -171,7 +199,9 @@ def _scan_archive(file: Candidate, reading: Reading) -> list[Record]:
     if unusable is not None and (file.claims or records or unusable.startswith("truncated")):
         state = (file.size, file.mtime_ns)
         records.append(Record(file.path, file.source, *state, (), unusable, etag=file.etag))
-    return records
+    if not records:
+        return Scanned([], Counter([suffix_of(file.path.name)]))
+    return Scanned(records, passed)
 
 
 def _is_passed_over(name: str) -> bool:

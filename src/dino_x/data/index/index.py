@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,8 @@ import numpy as np
 from dino_x.config.options import WindowOptions
 from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
 from dino_x.data.index.catalog import Update, folder_of, is_index, update
-from dino_x.data.index.conditions import select
+from dino_x.data.index.conditions import columns_of, select
+from dino_x.data.index.headers import Record
 from dino_x.data.index.table import read_table
 from dino_x.data.preparation import shows_grey
 from dino_x.data.readers import registry
@@ -32,6 +34,8 @@ VERIFY_UP_TO = 10_000
 # If more than this share of files is unreadable, these are not a few broken files: the data are
 # not what the user believes they are.
 UNREADABLE_SHARE = 0.1
+
+LEFT_OUT = "left out: "  # how the reason begins for images that are no view of anatomy
 
 LOOKED_FOR = (
     "looked for PNG, JPEG, TIFF, DICOM, NIfTI and NumPy in all subfolders, and in .tar and .parquet"
@@ -60,12 +64,18 @@ class Index:
         rows: the images.
         skipped: the files that are left out.
         notes: sentences for the user.
+        left_out: how many images of each kind are left out by default, see `image.KINDS`.
+        without_image: how many files are whole and hold no image, such as reports.
+        passed: how many files are no images, by suffix, see passed_over.py.
         damaged: the images that turned out not to be decodable, which ``skipped`` lists by file.
     """
 
     rows: list[ImageRef]
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    without_image: int = 0
+    passed: dict[str, int] = field(default_factory=dict)
     damaged: list[ImageRef] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -87,8 +97,9 @@ def build_index(
     kept_in: Path | None = None,
     where: str | None = None,
     decoding: Decoding | None = None,
+    take: Sequence[str] = (),
 ) -> Index:
-    """Find every image below `paths`.
+    """Find every image below `paths` that is a view of anatomy.
 
     Args:
         paths: folders, walked recursively, files, and indexes made by `dino-x index`, whose files
@@ -102,6 +113,8 @@ def build_index(
         kept_in: an index that is continued: files that it has are not opened again.
         where: a condition on the images, see `conditions.select`; None takes all.
         decoding: where images are decoded; in threads if None.
+        take: kinds of images that are not left out, see `image.KINDS`; "all" is every kind. A
+            condition that names the column `kind` decides for itself.
 
     Returns: the images sorted by path and frame, each file once; and the files left out.
 
@@ -129,14 +142,45 @@ def build_index(
         for record in found.table.records
         if record.unusable is not None
     ]
-    rows, damaged = _wanted(found, where), []
+    rows, left_out = _taken(_wanted(found, where), take, where)
+    counts = dict(Counter(str(ref.kind) for ref in left_out).most_common())
+    if left_out and not rows:
+        raise UserError(f"no image is left to train on: left out are {in_words(counts)}")
+    skipped += _reasons(left_out)
+    damaged: list[ImageRef] = []
     if verify == "all" or (verify == "auto" and len(rows) <= VERIFY_UP_TO):
         broken = _broken(rows, decoding or Decoding(), workers, on_progress)
         damaged = [row for row in rows if row.path in broken]
         rows = [row for row in rows if row.path not in broken]
-        skipped = sorted([*skipped, *broken.values()], key=lambda skip: skip.path)
-    _check_share(paths, files, rows, skipped)
-    return Index(rows, skipped, list(found.notes), damaged)
+        skipped += broken.values()
+    skipped.sort(key=lambda skip: skip.path)
+    _check_share(paths, found.table.records, rows, skipped)
+    reports = sum(record.holds_no_image for record in found.table.records)
+    remarks = Counter(row.remark for row in rows if row.remark is not None)
+    notes = [f"{count:,} images: {remark}" for remark, count in remarks.most_common()]
+    passed = found.table.passed_over
+    return Index(rows, skipped, [*found.notes, *notes], counts, reports, passed, damaged)
+
+
+def _taken(
+    rows: list[ImageRef], take: Sequence[str], where: str | None
+) -> tuple[list[ImageRef], list[ImageRef]]:
+    """The images to train on, and those of kinds that are left out by default."""
+    chosen = where is not None and "kind" in columns_of(where)
+    if chosen or "all" in take:
+        return rows, []
+    left = [ref for ref in rows if ref.kind is not None and ref.kind not in take]
+    return [ref for ref in rows if ref.kind is None or ref.kind in take], left
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """What is left out by default, and how to take it."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    return f"{kinds} images (data.take=[{','.join(counts)}] takes them)"
+
+
+def _reasons(left_out: Sequence[ImageRef]) -> list[Skipped]:
+    return list(dict.fromkeys(Skipped(ref.path, f"{LEFT_OUT}{ref.kind}") for ref in left_out))
 
 
 def _broken(
@@ -261,17 +305,28 @@ def _decode(row: ImageRef) -> None:
 
 
 def _check_share(
-    paths: Sequence[Path], files: list[Path], rows: list[ImageRef], skipped: list[Skipped]
+    paths: Sequence[Path],
+    records: Sequence[Record],
+    rows: list[ImageRef],
+    skipped: list[Skipped],
 ) -> None:
-    if not skipped:
-        return
-    first = f"{skipped[0].path}: {skipped[0].reason}"
+    """Raise UserError if no image is left, or if too many files are damaged or unsupported."""
+    other = {record.path for record in records if record.holds_no_image}
+    broken = [
+        skip for skip in skipped if skip.path not in other and not skip.reason.startswith(LEFT_OUT)
+    ]
     if not rows:
-        raise UserError(f"no readable image among {len(files)} files in {_listed(paths)}; {first}")
-    if len(skipped) > UNREADABLE_SHARE * len(files):
+        first = (broken or skipped)[0]
         raise UserError(
-            f"{len(skipped)} of {len(files)} image files are unreadable, more than 1 in 10: "
-            f"move them away or name the folders that hold images; {first}"
+            f"no readable image among {len(records)} files in {_listed(paths)}; {first.path}:"
+            f" {first.reason}"
+        )
+    files = len(records) - len(other)
+    if len(broken) > UNREADABLE_SHARE * files:
+        raise UserError(
+            f"{len(broken)} of {files} image files are unreadable, more than 1 in 10: "
+            f"move them away or name the folders that hold images; {broken[0].path}:"
+            f" {broken[0].reason}"
         )
 
 

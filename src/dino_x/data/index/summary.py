@@ -40,8 +40,9 @@ def summary(records: Sequence[Record]) -> dict[str, str]:
     Args:
         records: all files, including unusable ones.
     """
-    refs = [ref for record in records for ref in record.refs]
-    usable = sum(bool(record.refs) for record in records)
+    every = [ref for record in records for ref in record.refs]
+    refs = [ref for ref in every if ref.kind is None]
+    usable = sum(any(ref.kind is None for ref in record.refs) for record in records)
     lines = {"images": f"{len(refs):,} in {usable:,} files" if refs else "none"}
     if refs:
         lines |= {
@@ -57,6 +58,7 @@ def summary(records: Sequence[Record]) -> dict[str, str]:
             lines["body parts"] = _counts(ref.body_part for ref in refs)
         if any(record.label for record in records):
             lines["labels"] = _counts(record.label for record in records for _ in record.refs)
+    lines |= _no_views(records, every)
     copies = duplicates(records)
     if copies:
         first, second, *_ = copies[0]
@@ -67,11 +69,31 @@ def summary(records: Sequence[Record]) -> dict[str, str]:
     return lines
 
 
+def _no_views(records: Sequence[Record], refs: Sequence[ImageRef]) -> dict[str, str]:
+    """The lines of what is no view of anatomy: images that are left out, and files without any."""
+    lines = {}
+    kinds = Counter(ref.kind for ref in refs if ref.kind is not None)
+    if kinds:
+        lines["left out"] = (
+            f"{_counts(kinds.elements())}: no plain views of anatomy; data.take=[...] or a"
+            " condition on `kind` takes them"
+        )
+    remarks = Counter(ref.remark for ref in refs if ref.remark is not None)
+    if remarks:
+        lines["remarks"] = _counts(remarks.elements())
+    reports = Counter(
+        str(record.unusable).partition(": ")[2] for record in records if record.holds_no_image
+    )
+    if reports:
+        lines["no image"] = f"{reports.total():,} DICOM files: {_counts(reports.elements())}"
+    return lines
+
+
 def unusable(records: Iterable[Record]) -> list[tuple[int, str, Path]]:
     """Reasons why files cannot be used, the most frequent first: (files, reason, one of them)."""
     groups: defaultdict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if record.unusable is not None:
+        if record.unusable is not None and not record.holds_no_image:
             groups[re.sub(r"\d[\d,]*", "N", record.unusable)].append(record)
     found = []
     for reason, group in groups.items():

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -30,7 +31,7 @@ from dino_x.data.storage.member import Member, as_path
 from dino_x.errors import UserError
 from dino_x.files import write_atomically
 
-VERSION = 2
+VERSION = 3
 _METADATA = b"dino_x.index"
 
 _TEXT, _NUMBER, _COUNT = pa.string(), pa.float64(), pa.int32()
@@ -47,18 +48,26 @@ SCHEMA = pa.schema(
         ("slice_axis", _TEXT),
         ("height", _COUNT),
         ("width", _COUNT),
+        ("channels", _COUNT),
         ("bits", _COUNT),
+        ("kind", _TEXT),
         ("modality", _TEXT),
+        ("image_type", _TEXT),
+        ("sop_class", _TEXT),
         ("body_part", _TEXT),
         ("spacing_row_mm", _NUMBER),
         ("spacing_column_mm", _NUMBER),
         ("thickness_mm", _NUMBER),
         ("position_mm", _NUMBER),
+        ("orientation", _TEXT),  # directions of rows and columns: six numbers and spaces
+        ("stack", _TEXT),
+        ("acquisition", _TEXT),
         ("slope", _NUMBER),
         ("intercept", _NUMBER),
         ("photometric", _TEXT),
         ("window_low", _NUMBER),
         ("window_high", _NUMBER),
+        ("remark", _TEXT),
         ("patient", _TEXT),
         ("series", _TEXT),
         ("label", _TEXT),
@@ -70,6 +79,15 @@ SCHEMA = pa.schema(
         ("unusable", _TEXT),
     ]
 )
+_OF_A_FILE = 13  # columns: the first 6 and the last 7
+_OF_AN_IMAGE = len(SCHEMA) - _OF_A_FILE
+_IMAGE_COLUMNS = SCHEMA.names[6:-7]
+# Columns that are attributes of an image of the same name.
+_AS_THEY_ARE = (
+    "format", "frame", "height", "width", "channels", "bits", "kind", "modality", "image_type",
+    "sop_class", "body_part", "thickness_mm", "position_mm", "stack", "acquisition", "slope",
+    "intercept", "photometric", "remark", "patient", "series",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,8 @@ class Table:
         reading: what the user said of files that do not say it themselves.
         complete: whether all files of the sources are in it.
         salt: `identity.fingerprint` of the salt that its keys were made with.
+        passed: how many files are no images, by suffix: for each archive that has some, by its
+            place, and under "" for all other files.
     """
 
     sources: tuple[Path, ...]
@@ -89,6 +109,15 @@ class Table:
     reading: Reading
     complete: bool = True
     salt: str = ""
+    passed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def passed_over(self) -> dict[str, int]:
+        """How many files are no images, by suffix."""
+        total: Counter[str] = Counter()
+        for counts in self.passed.values():
+            total.update(counts)
+        return dict(total)
 
 
 def as_arrow(records: Iterable[Record], sources: Sequence[Path]) -> pa.Table:
@@ -137,13 +166,15 @@ def _row(record: Record, ref: ImageRef | None, place: tuple[Any, ...]) -> tuple[
         record.unusable,
     )  # fmt: skip
     if ref is None:
-        return (*place, *(None,) * 19, *after)
+        return (*place, *(None,) * _OF_AN_IMAGE, *after)
     row, column = ref.spacing_mm or (None, None)
     low, high = ref.window or (None, None)
     return (
-        *place, ref.format, ref.frame, ref.axis, ref.height, ref.width, ref.bits,
-        ref.modality, ref.body_part, row, column, ref.thickness_mm, ref.position_mm, ref.slope,
-        ref.intercept, ref.photometric, low, high, ref.patient, ref.series, *after,
+        *place, ref.format, ref.frame, ref.axis, ref.height, ref.width, ref.channels, ref.bits,
+        ref.kind, ref.modality, ref.image_type, ref.sop_class, ref.body_part, row, column,
+        ref.thickness_mm, ref.position_mm, _as_text(ref.orientation), ref.stack, ref.acquisition,
+        ref.slope, ref.intercept, ref.photometric, low, high, ref.remark, ref.patient, ref.series,
+        *after,
     )  # fmt: skip
 
 
@@ -157,8 +188,10 @@ def write_table(table: Table, path: Path) -> None:
         "sources": [address(source) for source in table.sources],
         "slice_axis": table.reading.slice_axis,
         "modality": table.reading.modality,
+        "axes": table.reading.axes,
         "complete": table.complete,
         "salt": fingerprint(),
+        "passed": table.passed,
     }
     rows = as_arrow(table.records, table.sources)
     rows = rows.replace_schema_metadata({_METADATA: json.dumps(facts)})
@@ -193,8 +226,8 @@ def read_table(path: Path) -> Table:
         _record(list(of_file), sources, number_of, archives)
         for _, of_file in groupby(zip(*columns, strict=True), key=lambda row: (row[1], row[0]))
     ]
-    reading = Reading(facts["slice_axis"], facts["modality"])
-    return Table(sources, records, reading, facts["complete"], facts["salt"])
+    reading = Reading(facts["slice_axis"], facts["modality"], facts["axes"])
+    return Table(sources, records, reading, facts["complete"], facts["salt"], facts["passed"])
 
 
 _UNIQUE = ("path", "content", "offset")
@@ -252,29 +285,26 @@ def _record(
 
 
 def _ref(row: tuple[Any, ...], path: Path, source: int) -> ImageRef:
-    kind, frame, axis, height, width, bits, modality, body_part, *measures = row[6:]
-    (down, across, thickness, position, slope, intercept, photometric, low, high, *keys) = measures
+    of = dict(zip(_IMAGE_COLUMNS, row[6:-7], strict=True))
+    down, low = of["spacing_row_mm"], of["window_low"]
     return ImageRef(
         path=path,
-        frame=frame,
-        height=height,
-        width=width,
-        modality=modality,
-        spacing_mm=None if down is None else _pair(down, across),
-        thickness_mm=thickness,
-        position_mm=position,
-        patient=keys[0],
-        series=keys[1],
         source=source,
-        format=kind,
-        bits=bits,
-        body_part=body_part,
-        slope=slope,
-        intercept=intercept,
-        photometric=photometric,
-        window=None if low is None else _pair(low, high),
-        axis=axis,
+        spacing_mm=None if down is None else _pair(down, of["spacing_column_mm"]),
+        window=None if low is None else _pair(low, of["window_high"]),
+        axis=of["slice_axis"],
+        orientation=_as_numbers(of["orientation"]),
+        **{name: of[name] for name in _AS_THEY_ARE},
     )
+
+
+def _as_text(numbers: tuple[float, ...] | None) -> str | None:
+    return None if numbers is None else " ".join(f"{number:g}" for number in numbers)
+
+
+@lru_cache(maxsize=4096)
+def _as_numbers(text: str | None) -> tuple[float, ...] | None:
+    return None if text is None else tuple(map(float, text.split()))
 
 
 def moved(record: Record, path: Path, source: int) -> Record:

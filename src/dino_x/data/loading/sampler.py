@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -73,11 +74,13 @@ def strata_of(rows: Sequence[ImageRef], weights: str | Sequence[float] = "size")
     patients: dict[object, int] = {}
     series: dict[object, int] = {}
     patient_of, series_of, position = [], [], []
+    of_volumes = _files_of_volumes(rows)
     for row, ref in enumerate(rows):
-        whose = ("patient", ref.patient) if ref.patient else ("series", ref.series or row)
+        whole = ref.path if ref.path in of_volumes else ref.series
+        whose = ("patient", ref.patient) if ref.patient else ("series", whole or row)
         patient = patients.setdefault(whose, len(patients))
         patient_of.append(patient)
-        which = (patient, ref.series) if ref.series else row
+        which = (patient, whole) if whole else row
         series_of.append(series.setdefault(which, len(series)))
         position.append(ref.position_mm or 0.0)
     order = np.lexsort((position, series_of, patient_of))
@@ -85,6 +88,20 @@ def strata_of(rows: Sequence[ImageRef], weights: str | Sequence[float] = "size")
     start = np.flatnonzero(np.diff(sorted_series, prepend=-1))
     size = np.diff(start, append=len(rows))
     return Strata(order, start, size, np.array(patient_of)[order[start]], draws, members)
+
+
+def _files_of_volumes(rows: Sequence[ImageRef]) -> set[Path]:
+    """Files that hold several volumes: times of one body, whose slices are near duplicates.
+
+    All of such a file counts as one series. Sorted by position, the times of a slice then lie
+    beside each other, and are dealt to different steps.
+    """
+    first: dict[Path, str | None] = {}
+    found: set[Path] = set()
+    for ref in rows:
+        if ref.series != first.setdefault(ref.path, ref.series):
+            found.add(ref.path)
+    return found
 
 
 def _draws(

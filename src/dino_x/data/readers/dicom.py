@@ -11,14 +11,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
-from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import (
     JPEG2000,
     UID,
@@ -28,6 +28,7 @@ from pydicom.uid import (
     JPEGLSNearLossless,
 )
 
+from dino_x.data.identity import key
 from dino_x.data.image import (
     DEFAULT,
     Image,
@@ -37,9 +38,27 @@ from dino_x.data.image import (
     channels_first,
     check_count,
 )
-from dino_x.data.readers.dicom_header import Header, is_dicom, read_header
-from dino_x.data.readers.dicom_terms import BODY_PARTS, MODALITIES, PHOTOMETRICS, term
-from dino_x.data.windowing import choose_window, voi_window
+from dino_x.data.readers.dicom_header import Header, NoPixels, is_dicom, opened, read_header
+from dino_x.data.readers.dicom_kind import (
+    image_type_of,
+    kind_of,
+    remark_of,
+    sop_class_of,
+    without_image,
+)
+from dino_x.data.readers.dicom_place import acquisition_of, orientation_of, position_of, stack_of
+from dino_x.data.readers.dicom_terms import BODY_PARTS, MODALITIES, PHOTOMETRICS, number, term
+from dino_x.data.readers.dicom_values import (
+    bits_stored,
+    file_window,
+    grey_image,
+    meaningful,
+    moved_down,
+    shift_of,
+    slope_intercept,
+)
+from dino_x.data.storage.member import whereabouts
+from dino_x.data.windowing import choose_window
 
 __all__ = ["is_dicom", "read", "refs"]
 
@@ -58,6 +77,8 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
         header = read_header(path)
         check_count(header.frames)
         return [_ref(path, header, frame) for frame in range(header.frames)]
+    except NoPixels as empty:
+        raise Unreadable(without_image(empty.elements) or str(empty)) from None
     except Unreadable:
         raise
     except Exception:
@@ -66,8 +87,8 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
 
 def _ref(path: Path, header: Header, frame: int) -> ImageRef:
     elements = header.elements
-    slope, intercept = _slope_intercept(header, frame)
-    thickness = _number(header.of_frame(frame, "PixelMeasuresSequence", "SliceThickness"))
+    slope, intercept = slope_intercept(header, frame)
+    thickness = number(header.of_frame(frame, "PixelMeasuresSequence", "SliceThickness"))
     return ImageRef(
         path=path,
         frame=frame,
@@ -76,17 +97,37 @@ def _ref(path: Path, header: Header, frame: int) -> ImageRef:
         modality=term(elements.get("Modality"), MODALITIES),
         spacing_mm=_spacing(header, frame),
         thickness_mm=thickness if thickness and thickness > 0 else None,
-        position_mm=_position(header, frame),
+        position_mm=position_of(header, frame),
+        orientation=orientation_of(header, frame),
+        stack=stack_of(header, frame),
+        acquisition=acquisition_of(header, frame),
         patient=header.patient,
-        series=header.series,
+        series=_series(path, header),
+        remark=remark_of(header),
         format="DICOM",
-        bits=int(elements.get("BitsStored") or elements.get("BitsAllocated") or 0) or None,
+        bits=bits_stored(elements) or None,
         body_part=term(elements.get("BodyPartExamined"), BODY_PARTS),
         slope=slope,
         intercept=intercept,
+        channels=3 if _is_colour(elements) else 1,
+        image_type=image_type_of(header, frame),
+        sop_class=sop_class_of(elements),
+        kind=kind_of(header, frame),
         photometric=term(elements.get("PhotometricInterpretation"), PHOTOMETRICS),
-        window=_file_window(header, frame),
+        window=file_window(header, frame),
     )
+
+
+def _series(path: Path, header: Header) -> str | None:
+    """The key of the series; that of the file if it has several frames and names no series."""
+    if header.series is None and header.frames > 1:
+        return key("series", whereabouts(path))
+    return header.series
+
+
+def _is_colour(elements: Dataset) -> bool:
+    samples = int(elements.get("SamplesPerPixel") or 1)
+    return samples > 1 or bool(term(elements.get("PhotometricInterpretation"), {"PALETTE COLOR"}))
 
 
 def read(ref: ImageRef) -> Image:
@@ -109,69 +150,16 @@ def _to_image(stored: np.ndarray, header: Header, frame: int) -> Image:
     elements = header.elements
     modality = term(elements.get("Modality"), MODALITIES)
     spacing = _spacing(header, frame)
-    if elements.get("PhotometricInterpretation") == "PALETTE COLOR":
+    if term(elements.get("PhotometricInterpretation"), {"PALETTE COLOR"}):
         colours = apply_color_lut(stored, elements)
         pixels = channels_first(colours)
         # Entries of 16 bits fill them, unless their writer used only 8.
         wide = colours.dtype != np.uint8 and colours.max() > 255
         return Image(pixels, (0.0, 65535.0 if wide else 255.0), spacing, modality)
-    bits = int(elements.get("BitsStored") or elements.get("BitsAllocated") or 0)
     if stored.ndim == 3:
         pixels = channels_first(stored)
-        return Image(pixels, choose_window(pixels, bits=bits), spacing, modality)
-
-    rescale = _rescale(header, frame)
-    values = apply_modality_lut(stored, rescale)
-    window = _file_window(header, frame)
-    if elements.get("PhotometricInterpretation") == "MONOCHROME1":
-        mirror = float(np.nanmin(values)) + float(np.nanmax(values))
-        values = mirror - values.astype(np.float64)
-        window = (mirror - window[1], mirror - window[0]) if window else None
-    pixels = values.astype(np.float32)[None]
-    chosen = choose_window(
-        _without_padding(pixels, stored, elements),
-        bits=None if len(rescale) else bits,
-        modality=modality,
-        hounsfield=modality == "CT" and "RescaleIntercept" in rescale,
-        file_window=window,
-    )
-    return Image(pixels, chosen, spacing, modality)
-
-
-def _rescale(header: Header, frame: int) -> Dataset:
-    """The elements that `apply_modality_lut` needs for one frame; empty if there are none."""
-    rescale = Dataset()
-    rescale.file_meta = header.elements.file_meta
-    if lut := header.elements.get("ModalityLUTSequence"):
-        rescale.ModalityLUTSequence = lut
-        return rescale
-    slope, intercept = _slope_intercept(header, frame)
-    if slope is not None and intercept is not None:
-        rescale.RescaleSlope, rescale.RescaleIntercept = slope, intercept
-    return rescale
-
-
-def _slope_intercept(header: Header, frame: int) -> tuple[float | None, float | None]:
-    """The slope and intercept of one frame; (None, None) if it has none, or a table instead."""
-    if header.elements.get("ModalityLUTSequence"):
-        return None, None
-    group = "PixelValueTransformationSequence"
-    slope = _number(header.of_frame(frame, group, "RescaleSlope"))
-    intercept = _number(header.of_frame(frame, group, "RescaleIntercept"))
-    if slope is None or intercept is None:
-        return None, None
-    return slope, intercept
-
-
-def _file_window(header: Header, frame: int) -> tuple[float, float] | None:
-    """The (low, high) of the file's first window, or None if it has no valid one."""
-    group = "FrameVOILUTSequence"
-    center = _number(header.of_frame(frame, group, "WindowCenter"))
-    width = _number(header.of_frame(frame, group, "WindowWidth"))
-    if center is None or width is None:
-        return None
-    function = header.of_frame(frame, group, "VOILUTFunction") or "LINEAR"
-    return voi_window(center, width, function)
+        return Image(pixels, choose_window(pixels, bits=bits_stored(elements)), spacing, modality)
+    return replace(grey_image(stored, header, frame), spacing_mm=spacing)
 
 
 def _spacing(header: Header, frame: int) -> tuple[float, float] | None:
@@ -187,36 +175,6 @@ def _spacing(header: Header, frame: int) -> tuple[float, float] | None:
     return None
 
 
-def _position(header: Header, frame: int) -> float | None:
-    """How far the middle of the first pixel lies along the normal of the slice, in mm.
-
-    Source: DICOM PS3.3 C.7.6.2.1.1 (position, orientation), C.8.8.3.2 (offsets of dose frames).
-    """
-    place = _numbers(header.of_frame(frame, "PlanePositionSequence", "ImagePositionPatient"), 3)
-    rows_columns = header.of_frame(frame, "PlaneOrientationSequence", "ImageOrientationPatient")
-    directions = _numbers(rows_columns, 6)
-    if place is None or directions is None:
-        return None
-    (a, b, c), (d, e, f) = directions[:3], directions[3:]
-    normal = (b * f - c * e, c * d - a * f, a * e - b * d)  # np.cross would take longest of all
-    length = math.hypot(*normal)
-    if not 0 < length < math.inf:
-        return None
-    position = sum(p * n for p, n in zip(place, normal, strict=True)) / length
-    offsets = _numbers(header.elements.get("GridFrameOffsetVector"), header.frames)
-    if offsets is not None:  # relative to the first, or for one patient orientation absolute
-        position += offsets[frame] - offsets[0]
-    return position if math.isfinite(position) else None
-
-
-def _without_padding(pixels: np.ndarray, stored: np.ndarray, elements: Dataset) -> np.ndarray:
-    """`pixels` with not-a-number where the file says there is no image, for the percentiles."""
-    padding = _number(elements.get("PixelPaddingValue"))
-    if padding is None:
-        return pixels
-    return np.where(stored == padding, np.float32(np.nan), pixels)
-
-
 def _decode(ref: ImageRef, header: Header) -> np.ndarray:
     """Stored values of one frame, [H, W] or [H, W, 3].
 
@@ -226,38 +184,29 @@ def _decode(ref: ImageRef, header: Header) -> np.ndarray:
     index = ref.frame if header.frames > 1 else 0
     plugin = _PLUGINS.get(header.syntax, "")
     deflated = header.syntax == DeflatedExplicitVRLittleEndian
-    if deflated or header.explicit == header.syntax.is_implicit_VR:
-        with ref.path.open("rb") as file:
-            dataset = pydicom.dcmread(file, force=True)
-            return pixel_array(dataset, index=index, decoding_plugin=plugin)
-    with ref.path.open("rb") as file:
-        return pixel_array(
-            file, index=index, transfer_syntax_uid=header.syntax, decoding_plugin=plugin
-        )
+    as_it_is = not (deflated or header.explicit == header.syntax.is_implicit_VR)
+    shift = 0 if header.syntax.is_encapsulated else shift_of(header.elements)
+    with opened(ref.path) as file:
+        source: Any = file
+        how: dict[str, Any] = {"index": index, "decoding_plugin": plugin}
+        if as_it_is:
+            how["transfer_syntax_uid"] = header.syntax
+        else:
+            source = pydicom.dcmread(file, force=True)
+        if photometric := header.elements.get("PhotometricInterpretation"):
+            how["photometric_interpretation"] = photometric  # as the standard writes it
+        if shift:
+            how["bits_stored"] = int(header.elements.BitsAllocated)  # keep the upper bits
+        stored = pixel_array(source, **how)
+    if shift:
+        stored = moved_down(stored, shift)
+    return meaningful(stored, header.elements, header.syntax)
 
 
 def _decoding_failed(error: Exception, syntax: UID) -> str:
     """A fixed phrase: messages of the libraries can quote header values."""
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
+    if isinstance(error, NotImplementedError):
+        return f"this form of {syntax.name} is not supported: decompress it (gdcmconv --raw)"
     return f"truncated or damaged pixel data ({syntax.name})"
-
-
-def _number(value: Any) -> float | None:
-    """The first number of an element, or None where there is none."""
-    if isinstance(value, MultiValue):
-        value = value[0] if len(value) else None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _numbers(value: Any, count: int) -> list[float] | None:
-    """An element of exactly `count` finite numbers, or None."""
-    try:
-        found = [float(part) for part in value]
-    except (TypeError, ValueError):
-        return None
-    return found if len(found) == count and all(map(math.isfinite, found)) else None

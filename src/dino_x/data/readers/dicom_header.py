@@ -7,8 +7,11 @@ Only the elements of `_ELEMENTS` are read, and none of them identifies a patient
 from __future__ import annotations
 
 import io
+import re
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +33,7 @@ from pydicom.uid import (
 from dino_x.data.identity import key
 from dino_x.data.image import Unreadable, check_size
 from dino_x.data.readers.codestream import check_codestream
+from dino_x.data.readers.dicom_terms import PHOTOMETRICS, term
 
 gdcm.Trace.DebugOff()
 gdcm.Trace.WarningOff()
@@ -38,6 +42,9 @@ gdcm.Trace.ErrorOff()
 _ELEMENTS: list[BaseTag | int] = [
     Tag(keyword)
     for keyword in (
+        "SOPClassUID",
+        "ImageType",
+        "ComplexImageComponent",
         "Modality",
         "BodyPartExamined",
         "Rows",
@@ -47,10 +54,15 @@ _ELEMENTS: list[BaseTag | int] = [
         "PhotometricInterpretation",
         "BitsAllocated",
         "BitsStored",
+        "HighBit",
         "PixelRepresentation",
         "PixelPaddingValue",
+        "PixelPaddingRangeLimit",
+        "FloatPixelPaddingValue",
+        "FloatPixelPaddingRangeLimit",
         "RescaleSlope",
         "RescaleIntercept",
+        "RescaleType",
         "ModalityLUTSequence",
         "WindowCenter",
         "WindowWidth",
@@ -62,6 +74,15 @@ _ELEMENTS: list[BaseTag | int] = [
         "ImagePositionPatient",
         "ImageOrientationPatient",
         "GridFrameOffsetVector",
+        "FrameOfReferenceUID",
+        "TemporalPositionIdentifier",
+        "EchoNumbers",
+        "EchoTime",
+        "DiffusionBValue",
+        "AcquisitionNumber",
+        "AcquisitionTime",
+        "TriggerTime",
+        "RealWorldValueMappingSequence",
         "SharedFunctionalGroupsSequence",
         "PerFrameFunctionalGroupsSequence",
         "RedPaletteColorLookupTableDescriptor",
@@ -86,6 +107,14 @@ _MOST_INFLATED = 200_000_000
 _VRS = {b"AE", b"AS", b"CS", b"DA", b"DT", b"IS", b"LO", b"OB", b"PN", b"SH", b"TM", b"UI", b"UL"}
 
 
+class NoPixels(Unreadable):
+    """A file without pixel data, with the elements that it has."""
+
+    def __init__(self, elements: Dataset) -> None:
+        super().__init__("no pixel data")
+        self.elements = elements
+
+
 @dataclass(frozen=True)
 class Header:
     """The header of a file.
@@ -99,6 +128,8 @@ class Header:
         patient: the patient's key, or None.
         series: the series' key, or None.
         explicit: whether the pixel element names its value representation.
+        nobody: whether the patient's number is a placeholder.
+        too_long: whether there are pixel data of twice as many frames as the header counts.
     """
 
     elements: Dataset
@@ -109,6 +140,8 @@ class Header:
     patient: str | None = None
     series: str | None = None
     explicit: bool = True
+    nobody: bool = False
+    too_long: bool = False
 
     @cached_property
     def _groups_by_frame(self) -> Any:
@@ -120,12 +153,17 @@ class Header:
 
     def of_frame(self, frame: int, group: str, keyword: str) -> Any:
         """The value for one frame: the frame's own, else that of all frames, else the file's."""
+        own = self.own_of_frame(frame, group, keyword)
+        return self.elements.get(keyword) if own is None else own
+
+    def own_of_frame(self, frame: int, group: str, keyword: str) -> Any:
+        """The value that functional groups give: the frame's own, else that of all, else None."""
         for groups, item in ((self._groups_by_frame, frame), (self._shared_groups, 0)):
             if groups and item < len(groups) and groups[item].get(group):
                 own = groups[item].get(group)[0].get(keyword)
                 if own not in (None, ""):
                     return own
-        return self.elements.get(keyword)
+        return None
 
 
 def is_dicom(head: bytes) -> bool:
@@ -147,13 +185,22 @@ def is_dicom(head: bytes) -> bool:
     return False
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file; one that begins with "DICM" gets the 128 bytes that it lacks."""
+    with path.open("rb") as file:
+        begins = file.read(4) == b"DICM"
+        file.seek(0)
+        yield io.BytesIO(bytes(128) + file.read()) if begins else file
+
+
 def read_header(path: Path) -> Header:
     """Read a file up to its pixel data, and check that all of the pixel data is there.
 
     Raises: Unreadable.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             elements, offset, length = _elements(file)
             syntax = _syntax(elements)
             file.seek(offset)
@@ -162,9 +209,10 @@ def read_header(path: Path) -> Header:
             check_size(header.rows, header.columns)
             _check_bits(elements)
             if syntax == JPEGExtended12Bit and elements.get("BitsStored") != 8:
-                raise Unreadable("lossy JPEG of 12 bits is not supported")
+                raise Unreadable("lossy JPEG of 12 bits is not supported: decompress it (dcmdjpeg)")
             if syntax != DeflatedExplicitVRLittleEndian:
-                _check_length(file, header, offset + (12 if explicit else 8), length)
+                long = _check_length(file, header, offset + (12 if explicit else 8), length)
+                header = replace(header, too_long=long)
     except Unreadable:
         raise
     except Exception as error:
@@ -189,21 +237,25 @@ def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
     _refuse_inflation(file)
     tags = _ELEMENTS + _IDENTIFIERS
     elements = read_partial(file, at_pixel_data, force=True, specific_tags=tags)
+    written = elements.get("PhotometricInterpretation")
+    known = term(written, PHOTOMETRICS)
+    if known is not None and known != written:  # in small letters, or with blanks
+        elements.PhotometricInterpretation = known
     if not met:
-        raise Unreadable("no pixel data")
+        raise NoPixels(elements)
     return elements, file.tell(), met[-1]
 
 
 def _syntax(elements: Any) -> UID:
     """The transfer syntax; where the file does not name it, it follows from the encoding."""
     if named := elements.file_meta.get("TransferSyntaxUID"):
-        syntax = UID(named)
+        syntax = UID(str(named).strip(" \0"))
         if not syntax.is_transfer_syntax:
-            raise Unreadable("unknown transfer syntax")
+            raise Unreadable(_unsupported(syntax))
         try:
             get_decoder(syntax)
         except NotImplementedError:
-            raise Unreadable(f"transfer syntax {syntax.name} is not supported") from None
+            raise Unreadable(_unsupported(syntax)) from None
         return syntax
     implicit, little = elements.original_encoding
     if implicit:
@@ -214,12 +266,35 @@ def _syntax(elements: Any) -> UID:
     return syntax
 
 
+# Transfer syntaxes of the standard that are newer than pydicom's own list.
+_NEWER = {
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+}
+_VIDEO = ("MPEG", "HEVC", "H.264", "SMPTE")
+
+
+def _unsupported(syntax: UID) -> str:
+    """Why a transfer syntax is not read, and what to do."""
+    name = _NEWER.get(syntax, syntax.name)
+    if not re.fullmatch(r"[0-9.]{1,64}", syntax):
+        return "unknown transfer syntax"
+    if name == syntax:
+        owner = "of the standard" if syntax.startswith("1.2.840.10008.") else "of a vendor"
+        return f"transfer syntax {owner} is unknown: decompress it (gdcmconv --raw)"
+    way = "save its frames as PNG" if name.startswith(_VIDEO) else "decompress it (gdcmconv --raw)"
+    return f"transfer syntax {name} is not supported: {way}"
+
+
 def _dimensions(elements: Dataset, syntax: UID, explicit: bool) -> Header:
     """The header that some elements make up."""
     rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
     frames = max(1, int(elements.get("NumberOfFrames") or 1))
+    placeholder = is_placeholder(_text(elements, _IDENTIFIERS[0]))
     patient, series = _keys(elements)
-    return Header(elements, syntax, rows, columns, frames, patient, series, explicit)
+    return Header(elements, syntax, rows, columns, frames, patient, series, explicit, placeholder)
 
 
 def _check_bits(elements: Dataset) -> None:
@@ -231,6 +306,10 @@ def _check_bits(elements: Dataset) -> None:
     stored = int(elements.get("BitsStored") or allocated)
     samples = int(elements.get("SamplesPerPixel") or 1)
     signed = int(elements.get("PixelRepresentation") or 0)
+    if 8 < allocated < 16:
+        raise Unreadable(f"values packed to {allocated} bits are not supported: convert to 16 bits")
+    if samples == 2:
+        raise Unreadable("two samples a pixel are not supported: save each as an image")
     possible = allocated == 1 or (allocated % 8 == 0 and 8 <= allocated <= 64)
     if not possible or not 1 <= stored <= allocated or samples not in (1, 3, 4) or signed > 1:
         raise Unreadable("damaged DICOM header: its values cannot have the bits that it says")
@@ -241,7 +320,37 @@ def _keys(elements: Dataset) -> tuple[str | None, str | None]:
     number, issuer, series = (_text(elements, tag) for tag in _IDENTIFIERS)
     for tag in _IDENTIFIERS:
         elements.pop(tag, None)
-    return key("patient", number, issuer), key("series", series)
+    return _patient_key(number, issuer), key("series", series)
+
+
+def _patient_key(number: str, issuer: str) -> str | None:
+    """The key of a patient: that of the number, and that of the issuer if it is named.
+
+    Numbers that stand for nobody, as de-identification leaves them, have none.
+    """
+    if is_placeholder(number):
+        return None
+    patient, by = key("patient", number), key("issuer", issuer)
+    return f"{patient}-{by}" if patient and by else patient
+
+
+def is_placeholder(number: str) -> bool:
+    """Whether a PatientID is a word or a number that is written where there is none.
+
+    >>> is_placeholder("Anonymous"), is_placeholder("0000"), is_placeholder("PAT-0000")
+    (True, True, False)
+    """
+    bare = re.sub(r"[^A-Z0-9]", "", number.upper())
+    return bool(number.strip(" \0")) and (not bare or set(bare) <= {"0", "X"} or bare in _NOBODY)
+
+
+_NOBODY = {
+    "ANON", "ANONYM", "ANONYMOUS", "ANONYMIZED", "ANONYMISED", "ANONYMIZE", "ANONYMOUSPATIENT",
+    "ANONPATIENT", "DEIDENTIFIED", "DEID", "REMOVED", "REDACTED", "UNKNOWN", "UNKNOWNPATIENT",
+    "NONE", "NULL", "NAN", "NA", "NOID", "NOPATIENTID", "PATIENT", "PATIENTID", "ID", "TEST",
+    "TESTPATIENT", "DUMMY", "DEFAULT", "EMPTY", "UNDEFINED", "NOTAVAILABLE", "HIDDEN", "PSEUDONYM",
+    "NONAME", "NOBODY",
+}  # fmt: skip
 
 
 def _text(elements: Dataset, tag: BaseTag | int) -> str:
@@ -250,8 +359,10 @@ def _text(elements: Dataset, tag: BaseTag | int) -> str:
     return text.decode("latin-1") if isinstance(text, bytes) else str(text or "")
 
 
-def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> None:
+def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> bool:
     """Raise Unreadable unless the file holds all pixel data that its header promises.
+
+    Returns: whether it holds twice as much, if it is not compressed.
 
     Args:
         file: the file.
@@ -264,7 +375,7 @@ def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> N
         fragments = _count_fragments(file, offset, size, header)
         if fragments < header.frames:
             raise Unreadable(f"truncated: {fragments} of {header.frames} frames are there")
-        return
+        return False
     elements = header.elements
     samples = int(elements.get("SamplesPerPixel") or 1)
     if elements.get("PhotometricInterpretation") == "YBR_FULL_422":
@@ -273,6 +384,7 @@ def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> N
     there = min(size - offset, length)
     if there < bits // 8:
         raise Unreadable(f"truncated: {there:,} of {bits // 8:,} bytes of pixel data are there")
+    return there >= 2 * (bits // 8)
 
 
 def _count_fragments(file: BinaryIO, offset: int, size: int, header: Header) -> int:

@@ -6,7 +6,11 @@ so that no name can travel in them.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import Any
+
+from pydicom.multival import MultiValue
 
 
 def _words(text: str) -> frozenset[str]:
@@ -49,8 +53,34 @@ PHOTOMETRICS = _words(
     """
 ) | {"PALETTE COLOR"}
 
+# PS3.3 C.7.6.1.1.2 and the modalities' own, with words of vendors that say what an image shows.
+IMAGE_TYPES = _words(
+    """
+    ORIGINAL DERIVED MIXED PRIMARY SECONDARY AXIAL LOCALIZER LOCALISER SCOUT SURVEY TOPOGRAM MPR MIP
+    MINIP PROJECTION REFORMATTED RESAMPLED VOLUME LABEL OVERVIEW THUMBNAIL RESAMPLED NONE ADDITION
+    SUBTRACTION DIVISION AVERAGE MOSAIC ADC EADC FA COLFA TENSOR TRACEW DIFFUSION PERFUSION CBF CBV
+    RCBF RCBV RELCBF RELCBV MTT TTP TMAX KTRANS PHASE VELOCITY MAGNITUDE REAL IMAGINARY M P R I
+    FFE SE IR ND NORM DIS2D DIS3D DIS3D FM IN_PHASE OUT_PHASE OPP_PHASE WATER FAT STATIC DYNAMIC
+    GATED TOMO RECON EMISSION TRANSMISSION WHOLE_BODY SCREENSHOT SCREEN_SAVE VOI POST_CONTRAST
+    SINGLE_PLANE BIPLANE STEREO_L STEREO_R SINGLE_A SINGLE_B CT_SOM5 SPI VNC IODINE_MAP MONO
+    EFF_ATOMIC_NUM ELECTRON_DENSITY MAT_FRACTIONAL MAT_SPECIFIC PROP_MAP T1_MAP T2_MAP FIELD_MAP
+    PHASE_MAP ADC_MAP FMRI FAT_FRACTION STIFFNESS TOMOSYNTHESIS GENERATED_2D DOSE OTHER
+    """
+) | {"SCREEN SAVE", "PROJECTION IMAGE", "T1 MAP", "T2 MAP", "T2 STAR MAP", "PHASE MAP", "B0 MAP"}
 
-def term(value: Any, known: frozenset[str]) -> str | None:
+
+def first(value: Any) -> str:
+    """The first word of an element in capitals; "" where there is none.
+
+    >>> first("linear "), first(["hu", "x"]), first(None)
+    ('LINEAR', 'HU', '')
+    """
+    if isinstance(value, list | tuple | MultiValue):
+        value = value[0] if len(value) else None
+    return str(value or "").strip(" \0").upper()
+
+
+def term(value: Any, known: Collection[str]) -> str | None:
     """The value if it is one of the words, else None.
 
     >>> term("Chest ", BODY_PARTS), term("ZEBEDEE", BODY_PARTS), term(None, BODY_PARTS)
@@ -58,3 +88,23 @@ def term(value: Any, known: frozenset[str]) -> str | None:
     """
     word = str(value or "").strip(" \0").upper()
     return word if word in known else None
+
+
+def number(value: Any) -> float | None:
+    """The first number of an element, or None where there is none."""
+    if isinstance(value, MultiValue):
+        value = value[0] if len(value) else None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def numbers(value: Any, count: int) -> list[float] | None:
+    """An element of exactly `count` finite numbers, or None."""
+    try:
+        found = [float(part) for part in value]
+    except (TypeError, ValueError):
+        return None
+    return found if len(found) == count and all(map(math.isfinite, found)) else None

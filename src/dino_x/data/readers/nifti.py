@@ -48,7 +48,30 @@ _BEST_RATIO = 1032  # of deflate: no file can unpack to more than this many time
 _SINGLE, _PAIR = (b"n+1\0", b"n+2\0"), (b"ni1\0", b"ni2\0")
 _MM = {"meter": 1000.0, "micron": 0.001}
 
+# The squared length of a quaternion may be more than 1 by this much.
+_ROUNDING = 1e-3
+
 _unpacked: VolumeCache[np.ndarray] = VolumeCache(limit_bytes=256 * 2**20)
+
+
+class _Quaternion:
+    """A header whose quaternion may be a little longer than 1, as rounding leaves it."""
+
+    def get_qform_quaternion(self: Any) -> np.ndarray:
+        """The quaternion, of length 1."""
+        parts = np.array([self["quatern_b"], self["quatern_c"], self["quatern_d"]], np.float64)
+        beyond = float(parts @ parts) - 1
+        if not 0 < beyond <= _ROUNDING:
+            return cast(np.ndarray, super().get_qform_quaternion())  # type: ignore[misc]
+        return np.array([0.0, *parts / np.linalg.norm(parts)])
+
+
+class _Header1(_Quaternion, Nifti1Header):
+    """The header of version 1."""
+
+
+class _Header2(_Quaternion, Nifti2Header):
+    """The header of version 2."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,7 @@ class _Header:
         orientation: turns the stored axes into canonical ones, as nibabel defines it, [3, 2].
         affine: from canonical voxels to millimetres, [4, 4].
         packed: whether the file is compressed.
+        kind: what the file says it holds if that is no image, see `image.KINDS`.
     """
 
     shape: tuple[int, int, int, int]
@@ -74,6 +98,7 @@ class _Header:
     orientation: np.ndarray
     affine: np.ndarray
     packed: bool
+    kind: str | None = None
 
     @property
     def size(self) -> int:
@@ -135,6 +160,7 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
             slope=header.slope,
             intercept=header.intercept,
             axis=reading.slice_axis,
+            kind=header.kind,
         )
         for volume in range(volumes)
         for number in range(slices)
@@ -236,7 +262,7 @@ def _read_header(path: Path) -> _Header:
 
 def _parsed(raw: bytes, packed: bool) -> _Header:
     second = raw[4:8] in (*_SINGLE, *_PAIR)
-    kind: type[Nifti1Header] = Nifti2Header if second else Nifti1Header
+    kind: type[Nifti1Header] = _Header2 if second else _Header1
     if len(raw) < kind.sizeof_hdr:
         raise Unreadable("truncated NIfTI")
     magic = raw[4:8] if second else raw[344:348]
@@ -245,8 +271,8 @@ def _parsed(raw: bytes, packed: bool) -> _Header:
     if magic not in _SINGLE:
         raise Unreadable("not a NIfTI file")
     header = kind(raw[: kind.sizeof_hdr])
-    slope, intercept = header.get_slope_inter()
-    affine = header.get_best_affine()
+    slope, intercept = _scaling(header)
+    affine = _affine(header)
     orientation = io_orientation(affine)
     if not np.isfinite(orientation).all() or not np.isfinite(affine).all():
         raise Unreadable("damaged NIfTI: its orientation is not valid")
@@ -261,7 +287,60 @@ def _parsed(raw: bytes, packed: bool) -> _Header:
         orientation=orientation,
         affine=np.diag([unit, unit, unit, 1.0]) @ affine @ inv_ornt_aff(orientation, shape[:3]),
         packed=packed,
+        kind=_kind(int(header["intent_code"])),
     )
+
+
+def _scaling(header: Any) -> tuple[float | None, float | None]:
+    """The slope and intercept; an intercept that is no number is 0. Source: nifti1.h, scl_inter."""
+    slope = float(header["scl_slope"])
+    if math.isfinite(slope) and slope != 0 and not math.isfinite(float(header["scl_inter"])):
+        return slope, 0.0
+    found: tuple[float | None, float | None] = header.get_slope_inter()
+    return found
+
+
+def _affine(header: Any) -> np.ndarray:
+    """From stored voxels to the patient: by sform, by qform, or by the size of a voxel alone.
+
+    An sform that maps a volume to a plane or to nothing counts as missing if there is a qform, as
+    some tools set its code and leave zeros.
+
+    Raises: Unreadable if none of those that the header has is valid.
+    """
+    pixdim = header["pixdim"]
+    spatial = np.abs(pixdim[1:4])
+    pixdim[1:4] = np.where(np.isfinite(spatial) & (spatial > 0), spatial, 1)
+    tried = False
+    for form in (header.get_sform, header.get_qform):
+        try:
+            affine, code = form(coded=True)
+        except Exception:  # of a quaternion that is none
+            tried = True
+            continue
+        if code and affine is not None and _is_whole(affine):
+            return cast(np.ndarray, affine)
+        tried = tried or bool(code)
+    if tried:
+        raise Unreadable("damaged NIfTI: its orientation is not valid")
+    return cast(np.ndarray, header.get_base_affine())
+
+
+def _is_whole(affine: np.ndarray) -> bool:
+    turn = affine[:3, :3]
+    lengths = np.linalg.norm(turn, axis=0)
+    if not np.isfinite(affine).all() or not (lengths > 0).all():
+        return False
+    return bool(abs(np.linalg.det(turn / lengths)) > 1e-3)
+
+
+def _kind(intent: int) -> str | None:
+    """What an intent code says of the values. Source: nifti1.h, NIFTI_INTENT_*."""
+    if intent in (1002, 1005):  # labels, names of brain regions
+        return "segmentation"
+    statistics = 2 <= intent <= 24
+    vectors = 1001 <= intent <= 1011
+    return "map" if statistics or vectors else None
 
 
 def _shape(header: Any) -> tuple[int, int, int, int]:
@@ -271,7 +350,7 @@ def _shape(header: Any) -> tuple[int, int, int, int]:
     while len(shape) > 4 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 4:
-        raise Unreadable("NIfTI of more than four dimensions is not supported")
+        raise Unreadable("NIfTI of more than four dimensions is not supported: save single volumes")
     x, y, z, time = (*shape, 1, 1, 1)[:4]
     return x, y, z, time
 
@@ -279,5 +358,5 @@ def _shape(header: Any) -> tuple[int, int, int, int]:
 def _dtype(header: Any) -> np.dtype:
     dtype = header.get_data_dtype()
     if dtype.kind not in "uif" or dtype.itemsize > 8:
-        raise Unreadable("NIfTI of colour or complex values is not supported")
+        raise Unreadable("NIfTI of colour or complex values is not supported: save single parts")
     return dtype

@@ -1,7 +1,7 @@
-"""NumPy's .npy: one image [H, W] or [H, W, 1 or 3], or a stack of them with one dimension more.
+"""NumPy's .npy: one image or many. `axes.layout_of` decides which axis is what, or refuses.
 
-Stored values, float or integer. A last dimension of 1 or 3 is channels. Pickled objects are never
-loaded. Neither spacing nor positions are known.
+Stored values, float or integer. Pickled objects are never loaded. Neither spacing nor positions are
+known.
 """
 
 from __future__ import annotations
@@ -22,60 +22,69 @@ from dino_x.data.image import (
     Reading,
     Unreadable,
     channels_first,
+    check_channels,
     check_count,
     check_size,
 )
+from dino_x.data.readers.axes import Layout, layout_of
 from dino_x.data.storage.member import mapped, whereabouts
 from dino_x.data.windowing import choose_window
 
 
 @dataclass(frozen=True)
 class _Header:
-    """How the values lie in the file: `images` x `height` x `width` x `channels`."""
+    """How the values lie in the file."""
 
-    images: int
-    height: int
-    width: int
-    channels: int
+    layout: Layout
     dtype: np.dtype
-    stored: tuple[int, ...]
     fortran: bool
     offset: int
 
 
 def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     """Find the images of a file, from its header. Raises Unreadable."""
-    header = _read_header(path)
-    check_count(header.images)
-    check_size(header.height, header.width)
-    series = key("series", whereabouts(path)) if header.images > 1 else None
+    header = _read_header(path, reading.axes)
+    layout = header.layout
+    check_count(layout.images)
+    check_size(layout.size("H"), layout.size("W"))
+    check_channels(layout.size("C"), layout.size("H") * layout.size("W"))
+    where = whereabouts(path)
     return [
         ImageRef(
             path=path,
             frame=frame,
-            height=header.height,
-            width=header.width,
+            height=layout.size("H"),
+            width=layout.size("W"),
+            channels=layout.size("C"),
             modality=reading.modality,
-            series=series,
+            series=_series(layout, where, frame),
             format="NumPy",
             bits=8 * header.dtype.itemsize,
+            axis=layout.axes,
         )
-        for frame in range(header.images)
+        for frame in range(layout.images)
     ]
+
+
+def _series(layout: Layout, where: str, frame: int) -> str | None:
+    if layout.images == 1:
+        return None
+    volume = layout.volume_of(frame)
+    return key("series", where, str(volume)) if volume else key("series", where)
 
 
 def read(ref: ImageRef) -> Image:
     """Decode one image. Raises Unreadable."""
-    header = _read_header(ref.path)
-    if ref.frame >= header.images:
-        raise Unreadable(f"image {ref.frame} of a file that has {header.images}")
+    header = _read_header(ref.path, ref.axis)
+    layout = header.layout
+    if ref.frame >= layout.images:
+        raise Unreadable(f"image {ref.frame} of a file that has {layout.images}")
     try:
         order = "F" if header.fortran else "C"
-        stored = mapped(ref.path, header.dtype, header.offset, header.stored, order)
+        stored = mapped(ref.path, header.dtype, header.offset, layout.shape, order)
     except (OSError, ValueError):
         raise Unreadable("truncated .npy") from None
-    shape = (header.images, header.height, header.width, header.channels)
-    values = stored.reshape(shape, order="A" if header.fortran else "C")[ref.frame]
+    values = layout.image(stored, ref.frame)
     if header.dtype == bool:
         values = values.astype(np.uint8) * 255
     pixels = channels_first(values)
@@ -84,12 +93,12 @@ def read(ref: ImageRef) -> Image:
         pixels,
         bits=8 if byte else None,
         modality=ref.modality,
-        hounsfield=ref.modality == "CT" and header.channels == 1 and not byte,
+        hounsfield=ref.modality == "CT" and layout.size("C") == 1 and not byte,
     )
     return Image(pixels, window, ref.spacing_mm, ref.modality)
 
 
-def _read_header(path: Path) -> _Header:
+def _read_header(path: Path, axes: str | None) -> _Header:
     try:
         with path.open("rb") as file:
             version = npy.read_magic(file)
@@ -106,22 +115,6 @@ def _read_header(path: Path) -> _Header:
     needed = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or there < needed:
         raise Unreadable(f"truncated: {there:,} of {needed:,} bytes of values are there")
-    images, height, width, channels = _dimensions(shape)
-    return _Header(images, height, width, channels, dtype, shape, fortran, offset)
-
-
-def _dimensions(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """The (images, height, width, channels) of an array.
-
-    >>> _dimensions((5, 4)), _dimensions((5, 4, 3)), _dimensions((9, 5, 4))
-    ((1, 5, 4, 1), (1, 5, 4, 3), (9, 5, 4, 1))
-    """
-    if not 2 <= len(shape) <= 4 or 0 in shape:
-        raise Unreadable("a .npy that is not [H, W], [H, W, 3] or a stack of these")
-    *rest, last = shape
-    if len(shape) >= 3 and last in (1, 3):
-        images = rest[0] if len(rest) == 3 else 1
-        return images, rest[-2], rest[-1], last
-    if len(shape) == 4:
-        raise Unreadable("a .npy of four dimensions must end in 1 or 3 channels")
-    return (shape[0] if len(shape) == 3 else 1), shape[-2], shape[-1], 1
+    if len(shape) < 2 or 0 in shape:
+        raise Unreadable("a .npy that is not [H, W] or a stack of these")
+    return _Header(layout_of(shape, axes), dtype, fortran, offset)

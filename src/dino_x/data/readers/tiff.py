@@ -1,18 +1,19 @@
-"""TIFF through tifffile, one image a page; LZW and JPEG inside TIFF through Pillow.
+"""TIFF through tifffile: each page, slice or time is an image.
 
-Stored values: 0..255 for 8-bit pages, 0..65535 for 16-bit ones, float pages as they are. White is
-made the larger value where the file says that zero is white. Alpha and other extra channels are
-dropped. Palettes become RGB.
+- What a page, or a plane that follows one without a header of its own, is, the file says (OME,
+  ImageJ, tifffile's own description); where it does not, ``data.axes`` does.
+- Stored values: 0..255 for 8-bit pages, 0..65535 for 16-bit ones, float pages as they are; the same
+  whatever the compression. White is made the larger value where the file says that zero is white.
+- Palettes and YCbCr become RGB. Alpha is laid over black. All other channels are kept.
+- The tag of orientation is ignored: rows are rows of the file.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable
-from dataclasses import replace
-from lzma import LZMADecompressor
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -27,36 +28,56 @@ from dino_x.data.image import (
     Reading,
     Unreadable,
     channels_first,
+    check_channels,
     check_count,
     check_size,
 )
+from dino_x.data.readers.axes import Layout
 from dino_x.data.readers.picture import to_array
+from dino_x.data.readers.tiff_pages import UNPACKED_HERE, stored_values, values_at
 from dino_x.data.storage.member import whereabouts
 from dino_x.data.windowing import choose_window
 
-# Compressions that tifffile decodes without the imagecodecs package.
-_OWN = {
-    COMPRESSION.NONE,
-    COMPRESSION.ADOBE_DEFLATE,
-    COMPRESSION.DEFLATE,
-    COMPRESSION.PACKBITS,
-    COMPRESSION.LZMA,
-}
+_SHOWN = {
+    PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE,
+    PHOTOMETRIC.YCBCR, PHOTOMETRIC.SEPARATED,
+}  # fmt: skip
+_BY_PILLOW = {
+    COMPRESSION.JPEG, COMPRESSION.OJPEG, COMPRESSION.CCITTRLE, COMPRESSION.CCITT_T4,
+    COMPRESSION.CCITT_T6,
+}  # fmt: skip
+_ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha: with the first, colours are multiplied already
+_ORIENTATION = 0x0112
 
-# A byte can unpack to this many bytes; and this many bytes beyond the page's own do no harm.
-_DEFLATE_RATIO, _LZMA_RATIO = 1032, 8000
-_HARMLESS = 64 * 2**20
+
+@dataclass(frozen=True)
+class _Planes:
+    """How the planes of a file with more than pages are images.
+
+    Attributes:
+        layout: of the planes: letters of N, Z, T and C, then H and W.
+        pages: the number of the page of each plane; None if the planes follow the only page.
+    """
+
+    layout: Layout
+    pages: tuple[int, ...] | None
+
+    def of_image(self, number: int) -> list[int]:
+        """The planes that are the channels of an image."""
+        leading = self.layout.shape[:-2]
+        numbers = np.arange(int(np.prod(leading))).reshape(*leading, 1, 1)
+        layout = Layout(self.layout.axes, (*leading, 1, 1))
+        found: list[int] = layout.image(numbers, number).ravel().tolist()
+        return found
 
 
 def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
-    """Find the pages of a file, without thumbnails. Raises Unreadable."""
-    found = []
+    """Find the images of a file, without thumbnails and masks. Raises Unreadable."""
     try:
         with path.open("rb") as file, tifffile.TiffFile(file) as tiff:
-            for number, page in enumerate(cast(Iterable[tifffile.TiffPage], tiff.pages)):
-                check_count(number + 1)
-                if not page.is_reduced:
-                    found.append(_ref(path, number, page))
+            check_count(min(1, len(tiff.pages)))
+            planes = _planes(tiff, reading.axes)
+            found = _ordinary(path, tiff) if planes is None else _stacked(path, tiff, planes)
     except Unreadable:
         raise
     except Exception:
@@ -68,30 +89,117 @@ def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     return found
 
 
+def _ordinary(path: Path, tiff: Any) -> list[ImageRef]:
+    """Each page is an image."""
+    found = []
+    for number, page in enumerate(map(_whole, tiff.pages)):
+        check_count(number + 1)
+        if not (page.is_reduced or page.is_mask or page.photometric == PHOTOMETRIC.MASK):
+            found.append(_ref(path, number, page))
+    return found
+
+
+def _stacked(path: Path, tiff: Any, planes: _Planes) -> list[ImageRef]:
+    check_count(planes.layout.images)
+    first = _ref(path, 0, tiff.pages[0])
+    channels = planes.layout.size("C") * first.channels
+    check_channels(channels, first.height * first.width)
+    first = replace(first, channels=channels, axis=planes.layout.axes)
+    return [replace(first, frame=number) for number in range(planes.layout.images)]
+
+
 def _ref(path: Path, number: int, page: Any) -> ImageRef:
     height, width = int(page.imagelength), int(page.imagewidth)
     check_size(height, width)
+    channels = _channels(page)
+    check_channels(int(page.samplesperpixel), height * width)
     return ImageRef(
         path=path,
         frame=number,
         height=height,
         width=width,
+        channels=channels,
         spacing_mm=_spacing(page),
         format="TIFF",
         bits=page.bitspersample if isinstance(page.bitspersample, int) else None,
+        kind="slide_label" if _is_label(page) else None,
     )
 
 
+def _planes(tiff: Any, asked: str | None) -> _Planes | None:
+    """The planes of a file whose pages are not one image each; None for all others."""
+    page = tiff.pages[0]
+    if page.imagedepth > 1:
+        if len(tiff.pages) > 1:
+            raise Unreadable("TIFF of several pages, each a volume, is not supported: save slices")
+        return _named("Z", (int(page.imagedepth),), page, None)
+    if tiff.is_ome or tiff.is_imagej or tiff.is_shaped:
+        series = tiff.series
+        if len(series) == 1 and not series[0].is_pyramidal:
+            return _of_series(tiff, series[0])
+        return None
+    letters = [letter for letter in asked or "" if letter not in "HW"]
+    if letters == ["C"] and len(tiff.pages) > 1:
+        pages = tuple(range(len(tiff.pages)))
+        return _named("C", (len(pages),), page, pages)
+    return None
+
+
+def _of_series(tiff: Any, series: Any) -> _Planes | None:
+    """The planes of a file that names its axes, if they are more than pages with one image each."""
+    inside = page_axes = series.keyframe.axes
+    axes, shape = series.axes, series.shape
+    if not axes.endswith(page_axes):
+        return None
+    leading, lengths = axes[: -len(inside)], shape[: -len(inside)]
+    count = int(np.prod(lengths, dtype=np.int64))
+    channels = dict(zip(leading, lengths, strict=True)).get("C", 1)
+    if count == 1 or (len(tiff.pages) >= count and channels == 1):
+        return None
+    names = _letters(leading)
+    if len(tiff.pages) == 1:
+        check_count(count)
+        page = tiff.pages[0]
+        end = page.dataoffsets[0] + count * page.nbytes
+        if page.compression != COMPRESSION.NONE or end > tiff.filehandle.size:
+            raise Unreadable("truncated TIFF: its stack has more images than there are bytes")
+        return _named(names, lengths, page, None)
+    if len(tiff.pages) < count:
+        raise Unreadable(f"truncated TIFF: {len(tiff.pages)} of {count} pages are there")
+    pages = tuple(page.index for page in series.pages)
+    return _named(names, lengths, tiff.pages[0], pages)
+
+
+def _letters(axes: str) -> str:
+    """The axes of tifffile in our letters: what is neither slices, times nor channels is images."""
+    names = ""
+    for axis in axes:
+        names += axis if axis in "ZTC" and axis not in names else "N"
+    if names.count("N") > 1:
+        raise Unreadable(f"TIFF with the axes {axes} is not supported: save one image a page")
+    return names
+
+
+def _named(names: str, lengths: Any, page: Any, pages: tuple[int, ...] | None) -> _Planes:
+    shape = (*map(int, lengths), int(page.imagelength), int(page.imagewidth))
+    return _Planes(Layout(f"{names}HW", shape), pages)
+
+
 def read(ref: ImageRef) -> Image:
-    """Decode one page. Raises Unreadable."""
+    """Decode one image. Raises Unreadable."""
     try:
         with ref.path.open("rb") as file, tifffile.TiffFile(file) as tiff:
-            page: Any = tiff.pages[ref.frame]
-            check_size(page.imagelength, page.imagewidth)
+            if ref.axis is None:
+                page: Any = tiff.pages[ref.frame]
+                values = _page_values(page, ref)
+            else:
+                page = tiff.pages[0]
+                values = _stack_values(tiff, ref)
             spacing = _spacing(page)
-            values = _decode(page, ref)
     except Unreadable:
         raise
+    except MemoryError:
+        raise Unreadable("needs more memory than there is") from None
     except Exception:
         raise Unreadable("truncated or damaged TIFF") from None
     pixels = channels_first(values)
@@ -99,60 +207,97 @@ def read(ref: ImageRef) -> Image:
     return Image(pixels, choose_window(pixels, bits=bits), spacing)
 
 
-def _refuse_bomb(page: Any) -> None:
-    """Raise Unreadable for a page whose strips or tiles unpack to more than the page holds.
-
-    The library's decoders unpack whatever there is. A page that is too small to do harm is not
-    examined; others are unpacked once more, up to the limit.
-    """
-    if page.compression not in (COMPRESSION.LZMA, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE):
-        return
-    lzma = page.compression == COMPRESSION.LZMA
-    ratio = _LZMA_RATIO if lzma else _DEFLATE_RATIO
-    limit = 2 * page.nbytes + _HARMLESS
-    if sum(page.databytecounts) * ratio <= limit:
-        return
-    file = page.parent.filehandle
-    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-        file.seek(offset)
-        limit -= _unpacked_bytes(file.read(count), lzma, limit)
-        if limit <= 0:
-            raise Unreadable("unpacks to more than its header says")
-
-
-def _unpacked_bytes(data: bytes, lzma: bool, limit: int) -> int:
-    """How many bytes some data unpack to, counted up to a limit."""
-    count = 0
-    while data and count < limit:  # LZMA may have streams one behind another
-        unpacker: Any = LZMADecompressor() if lzma else zlib.decompressobj()
-        count += len(unpacker.decompress(data, max_length=limit - count))
-        data = unpacker.unused_data if lzma and unpacker.eof else b""
-    return count
+def _stack_values(tiff: Any, ref: ImageRef) -> np.ndarray:
+    """One image of a file whose pages are not one image each, [H, W, C]."""
+    asked = ref.axis if ref.axis is not None and "C" in ref.axis else None
+    planes = _planes(tiff, asked)
+    if planes is None or ref.frame >= planes.layout.images:
+        raise Unreadable(f"image {ref.frame} of a file that has fewer")
+    page: Any = tiff.pages[0]
+    check_size(page.imagelength, page.imagewidth)
+    parts = []
+    for plane in planes.of_image(ref.frame):
+        if planes.pages is not None:
+            parts.append(_page_values(_whole(tiff.pages[planes.pages[plane]]), ref))
+        elif page.imagedepth > 1:
+            _check_unpacking(page)
+            parts.append(_shown(stored_values(page, plane), page))
+        else:
+            parts.append(_shown(values_at(page, plane), page))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
-def _decode(page: Any, ref: ImageRef) -> np.ndarray:
-    """Decode one page to [H, W, C], C = 1 or 3, with larger values brighter."""
-    if page.compression not in _OWN or page.photometric == PHOTOMETRIC.SEPARATED:
-        return _decode_by_pillow(page, ref)
-    if page.bitspersample not in (1, 8, 16, 32, 64):
-        raise Unreadable(f"TIFF of {page.bitspersample} bits is not supported")
-    _refuse_bomb(page)
-    values = page.asarray()
-    if page.planarconfig == 2 and values.ndim == 3:
-        values = values.transpose(1, 2, 0)
-    if values.ndim == 2:
-        values = values[:, :, None]
-    if values.ndim != 3 or values.dtype.kind not in "buif":
-        raise Unreadable("TIFF pages of more than two dimensions or complex values")
+def _whole(page: Any) -> Any:
+    """A page with all of its tags; tifffile keeps some pages of a series without them."""
+    return page.aspage() if isinstance(page, tifffile.TiffFrame) else page
+
+
+def _page_values(page: Any, ref: ImageRef) -> np.ndarray:
+    """One page as [H, W, C], with larger values brighter."""
+    check_size(page.imagelength, page.imagewidth)
+    if page.photometric not in _SHOWN:
+        name = getattr(page.photometric, "name", page.photometric)
+        raise Unreadable(f"TIFF of {name} colours is not supported: save it as RGB")
+    if page.compression in UNPACKED_HERE and page.photometric != PHOTOMETRIC.SEPARATED:
+        whole = page.photometric != PHOTOMETRIC.YCBCR or page.subsampling in (None, (1, 1))
+        if whole:
+            return _shown(stored_values(page), page)
+    return _decode_by_pillow(page, ref)
+
+
+def _check_unpacking(page: Any) -> None:
+    if page.compression not in UNPACKED_HERE:
+        name = COMPRESSION(page.compression).name
+        raise Unreadable(f"TIFF volumes with {name} compression are not supported: use deflate")
+
+
+def _shown(values: np.ndarray, page: Any) -> np.ndarray:
+    """Stored values [H, W, samples] as they are to be seen, [H, W, C]."""
+    if values.dtype == bool:
+        values = values.astype(np.uint8) * 255
     if page.photometric == PHOTOMETRIC.PALETTE:
         colours = page.colormap[:, values[:, :, 0]]  # 16-bit by the TIFF specification
         return (colours >> 8).astype(np.uint8).transpose(1, 2, 0)
-    values = values[:, :, :3] if values.shape[2] >= 3 else values[:, :, :1]
-    if values.dtype == bool:
-        values = values.astype(np.uint8) * 255
+    if page.photometric == PHOTOMETRIC.YCBCR:
+        if values.dtype != np.uint8 or values.shape[2] != 3:
+            raise Unreadable("TIFF of YCbCr with more than 8 bits is not supported: save it as RGB")
+        return np.asarray(Pillow.fromarray(values, "YCbCr").convert("RGB"))
+    alpha = _alpha(page)
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         values = _inverted(values)
-    return values
+    count = int(page.samplesperpixel) - len(page.extrasamples or ())
+    colours = values[:, :, :count]
+    for number, kind in alpha:
+        if kind == _UNASSOCIATED:
+            colours = _over_black(colours, values[:, :, number : number + 1])
+    unused = {number for number, _ in alpha}
+    further = [number for number in range(count, values.shape[2]) if number not in unused]
+    return np.concatenate([colours, values[:, :, further]], axis=2) if further else colours
+
+
+def _alpha(page: Any) -> list[tuple[int, int]]:
+    """The channels that are alpha, and which kind of it."""
+    extra = [int(kind) for kind in page.extrasamples or ()]
+    first = int(page.samplesperpixel) - len(extra)
+    return [
+        (first + number, kind)
+        for number, kind in enumerate(extra)
+        if kind in (_ASSOCIATED, _UNASSOCIATED)
+    ]
+
+
+def _channels(page: Any) -> int:
+    """The number of channels of a page once it is decoded."""
+    if page.photometric in (PHOTOMETRIC.PALETTE, PHOTOMETRIC.YCBCR, PHOTOMETRIC.SEPARATED):
+        return 3
+    return int(page.samplesperpixel) - len(_alpha(page))
+
+
+def _over_black(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    if colours.dtype.kind == "f":
+        return colours * alpha
+    most = np.iinfo(alpha.dtype).max
+    return np.rint(colours * (alpha / most)).astype(colours.dtype)
 
 
 def _inverted(values: np.ndarray) -> np.ndarray:
@@ -162,16 +307,47 @@ def _inverted(values: np.ndarray) -> np.ndarray:
 
 
 def _decode_by_pillow(page: Any, ref: ImageRef) -> np.ndarray:
-    """Decode LZW, JPEG, fax codes and CMYK by Pillow, which would cut 16-bit colour to 8 bits."""
-    if page.bitspersample > 8 and page.samplesperpixel > 1:
-        name = COMPRESSION(page.compression).name
-        raise Unreadable(f"16-bit colour TIFF with {name} compression is not supported")
-    with ref.path.open("rb") as file, Pillow.open(file, formats=("TIFF",)) as picture:
-        picture.seek(ref.frame)
-        values = to_array(picture)
+    """Decode JPEG, fax codes and CMYK by Pillow, which would cut 16-bit colour to 8 bits."""
+    known = page.compression in _BY_PILLOW or page.compression in UNPACKED_HERE
+    name = getattr(page.compression, "name", str(page.compression))
+    deep = isinstance(page.bitspersample, tuple) or page.bitspersample > 8
+    if deep and page.samplesperpixel > 1:
+        raise Unreadable(f"16-bit colour TIFF with {name} compression is not supported: use LZW")
+    try:
+        with ref.path.open("rb") as file, Pillow.open(file, formats=("TIFF",)) as picture:
+            picture.seek(page.index)
+            values = _as_stored(to_array(picture), page)
+    except Exception:
+        if known:
+            raise
+        raise Unreadable(f"TIFF with {name} compression is not supported: use deflate") from None
     # Pillow has turned white-is-zero around for 8 bits, and not for 16.
     inverted = page.photometric == PHOTOMETRIC.MINISWHITE and values.dtype != np.uint8
     return _inverted(values) if inverted else values
+
+
+def _as_stored(turned: np.ndarray, page: Any) -> np.ndarray:
+    """A picture as its rows lie in the file: Pillow has turned it by the tag of orientation."""
+    tag = page.tags.get(_ORIENTATION)
+    return _BACK.get(int(tag.value) if tag else 1, lambda picture: picture)(turned)
+
+
+# The opposite of what each orientation asks for.
+_BACK: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda picture: picture[:, ::-1],
+    3: lambda picture: picture[::-1, ::-1],
+    4: lambda picture: picture[::-1],
+    5: lambda picture: picture.swapaxes(0, 1),
+    6: lambda picture: np.rot90(picture),
+    7: lambda picture: picture[::-1, ::-1].swapaxes(0, 1),
+    8: lambda picture: np.rot90(picture, -1),
+}
+
+
+def _is_label(page: Any) -> bool:
+    """Whether a page of a slide scanner is a photograph of the slide's label, or of the slide."""
+    lines = str(page.description or "")[:2000].lower().splitlines()
+    return any(line.startswith(("label ", "macro ")) for line in lines)
 
 
 def _spacing(page: Any) -> tuple[float, float] | None:

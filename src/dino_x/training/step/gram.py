@@ -79,7 +79,7 @@ def first_gram_teacher(options: Options, teacher: Backbone) -> GramTeacher | Non
         return None
     if gram.teacher is None:
         return GramTeacher.copy_of(teacher) if gram.start == 0 else None
-    wanted = ModelOptions(name=gram.teacher, channels=3 if teacher.channels == 3 else 1)
+    wanted = ModelOptions(name=gram.teacher, channels=teacher.channels)
     backbone = build_backbone(wanted, options.views.global_size, options.train.seed)
     if backbone.accounting is None:
         raise UserError(f"gram.teacher '{gram.teacher}' has no weights; name a RUN or a folder")
