@@ -68,9 +68,7 @@ def weights(path: Path) -> dict[str, np.ndarray]:
 
     graph = onnx.load(str(path)).graph
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    state = {
-        name.removeprefix(PREFIX): array for name, array in tensors.items() if PREFIX in name
-    }
+    state = {name.removeprefix(PREFIX): array for name, array in tensors.items() if PREFIX in name}
     for node in graph.node:  # a product's weights are transposed, and named after its output
         place = node.name.strip("/").replace("/", ".")
         if node.op_type == "MatMul" and place.startswith(PREFIX) and node.input[1] in tensors:

@@ -221,6 +221,18 @@ def test_it_is_the_plain_loss_written_out():
     assert error(found, expected) < 1e-8
 
 
+def test_distillation_hides_no_patch_from_the_student():
+    """DINOv3's distillation: iBOT compares patches that both networks see."""
+    both = networks()
+    both.hide_patches = False
+    step = ExactStep(both)
+    result = step.gradient(micro_batches([5, 7]), step.first_state(), 0.07)
+    assert "ibot" in result.terms
+    assert both.student.backbone.mask_token.grad is None
+    _, masked = gradient([5, 7])
+    assert result.terms["ibot"] != pytest.approx(masked.terms["ibot"], rel=1e-3)
+
+
 def test_nothing_masked_has_no_ibot_term():
     _, result = gradient([4, 8], mask=-1.0)
     assert "ibot" not in result.terms
