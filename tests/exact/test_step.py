@@ -233,6 +233,25 @@ def test_distillation_hides_no_patch_from_the_student():
     assert result.terms["ibot"] != pytest.approx(masked.terms["ibot"], rel=1e-3)
 
 
+@pytest.mark.parametrize("sizes", CUTS)
+def test_pairs_with_a_local_crop_have_a_weight_of_their_own(sizes):
+    """DINOv3's DINO term: the sum over global pairs and 0.5 x that over local ones, by all pairs.
+
+    The term is linear in the weight, so three weights say what each kind of pair adds.
+    """
+    only_dino = {"ibot_weight": 0.0, "statistic": KoLeo(0.0)}
+    both, result = gradient(sizes, **only_dino)
+    half, of_half = gradient([IMAGES], local_weight=0.5, **only_dino)
+    none, of_none = gradient(sizes, local_weight=0.0, **only_dino)
+    assert error(half, (both + none) / 2) < 1e-10
+    mean = (result.terms["dino"] + of_none.terms["dino"]) / 2
+    assert of_half.terms["dino"] == pytest.approx(mean, rel=1e-10)
+    pairs, global_pairs = 2 * (2 + LOCALS) - 2, 2
+    assert of_none.terms["dino"] / result.terms["dino"] == pytest.approx(
+        global_pairs / pairs, rel=0.15
+    )
+
+
 def test_nothing_masked_has_no_ibot_term():
     _, result = gradient([4, 8], mask=-1.0)
     assert "ibot" not in result.terms

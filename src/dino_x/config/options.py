@@ -111,6 +111,17 @@ class LossOptions(Section):
     dino_weight: float = option(
         1.0, "Weight of the DINO term, a mean over pairs of a view and another global view.", ge=0
     )
+    local_weight: float = option(
+        1.0,
+        "Weight of a pair with a local crop within the DINO term; DINOv3's pretraining has 1.",
+        ge=0,
+    )
+    local_weight_gram: float = option(
+        0.5,
+        "The same with Gram anchoring: from step gram.start the weight goes to it in"
+        " gram.warmup steps. DINOv3 has 0.5.",
+        ge=0,
+    )
     ibot_weight: float = option(
         0.5,
         "Weight of the iBOT term, a mean over masked crops. DINOv3's 1.0 is for a mean"

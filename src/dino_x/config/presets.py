@@ -61,7 +61,7 @@ CONTINUE: dict[str, Any] = {
 }
 FROZEN = 0.25  # share of the steps in which new heads alone are trained
 # Gram anchoring at DINOv3's weight holds dense features while crops grow (section 5.1).
-HIGHRES: dict[str, Any] = CONTINUE | {"gram.weight": 2.0}
+HIGHRES: dict[str, Any] = CONTINUE | {"gram.weight": 2.0, "loss.local_weight": 0.5}
 # (global, local, Gram crops against those before, share of the steps): DINOv3's sets, in whole
 # multiples, so that crops stay a whole number of patches.
 LARGER = ((2, 1, 3, 0.3), (3, 1, 4, 0.3), (3, 2, 4, 0.3), (3, 3, 4, 0.1))

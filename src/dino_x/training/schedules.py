@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from dino_x.config.options import GramOptions, Options
+from dino_x.config.options import GramOptions, LossOptions, Options
 
 
 def cosine(start: float, end: float, step: int, steps: int) -> float:
@@ -35,6 +35,7 @@ class StepValues:
     last_layer_frozen: bool
     backbone_frozen: bool = False
     gram_weight: float = 0.0
+    local_weight: float = 1.0
 
 
 def peak_lr(options: Options) -> float:
@@ -59,6 +60,7 @@ def values_at(step: int, options: Options) -> StepValues:
         last_layer_frozen=step < optim.freeze_last_layer,
         backbone_frozen=step < (optim.freeze_backbone or 0),
         gram_weight=gram_weight(step, options.gram),
+        local_weight=local_weight(step, options.loss, options.gram),
     )
 
 
@@ -67,3 +69,13 @@ def gram_weight(step: int, gram: GramOptions) -> float:
     if step < gram.start:
         return 0.0
     return warmup_linear(gram.weight_start, gram.weight, step - gram.start, gram.warmup)
+
+
+def local_weight(step: int, loss: LossOptions, gram: GramOptions) -> float:
+    """``loss.local_weight``; with Gram anchoring, from ``gram.start``, ``local_weight_gram``.
+
+    It changes on a line in ``gram.warmup`` steps, as the weight of the Gram term does.
+    """
+    if not gram.weight or step < gram.start:
+        return loss.local_weight
+    return warmup_linear(loss.local_weight, loss.local_weight_gram, step - gram.start, gram.warmup)

@@ -107,7 +107,8 @@ class Steps:
         Raises: NotFiniteError.
         """
         self.state.optimizer.zero_grad(set_to_none=True)
-        result = self.exact_step.gradient(
+        exact_step = replace(self.exact_step, local_weight=values.local_weight)
+        result = exact_step.gradient(
             self.batch(self.plan(step)),
             self.state.centering,
             values.teacher_temperature,
