@@ -47,6 +47,12 @@ class ViewParameters:
     contrast: Tensor
     gamma: Tensor
 
+    def undistorted(self) -> "ViewParameters":
+        """The same cuts and flips, without blur and with intensities as they are."""
+        none = torch.zeros_like(self.sigma)
+        one = torch.ones_like(self.sigma)
+        return replace(self, sigma=none, brightness=none, contrast=one, gamma=one)
+
 
 def draw_views(rng: np.random.Generator, images: int, views: int) -> np.ndarray:
     """Uniform numbers for all views of the effective batch, [B, V, DRAWS] float64 in [0, 1)."""

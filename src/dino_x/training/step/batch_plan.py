@@ -21,7 +21,7 @@ from dino_x.data.preparation import normalised
 from dino_x.model.backbone import Backbone, ForwardRandomness
 from dino_x.randomness import generator
 from dino_x.views.crops import apply_views, draw_views, view_parameters
-from dino_x.views.ct_windows import draw_windows, window_parameters
+from dino_x.views.ct_windows import draw_windows, named_windows, window_parameters
 from dino_x.views.masks import block_masks, mask_counts
 from dino_x.views.sizes import GLOBAL_VIEWS, draw_sizes
 
@@ -144,6 +144,7 @@ class Cutter:
         *,
         scale_mm: tuple[float, float] | None = None,
         windows_bVU: np.ndarray | None = None,
+        distorted: bool = True,
     ) -> Tensor:
         """Normalised crops, view-major [V * b, 3, O, O].
 
@@ -154,6 +155,7 @@ class Cutter:
             scale: share of the image's area.
             scale_mm: instead, side in mm, for images whose size in mm is known.
             windows_bVU: see ``draw_windows``; needed if any image is in Hounsfield units.
+            distorted: whether crops are blurred and their intensities changed.
         """
         pixels, aspect = self._here(canvases.pixels), self._here(canvases.aspect)
         size_mm = None if canvases.size_mm is None else self._here(canvases.size_mm)
@@ -161,11 +163,14 @@ class Cutter:
             self._here(draws_bVU), aspect, scale, size, self.options.views,
             scale_mm=scale_mm, size_mm_B2=size_mm,
         )  # fmt: skip
+        if not distorted:
+            parameters = parameters.undistorted()
         windows = None
         if canvases.hounsfield is not None:
             assert windows_bVU is not None
             is_ct = canvases.hounsfield.to(self.device)
-            windows = window_parameters(self._here(windows_bVU), is_ct)
+            draws = windows_bVU if distorted else named_windows(windows_bVU)
+            windows = window_parameters(self._here(draws), is_ct)
         return self.normalised(apply_views(pixels, parameters, size, windows))
 
     def normalised(self, crops: Tensor) -> Tensor:
@@ -208,18 +213,24 @@ class MicroBatch:
         return self._global_crops(self.plan.sizes.global_size)
 
     def gram_crops(self) -> Tensor:
-        """The same cuts for the Gram teacher, at its size: [2 * b, 3, G, G]."""
+        """The same cuts for the Gram teacher, at its size: [2 * b, 3, G, G].
+
+        They are not blurred, and their intensities are not changed, as in DINOv3: the anchor is
+        what the Gram teacher makes of the image itself. A CT has the named window of the student's
+        view, which decides what is to be seen at all, without the random change around it.
+        """
         size = self.plan.sizes.gram_size
         assert size is not None
-        return self._global_crops(size)
+        return self._global_crops(size, distorted=False)
 
-    def _global_crops(self, size: int) -> Tensor:
+    def _global_crops(self, size: int, *, distorted: bool = True) -> Tensor:
         draws = self.plan.global_draws_BVU[self.span]
         views = self.cutter.options.views
         return self.cutter.crops(
             self.canvases, draws, size, views.global_scale,
             scale_mm=views.global_scale_mm,
             windows_bVU=self.plan.global_windows_BVU[self.span],
+            distorted=distorted,
         )  # fmt: skip
 
     def local_crops(self) -> Tensor:
