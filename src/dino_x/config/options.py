@@ -216,6 +216,11 @@ class OptimOptions(Section):
     clip: float = option(
         3.0, "Gradients with a larger norm are scaled down to it; 0 turns that off.", ge=0
     )
+    clip_scope: Literal["part", "joint"] = option(
+        "part",
+        "Whose norm is compared with clip: part is that of the backbone and of each head by"
+        " itself, as in DINOv3; joint is that of all together.",
+    )
     freeze_last_layer: int | None = option(
         None,
         "Number of steps in which the prototypes are not trained; null is 1% of all steps.",

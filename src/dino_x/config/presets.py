@@ -47,6 +47,7 @@ SMALL: dict[str, Any] = {
     "optim.weight_decay_end": 0.04,
     "optim.layer_decay": 1.0,
     "optim.patch_embed_lr": 1.0,
+    "optim.clip_scope": "joint",
     "optim.freeze_last_layer": 0,
 }
 # Goes on from good weights, on top of what is for the number of images and of what a RUN hands on.
@@ -218,7 +219,14 @@ def allowed_values(name: str) -> list[str]:
 
 def takes_number(name: str) -> bool:
     """Whether an option with fixed words takes a number as well."""
-    return "int" in str(field_of(name).annotation)
+
+    def types(declared: Any) -> list[Any]:
+        inside = get_args(declared)
+        if not inside:
+            return [declared]
+        return [found for part in inside for found in types(part)]
+
+    return int in types(field_of(name).annotation)
 
 
 def preset_values(preset: str, model: str, images: int) -> dict[str, Any]:

@@ -3,12 +3,9 @@
 import math
 from dataclasses import dataclass, field, replace
 
-from torch import nn
-
 from dino_x.config.options import CropSizes, Options
 from dino_x.config.resolve import with_values
 from dino_x.data.loading.sampler import Strata
-from dino_x.distributed import sharding
 from dino_x.distributed.agreement import Agreement
 from dino_x.distributed.processes import processes_of
 from dino_x.distributed.shares import largest_share
@@ -19,7 +16,7 @@ from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone
 from dino_x.model.teacher import Network
 from dino_x.training.build import build, step_of_run
-from dino_x.training.optimizer import set_values
+from dino_x.training.optimizer import clip_gradients, set_values
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.step.batch_plan import BatchPlan, Cutter, ImageSource, draw_batch_plan
 from dino_x.training.step.gram import GramTeacher, GramTerm, next_gram_teacher
@@ -128,8 +125,7 @@ class Steps:
         Raises: NotFiniteError, with nothing changed.
         """
         state = self.state
-        clip = self.options.optim.clip or math.inf
-        norm = float(sharding.whole(nn.utils.clip_grad_norm_(self.student.parameters(), clip)))
+        norm = clip_gradients(self.student, self.options.optim)
         if not math.isfinite(norm):
             raise NotFiniteError(f"the gradient norm is {norm}")
         state.optimizer.step()
