@@ -56,7 +56,7 @@ def test_dinov3s_values_at_the_start_the_end_and_in_between():
     assert peak_lr(options) == pytest.approx(0.004 * math.sqrt(256 / 1024))
     first, last = values_at(0, options), values_at(999, options)
     assert first.lr == pytest.approx(peak_lr(options) / 100)
-    assert last.lr == pytest.approx(1e-6)
+    assert last.lr == pytest.approx(1e-6 * math.sqrt(256 / 1024))  # DINOv3 scales both ends
     assert values_at(99, options).lr == pytest.approx(peak_lr(options))
     assert (first.weight_decay, last.weight_decay) == pytest.approx((0.04, 0.4))
     assert (first.momentum, last.momentum) == pytest.approx((0.992, 1.0))

@@ -91,7 +91,8 @@ def train_together(
         ranks, lambda: images_of(early.options, console)
     )
     resolved = all_or_none(
-        ranks, lambda: resolve(overrides, Facts(len(index), inherited(overrides)))
+        ranks,
+        lambda: resolve(overrides, Facts(len(index), inherited(overrides), early.patch_size)),
     )
     prepared = all_or_none(
         ranks, lambda: prepare(resolved, early.backbone, run, index, device, ranks, console)

@@ -201,7 +201,12 @@ class OptimOptions(Section):
         "Effective batch that lr is for; the learning rate is multiplied by"
         " sqrt(effective batch / lr_batch).",
     )
-    lr_end: float = option(1e-6, "Learning rate at the end of the cosine.", ge=0)
+    lr_end: float | None = option(
+        1e-6,
+        "Learning rate at the end of the cosine for an effective batch of lr_batch, multiplied as"
+        " lr is; null keeps the peak.",
+        ge=0,
+    )
     warmup: int | None = option(
         None, "Number of steps of linear warmup; null is 10% of all steps.", ge=0
     )

@@ -194,8 +194,10 @@ def plan(overrides: Mapping[str, Any], request: Request, console: Console) -> Pl
     Raises: UserError for everything that would be wrong in ``pretrain``, and for a GPU that cannot
         do what is asked.
     """
-    index, images = look_at(overrides, request, console)
-    resolved = resolve(overrides, Facts(images or 1, inherited(overrides)))
+    early = early_checks({"data.verify": "headers", **overrides}, ALONE)
+    index, images = look_at(early.options, request, console)
+    facts = Facts(images or 1, inherited(overrides), early.patch_size)
+    resolved = resolve(overrides, facts)
     steps = None
     if images or overrides.get("train.steps"):
         steps = resolved.options.train.steps
@@ -268,13 +270,10 @@ def checked(options: Options, request: Request) -> Options:
     return with_values(options, {"train.micro_batch": size})
 
 
-def look_at(
-    overrides: Mapping[str, Any], request: Request, console: Console
-) -> tuple[Index, int | None]:
+def look_at(options: Options, request: Request, console: Console) -> tuple[Index, int | None]:
     """The images, or one that stands for them; and their number, or None if it is not known."""
-    early = early_checks({"data.verify": "headers", **overrides}, ALONE).options
-    if early.data.paths:
-        index, _, _ = images_of(early, console)
+    if options.data.paths:
+        index, _, _ = images_of(options, console)
         return index, len(index)
     unknown = ImageRef(path=Path("unknown"), height=UNKNOWN_SIDE, width=UNKNOWN_SIDE)
     return Index([unknown]), request.images

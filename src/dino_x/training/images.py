@@ -33,6 +33,13 @@ class Early:
     options: Options
     backbone: Backbone | None
 
+    @property
+    def patch_size(self) -> int | None:
+        """Side of a patch of the backbone in pixels; None if its options say it."""
+        if self.backbone is None:
+            return None
+        return self.backbone.patch_size
+
 
 def early_checks(overrides: Mapping[str, Any], ranks: Ranks) -> Early:
     """Refuse what can be refused before images are read."""

@@ -40,7 +40,19 @@ class StepValues:
 
 def peak_lr(options: Options) -> float:
     """``optim.lr * sqrt(effective batch / lr_batch)``, DINOv2/v3's rule."""
-    return options.optim.lr * math.sqrt(options.train.effective_batch / options.optim.lr_batch)
+    return options.optim.lr * lr_scale(options)
+
+
+def end_lr(options: Options) -> float:
+    """The learning rate of the last step, by the same rule; the peak if ``lr_end`` is None."""
+    if options.optim.lr_end is None:
+        return peak_lr(options)
+    return options.optim.lr_end * lr_scale(options)
+
+
+def lr_scale(options: Options) -> float:
+    """What learning rates are multiplied by for the effective batch."""
+    return math.sqrt(options.train.effective_batch / options.optim.lr_batch)
 
 
 def values_at(step: int, options: Options) -> StepValues:
@@ -51,7 +63,7 @@ def values_at(step: int, options: Options) -> StepValues:
     assert optim.freeze_last_layer is not None
     assert teacher.temperature_warmup is not None
     return StepValues(
-        lr=warmup_cosine(peak_lr(options), optim.lr_end, step, steps, optim.warmup),
+        lr=warmup_cosine(peak_lr(options), end_lr(options), step, steps, optim.warmup),
         weight_decay=cosine(optim.weight_decay, optim.weight_decay_end, step, steps),
         momentum=cosine(teacher.momentum, teacher.momentum_end, step, steps),
         teacher_temperature=warmup_linear(
