@@ -59,6 +59,11 @@ class ModelOptions(Section):
         " x; null turns that off.",
         gt=1,
     )
+    rope_scope: Literal["block", "forward"] = option(
+        "block",
+        "block draws that number for each block, as DINOv3's training does; forward draws one"
+        " for all blocks, as transformers does. Both draw one for each kind of crop.",
+    )
 
 
 class HeadOptions(Section):

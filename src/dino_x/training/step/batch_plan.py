@@ -37,8 +37,8 @@ class BatchPlan:
     masks_BVN: np.ndarray
     global_keep_LBV: np.ndarray  # [L, 2, B, 2]
     local_keep_LBV: np.ndarray  # [L, 2, B, local crops]
-    global_rescale: float
-    local_rescale: float
+    global_rescale_L: np.ndarray  # of RoPE's coordinates
+    local_rescale_L: np.ndarray
     sizes: CropSizes
     global_windows_BVU: np.ndarray  # of CT; other images have no use for them
     local_windows_BVU: np.ndarray
@@ -96,9 +96,12 @@ def draw_batch_plan(
         draws = generator(seed, step, purpose).random((depth, 2, batch, views))
         return draws >= options.model.drop_path
 
-    def rescale(purpose: str) -> float:
+    def rescale(purpose: str) -> np.ndarray:
         limit = np.log(options.model.rope_rescale or 1.0)
-        return float(np.exp(generator(seed, step, purpose).uniform(-limit, limit)))
+        drawn_L = np.exp(generator(seed, step, purpose).uniform(-limit, limit, depth))
+        if options.model.rope_scope == "forward":
+            drawn_L[:] = drawn_L[0]
+        return drawn_L
 
     return BatchPlan(
         step=step,
@@ -108,8 +111,8 @@ def draw_batch_plan(
         masks_BVN=masks,
         global_keep_LBV=keep(GLOBAL_VIEWS, "global depth"),
         local_keep_LBV=keep(locals_, "local depth"),
-        global_rescale=rescale("global rope"),
-        local_rescale=rescale("local rope"),
+        global_rescale_L=rescale("global rope"),
+        local_rescale_L=rescale("local rope"),
         sizes=sizes,
         global_windows_BVU=draw_windows(
             generator(seed, step, "global windows"), batch, GLOBAL_VIEWS
@@ -272,12 +275,12 @@ class MicroBatch:
 
     def global_randomness(self) -> ForwardRandomness:
         """Of the student's forward of the global crops."""
-        return self._randomness(self.plan.global_keep_LBV, self.plan.global_rescale)
+        return self._randomness(self.plan.global_keep_LBV, self.plan.global_rescale_L)
 
     def local_randomness(self) -> ForwardRandomness:
         """Of the student's forward of the local crops."""
-        return self._randomness(self.plan.local_keep_LBV, self.plan.local_rescale)
+        return self._randomness(self.plan.local_keep_LBV, self.plan.local_rescale_L)
 
-    def _randomness(self, keep_LBV: np.ndarray, rescale: float) -> ForwardRandomness:
+    def _randomness(self, keep_LBV: np.ndarray, rescale_L: np.ndarray) -> ForwardRandomness:
         view_major = keep_LBV[:, :, self.span].swapaxes(2, 3)
-        return ForwardRandomness(view_major.reshape(*view_major.shape[:2], -1), rescale)
+        return ForwardRandomness(view_major.reshape(*view_major.shape[:2], -1), rescale_L)
