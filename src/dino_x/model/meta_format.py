@@ -202,6 +202,11 @@ def masked(bias: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask.float() == 0, 0.0, bias)
 
 
+def has_bias(state: Mapping[str, Tensor], layer: str) -> bool:
+    """Whether any block has a bias of a layer, such as ``attn.qkv``."""
+    return any(name.endswith(f".{layer}.bias") for name in state)
+
+
 def key_biases(state: Mapping[str, Tensor]) -> Iterator[Tensor]:
     """The part of each block's bias that is for keys, [D]."""
     for name, tensor in state.items():
@@ -264,7 +269,11 @@ def _configuration_of_dinov3(
         intermediate_size=hidden(state, layer, 4 * width),
         use_gated_mlp=gated,
         hidden_act=activation,
+        query_bias=has_bias(state, "attn.qkv"),  # the 7B has none, the others have
         key_bias=any(bool(bias.any()) for bias in key_biases(state)),
+        value_bias=has_bias(state, "attn.qkv"),
+        proj_bias=has_bias(state, "attn.proj"),
+        mlp_bias=has_bias(state, layer.removesuffix(".weight")),
         rope_theta=rope_theta(state.get(PERIODS), width // heads, path),
     )
 
