@@ -136,3 +136,14 @@ def test_gradient_is_that_of_the_plain_loss_written_out(bench):
     assert terms["ibot"] == pytest.approx(ibot.item(), rel=1e-10)
     assert terms["koleo"] == pytest.approx(koleo.item(), rel=1e-6)  # its epsilon is our own
     assert relative_error(gradient, expected) < 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_gradient_with_heads_of_different_size(bench, size):
+    """As DINOv3's 7B has them: 262,144 prototypes for DINO and 98,304 for iBOT."""
+    step = bench(head__ibot_prototypes=37, head__ibot_bottleneck=10, loss__centering="softmax")
+    _, whole, _ = step.exact(16)
+    terms, gradient, state = step.exact(size)
+    assert relative_error(gradient, whole) < 1e-10
+    assert "ibot" in terms
+    assert (len(state.dino.center_K), len(state.ibot.center_K)) == (61, 37)

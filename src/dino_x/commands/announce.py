@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from dino_x.config.options import Options
+from dino_x.config.options import HeadOptions, Options
 from dino_x.distributed.shares import all_sizes
 from dino_x.machine.device import describe_device
 from dino_x.training.prepare import Prepared
@@ -37,7 +37,7 @@ def announce(
     lines = {
         "images": f"{len(index):,}{held}{skipped}",
         "model": f"{options.model.name}, {backbone.depth} layers x {backbone.width},"
-        f" {parameters:.1f} M parameters; {options.head.prototypes:,} prototypes a head",
+        f" {parameters:.1f} M parameters; {prototypes_in_words(options.head)}",
         "settings": prepared.resolved.preset,
         "device": f"{describe_device(trainer.cutter.device)}, {train.precision}",
         "batch": f"{train.effective_batch} images a step, in micro-batches of {size}" + processes,
@@ -95,3 +95,10 @@ def stage_lines(options: Options) -> dict[str, str]:
         anew = f", taken anew every {gram.refresh:,} steps" if gram.refresh else ""
         lines["gram"] = f"weight {gram.weight:g}, held to {source}{anew}"
     return lines
+
+
+def prototypes_in_words(head: HeadOptions) -> str:
+    """The number of prototypes of each head."""
+    if head.ibot_prototypes in (None, head.prototypes):
+        return f"{head.prototypes:,} prototypes a head"
+    return f"{head.prototypes:,} prototypes for DINO, {head.ibot_prototypes:,} for iBOT"

@@ -67,12 +67,18 @@ class ModelOptions(Section):
 
 
 class HeadOptions(Section):
-    """The projection heads, one for DINO and one for iBOT, alike."""
+    """The projection heads, one for DINO and one for iBOT; alike unless they are told apart."""
 
     prototypes: PositiveInt = option(65536, "Number of prototypes, K.")
     layers: PositiveInt = option(3, "Number of layers of the MLP.")
     hidden: PositiveInt = option(2048, "Width of the hidden layers of the MLP.")
     bottleneck: PositiveInt = option(256, "Width of the L2-normalised bottleneck.")
+    ibot_prototypes: PositiveInt | None = option(
+        None, "Number of prototypes of the iBOT head; null takes head.prototypes."
+    )
+    ibot_bottleneck: PositiveInt | None = option(
+        None, "Width of the bottleneck of the iBOT head; null takes head.bottleneck."
+    )
     init: Literal["normal", "fan_in"] = option(
         "normal",
         "Initial weights of the head: normal has a standard deviation of 0.02 as in"
@@ -339,8 +345,12 @@ class OnlineOptions(Section):
 class Options(Section):
     """All options of a run."""
 
-    preset: Literal["auto", "small", "dinov3", "continue", "highres"] = option(
-        "auto", "Preset that the defaults come from."
+    preset: Literal[
+        "auto", "small", "dinov3", "dinov3-vitl", "dinov3-7b", "continue", "highres"
+    ] = option(
+        "auto",
+        "Preset that the defaults come from. dinov3 is dinov3-vitl, DINOv3's recipe for a ViT-L"
+        " on ImageNet; dinov3-7b is the recipe of its largest model.",
     )
     data: DataOptions = DataOptions()
     model: ModelOptions = ModelOptions()

@@ -60,6 +60,29 @@ CONTINUE: dict[str, Any] = {
     "optim.patch_embed_lr": 0.2,
     "optim.freeze_last_layer": 0,
 }
+# The recipe of DINOv3's 7B model: its configuration file, and Table 2 of the paper for the heads.
+# Rates, weight decay and momentum are constant after the warmup. A recipe, for any backbone.
+DINOV3_7B: dict[str, Any] = {
+    "model.drop_path": 0.4,
+    "head.prototypes": 262_144,
+    "head.ibot_prototypes": 98_304,
+    "head.hidden": 8192,
+    "head.bottleneck": 512,
+    "head.ibot_bottleneck": 384,
+    "views.global_size": 256,
+    "views.local_size": 112,
+    "loss.koleo_group": 16,
+    "teacher.momentum": 0.994,
+    "teacher.momentum_end": 0.994,
+    "optim.lr": 2e-4,
+    "optim.lr_batch": 1024,
+    "optim.lr_end": None,
+    "optim.weight_decay": 0.04,
+    "optim.weight_decay_end": 0.04,
+    "optim.layer_decay": 0.98,
+    "optim.beta2": 0.99,
+    "optim.clip": 30.0,
+}
 FROZEN = 0.25  # share of the steps in which new heads alone are trained
 # DINOv3's high-resolution adaptation (section 5.1 and the configuration released with it): rate,
 # weight decay and momentum are constant after the warmup; 5e-5 at 1,024 is 7.1e-5 at 2,048.
@@ -95,6 +118,7 @@ GOING_ON = ("continue", "highres")  # presets that start from weights
 PASSES_OF = {"continue": 30, "highres": 10}  # instead of PASSES
 NO_LONGER = {"gram.level": "image"}  # options that are gone, with the one value that they had
 LOADED = ("model.init", "model.layerscale", "model.registers")  # come with a model's weights
+SHOWN = {"small": SMALL, "continue": CONTINUE, "highres": HIGHRES, "dinov3-7b": DINOV3_7B}
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -169,9 +193,13 @@ def options_text() -> str:
     """Every option, its default, what presets set instead, and its meaning."""
     lines = []
     for name, value in dotted(Options().model_dump()).items():
-        small = f"  (small: {as_yaml(SMALL[name])})" if name in SMALL else ""
-        small += f"  (continue: {as_yaml(CONTINUE[name])})" if name in CONTINUE else ""
-        lines += [f"{name}: {as_yaml(value)}{small}", f"    {field_of(name).description}"]
+        instead = [
+            f"  ({preset}: {as_yaml(values[name])})"
+            for preset, values in SHOWN.items()
+            if name in values
+        ]
+        lines += [f"{name}: {as_yaml(value)}{''.join(instead)}"]
+        lines += [f"    {field_of(name).description}"]
     return "\n".join(lines)
 
 
@@ -265,6 +293,8 @@ def stage_values(preset: str, images: int) -> dict[str, Any]:
 
 def preset_values(preset: str, model: str, images: int) -> dict[str, Any]:
     """What a preset sets, for a model and so many images; what it leaves out is the default."""
+    if preset == "dinov3-7b":
+        return DINOV3_7B
     going_on = stage_values(preset, images)
     small = preset == "small" or (bool(going_on) and images < SMALL_IMAGES)
     base = dict(SMALL) if small else {}

@@ -86,11 +86,13 @@ def place(networks: list[nn.Module], device: torch.device, ranks: Ranks, *, shar
 
 def first_centering(options: Options, network: Network, device: torch.device) -> CenteringState:
     """Centers of zeros and empty queues, for the heads of the network that makes targets."""
-    width = network.dino_head.last_layer.shape[1]
     dtype = dtype_of(options.train.precision)
-    bottleneck_D = torch.empty(width, device=device, dtype=dtype)
-    first = HeadState.first(options.head.prototypes, bottleneck_D, options.loss.queue)
-    return CenteringState(first, first)
+    states = []
+    for head in (network.dino_head, network.ibot_head):
+        prototypes, width = head.last_layer.shape
+        bottleneck_D = torch.empty(width, device=device, dtype=dtype)
+        states.append(HeadState.first(prototypes, bottleneck_D, options.loss.queue))
+    return CenteringState(*states)
 
 
 def step_of_run(
