@@ -40,9 +40,13 @@ def test_gradient_with_gram_does_not_depend_on_the_micro_batch(bench, size):
     assert relative_error(without.exact(16)[1], whole) > 1e-3, "the term must matter"
 
 
+@pytest.mark.parametrize(
+    ("antialiased", "antialias"), [({}, False), ({"gram__antialias": True}, True)]
+)
 @pytest.mark.parametrize("resize", ["bicubic", "bilinear"])
-def test_the_term_is_the_plain_one_of_resized_features(bench, resize):
-    step = with_old_teacher(bench(**GRAM, gram__resize=resize))
+def test_the_term_is_the_plain_one_of_resized_features(bench, resize, antialiased, antialias):
+    """DINOv3's features are resized without antialiasing."""
+    step = with_old_teacher(bench(**GRAM, gram__resize=resize, **antialiased))
     terms, _, _ = step.exact(2)
     (micro,) = step.micro_batches(16)
     student, gram = step.steps.student, step.steps.gram
@@ -51,7 +55,7 @@ def test_the_term_is_the_plain_one_of_resized_features(bench, resize):
         _, larger = gram.backbone(micro.gram_crops(), None, None)
         assert larger.shape[1] == 36
         grid = larger.transpose(1, 2).reshape(32, 32, 6, 6)
-        grid = torch.nn.functional.interpolate(grid, (4, 4), mode=resize, antialias=True)
+        grid = torch.nn.functional.interpolate(grid, (4, 4), mode=resize, antialias=antialias)
         expected = plain_gram(patches, grid.flatten(2).transpose(1, 2))
     assert terms["gram"] == pytest.approx(float(expected), rel=1e-10)
     total = sum(

@@ -180,7 +180,10 @@ class GramOptions(Section):
         " features are resized to the student's grid.",
     )
     resize: Literal["bicubic", "bilinear"] = option(
-        "bicubic", "Interpolation of the Gram teacher's features, with antialiasing."
+        "bicubic", "Interpolation of the Gram teacher's features."
+    )
+    antialias: bool = option(
+        False, "Smooth the Gram teacher's features before they are made fewer; not so in DINOv3."
     )
 
 

@@ -140,8 +140,8 @@ class Steps:
         """Gram anchoring with a step's weight, if there is any."""
         if self.gram is None or not weight:
             return None
-        patch_size = self.student.backbone.patch_size
-        return GramTerm(self.gram.backbone, patch_size, weight, self.options.gram.resize)
+        patch_size, gram = self.student.backbone.patch_size, self.options.gram
+        return GramTerm(self.gram.backbone, patch_size, weight, gram.resize, gram.antialias)
 
     def plan(self, step: int, sizes: CropSizes | None = None) -> BatchPlan:
         """The draws of a step; crops of other sizes than those drawn if they are given."""
