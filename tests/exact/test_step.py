@@ -17,6 +17,7 @@ from dino_x.exact import (
     KoLeo,
     MicroBatch,
     Networks,
+    SIGReg,
     Sinkhorn,
     Softmax,
 )
@@ -151,6 +152,26 @@ def test_negative_control_each_micro_batch_by_itself_has_another_gradient(sizes)
         step.gradient([micro], step.first_state(), 0.07)
         naive += micro.images / IMAGES * flat_gradient(both.student)
     assert error(naive, whole) > 1e-2
+
+
+@pytest.mark.parametrize("sizes", CUTS)
+def test_sigreg_is_exact_for_any_cut_and_not_for_each_micro_batch_by_itself(sizes):
+    statistic = SIGReg(1.0, directions=20, seed=3)
+    terms = {"dino_weight": 0.0, "ibot_weight": 0.0, "statistic": statistic}
+    whole, expected = gradient([IMAGES], **terms)
+    found, result = gradient(sizes, **terms)
+    assert error(found, whole) < 1e-10
+    assert result.terms["sigreg"] == pytest.approx(expected.terms["sigreg"], rel=1e-10)
+    both = networks()
+    step = ExactStep(both, **terms)
+    naive = torch.zeros_like(whole)
+    for micro in micro_batches(sizes):
+        both.student.zero_grad(set_to_none=True)
+        step.gradient([micro], step.first_state(), 0.07)
+        naive += micro.images / IMAGES * flat_gradient(both.student)
+    assert error(naive, whole) > 1e-2
+    other, _ = gradient(sizes, **terms | {"statistic": SIGReg(1.0, directions=20, seed=4)})
+    assert error(other, whole) > 1e-3, "the directions must matter"
 
 
 def test_dropout_is_replayed():

@@ -139,6 +139,20 @@ class LossOptions(Section):
         " over all crops, half of which are masked.",
         ge=0,
     )
+    regularizer: Literal["koleo", "sigreg", "none"] = option(
+        "koleo",
+        "Term that spreads CLS features: koleo pushes each from its nearest neighbour, sigreg pulls"
+        " all towards a standard normal distribution (LeJEPA). Both look at the effective batch.",
+    )
+    sigreg_weight: float = option(
+        0.05, "Weight of the SIGReg term, the mean over the two global views.", ge=0
+    )
+    sigreg_directions: PositiveInt = option(
+        1024, "Number of random directions of SIGReg; each step draws others."
+    )
+    sigreg_knots: int = option(
+        17, "Number of points between -5 and 5 at which SIGReg compares.", ge=2
+    )
     koleo_weight: float = option(
         0.1, "Weight of the KoLeo term of each of the two global views.", ge=0
     )

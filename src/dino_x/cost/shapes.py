@@ -254,11 +254,14 @@ class Step:
 
     @property
     def two_passes(self) -> bool:
-        """Whether KoLeo's group spans micro-batches, so that the student runs once more for it."""
+        """Whether KoLeo or SIGReg spans micro-batches, so that the student runs once more."""
         loss = self.options.loss
-        group = self.effective_batch if loss.koleo_group == "effective" else loss.koleo_group
+        weights = {"koleo": loss.koleo_weight, "sigreg": loss.sigreg_weight, "none": 0.0}
+        group = self.effective_batch
+        if loss.regularizer == "koleo" and loss.koleo_group != "effective":
+            group = loss.koleo_group
         sizes = all_sizes(self.effective_batch, self.micro_batch, self.processes)
-        return bool(loss.koleo_weight) and any(size % group for size in sizes)
+        return bool(weights[loss.regularizer]) and any(size % group for size in sizes)
 
 
 def numbers(weights: Iterable) -> int:

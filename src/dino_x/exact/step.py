@@ -61,7 +61,7 @@ class ExactStep:
     Attributes:
         networks: student and teacher; only the student's ``.grad`` is ever written.
         centering: of the teacher's outputs, ``Sinkhorn`` or ``Softmax``.
-        statistic: the term that looks at the whole batch, ``KoLeo``.
+        statistic: the term that looks at the whole batch, ``KoLeo`` or ``SIGReg``.
         dino_weight, ibot_weight: of the terms; the loss is their weighted sum.
         local_weight: of a pair with a local crop within the DINO term. The term stays a sum over
             pairs divided by their number, so that 0.5 halves what local crops add to it. DINOv3

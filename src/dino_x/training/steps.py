@@ -9,13 +9,13 @@ from dino_x.data.loading.sampler import Strata
 from dino_x.distributed.agreement import Agreement
 from dino_x.distributed.processes import processes_of
 from dino_x.distributed.shares import largest_share
-from dino_x.exact import CenteringState, KoLeo, StepResult, update_teacher
+from dino_x.exact import CenteringState, KoLeo, SIGReg, StepResult, update_teacher
 from dino_x.exact.probe import NO_PROBE, StepProbe
 from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone
 from dino_x.model.teacher import Network
-from dino_x.training.build import build, step_of_run
+from dino_x.training.build import build, statistic_of, step_of_run
 from dino_x.training.optimizer import clip_gradients, set_values
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.step.batch_plan import BatchPlan, Cutter, ImageSource, draw_batch_plan
@@ -104,7 +104,11 @@ class Steps:
         Raises: NotFiniteError.
         """
         self.state.optimizer.zero_grad(set_to_none=True)
-        exact_step = replace(self.exact_step, local_weight=values.local_weight)
+        exact_step = replace(
+            self.exact_step,
+            statistic=statistic_of(self.options, step),
+            local_weight=values.local_weight,
+        )
         result = exact_step.gradient(
             self.batch(self.plan(step)),
             self.state.centering,
@@ -177,6 +181,13 @@ class Steps:
             step += 1
         self.state.centering = CenteringState(dino, ibot)
 
+    def statistic_over(self, images: int) -> KoLeo | SIGReg:
+        """The term that looks at the whole batch, over so many images; off for a single one."""
+        statistic = statistic_of(self.options, step=0)
+        if images == 1:
+            return replace(statistic, weight=0.0)
+        return replace(statistic, group=images) if isinstance(statistic, KoLeo) else statistic
+
     def try_micro_batch(self, size: int) -> None:
         """Forward and backward of one micro-batch, or of two if a step has more than one.
 
@@ -189,11 +200,10 @@ class Steps:
         spans = [slice(0, size), slice(size, images)] if images > size else [slice(0, images)]
         sizes = [span.stop - span.start for span in spans]
         batch = PlannedBatch(self.plan(0, largest), spans, sizes, self.source, self.cutter)
-        weight = self.options.loss.koleo_weight if images > 1 else 0.0
         alone = replace(  # as others may not have room for it
             self.exact_step,
             processes=processes_of(Agreement(), sharded=self.sharded),
-            statistic=KoLeo(weight, images),
+            statistic=self.statistic_over(images),
         )
         gram, temperature = self.options.gram.weight, self.options.teacher.temperature
         self.state.optimizer.zero_grad(set_to_none=True)
