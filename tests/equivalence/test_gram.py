@@ -67,9 +67,9 @@ def test_the_term_is_the_plain_one_of_resized_features(bench, resize, antialiase
 
 def test_gram_crops_are_the_global_crops_without_blur_and_changes_of_intensity(bench):
     """DINOv3, section 4.2, and its configuration: the Gram teacher's crops are not distorted."""
-    strong = {"views__blur": 1.0, "views__intensity": 1.0, "gram__weight": 1.0}
+    strong = {"views__blur_global": (1.0, 1.0), "views__intensity": 1.0, "gram__weight": 1.0}
     (micro,) = bench(**strong).micro_batches(16)
-    none = {"views__blur": 0.0, "views__intensity": 0.0}
+    none = {"views__blur_global": (0.0, 0.0), "views__intensity": 0.0}
     (plain,) = bench(**none).micro_batches(16)
     assert torch.equal(micro.gram_crops(), plain.global_crops())
     assert relative_error(micro.gram_crops(), micro.global_crops()) > 0.1
@@ -77,7 +77,7 @@ def test_gram_crops_are_the_global_crops_without_blur_and_changes_of_intensity(b
 
 def test_gram_crops_show_what_the_global_crops_show(bench):
     """Larger, and otherwise the same: reduced again they are nearly equal."""
-    plain = {"views__blur": 0.0, "views__intensity": 0.0}
+    plain = {"views__blur_global": (0.0, 0.0), "views__intensity": 0.0}
     (micro,) = bench(gram__size=64, gram__weight=1.0, **plain).micro_batches(16)
     small, large = micro.global_crops(), micro.gram_crops()
     assert large.shape[-1] == 64

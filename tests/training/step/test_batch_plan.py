@@ -37,3 +37,17 @@ def test_rope_is_rescaled_once_a_forward_if_asked():
 def test_what_is_drawn_depends_on_the_step_alone():
     assert (plan(step=3).global_rescale_L == plan(step=3).global_rescale_L).all()
     assert (plan(step=3).global_rescale_L != plan(step=4).global_rescale_L).all()
+
+
+def test_colours_are_drawn_apart_and_not_for_three_slices():
+    colour, slices = plan(), plan(data__slices=3)
+    for kind in ("global_draws_BVU", "local_draws_BVU"):
+        with_colour, without = getattr(colour, kind), getattr(slices, kind)
+        assert with_colour.shape[2] == without.shape[2] + 2
+        assert (with_colour[..., : without.shape[2]] == without).all()
+
+
+def test_the_small_preset_keeps_the_views_that_it_was_measured_with():
+    views = resolve({"preset": "small"}, Facts(80)).options.views
+    assert (views.blur_global, views.blur_unit, views.elongated) == (None, "scaled", True)
+    assert (views.saturation, views.grey, views.interpolation) == (0.0, 0.0, "bilinear")

@@ -96,6 +96,12 @@ def draw_batch_plan(
         draws = generator(seed, step, purpose).random((depth, 2, batch, views))
         return draws >= options.model.drop_path
 
+    def views_of(kind: str, views: int) -> np.ndarray:
+        colours = None
+        if options.data.slices == 1:  # three slices are no colours
+            colours = generator(seed, step, f"{kind} colours")
+        return draw_views(generator(seed, step, f"{kind} crops"), batch, views, colours)
+
     def rescale(purpose: str) -> np.ndarray:
         limit = np.log(options.model.rope_rescale or 1.0)
         drawn_L = np.exp(generator(seed, step, purpose).uniform(-limit, limit, depth))
@@ -106,8 +112,8 @@ def draw_batch_plan(
     return BatchPlan(
         step=step,
         indices_B=sample_indices(seed, step, batch, images, strata),
-        global_draws_BVU=draw_views(generator(seed, step, "global crops"), batch, GLOBAL_VIEWS),
-        local_draws_BVU=draw_views(generator(seed, step, "local crops"), batch, locals_),
+        global_draws_BVU=views_of("global", GLOBAL_VIEWS),
+        local_draws_BVU=views_of("local", locals_),
         masks_BVN=masks,
         global_keep_LBV=keep(GLOBAL_VIEWS, "global depth"),
         local_keep_LBV=keep(locals_, "local depth"),
@@ -148,6 +154,7 @@ class Cutter:
         scale_mm: tuple[float, float] | None = None,
         windows_bVU: np.ndarray | None = None,
         distorted: bool = True,
+        blur: tuple[float, float] | None = None,
     ) -> Tensor:
         """Normalised crops, view-major [V * b, 3, O, O].
 
@@ -159,12 +166,13 @@ class Cutter:
             scale_mm: instead, side in mm, for images whose size in mm is known.
             windows_bVU: see ``draw_windows``; needed if any image is in Hounsfield units.
             distorted: whether crops are blurred and their intensities changed.
+            blur: probability of a blur of each view; ``views.blur`` without it.
         """
         pixels, aspect = self._here(canvases.pixels), self._here(canvases.aspect)
         size_mm = None if canvases.size_mm is None else self._here(canvases.size_mm)
         parameters = view_parameters(
             self._here(draws_bVU), aspect, scale, size, self.options.views,
-            scale_mm=scale_mm, size_mm_B2=size_mm,
+            scale_mm=scale_mm, size_mm_B2=size_mm, blur=blur,
         )  # fmt: skip
         if not distorted:
             parameters = parameters.undistorted()
@@ -174,7 +182,8 @@ class Cutter:
             is_ct = canvases.hounsfield.to(self.device)
             draws = windows_bVU if distorted else named_windows(windows_bVU)
             windows = window_parameters(self._here(draws), is_ct)
-        return self.normalised(apply_views(pixels, parameters, size, windows))
+        interpolation = self.options.views.interpolation
+        return self.normalised(apply_views(pixels, parameters, size, windows, interpolation))
 
     def normalised(self, crops: Tensor) -> Tensor:
         """Crops in [0, 1] as the network takes them; a grey one becomes three channels here."""
@@ -234,6 +243,7 @@ class MicroBatch:
             scale_mm=views.global_scale_mm,
             windows_bVU=self.plan.global_windows_BVU[self.span],
             distorted=distorted,
+            blur=views.blur_global,
         )  # fmt: skip
 
     def local_crops(self) -> Tensor:
