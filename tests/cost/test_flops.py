@@ -81,7 +81,9 @@ def as_drawn(steps, number: int) -> Step:
     ],
 )
 def test_a_step(tmp_path, micro_batch, settings):
-    steps = steps_of(tmp_path, micro_batch, views__blur=0.0, **settings)
+    steps = steps_of(
+        tmp_path, micro_batch, views__blur=0.0, views__blur_global=(0.0, 0.0), **settings
+    )
     values = values_at(3, steps.options)
     found = counted(lambda: steps.gradients(3, values)) / steps.options.train.effective_batch
     parts = flops.by_part(as_drawn(steps, 3))

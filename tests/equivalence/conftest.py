@@ -9,7 +9,7 @@ import torch
 from dino_x.config.presets import check
 from dino_x.config.resolve import Facts, resolve
 from dino_x.data.loading.loader import Canvases
-from dino_x.exact import CenteringState
+from dino_x.exact import CenteringState, KoLeo
 from dino_x.machine.device import dtype_of
 from dino_x.training.schedules import values_at
 from dino_x.training.step.batch_plan import Cutter, draw_batch_plan
@@ -78,7 +78,10 @@ class Bench:
     def naive(self, size):
         """As other tools accumulate: each micro-batch a batch of its own, gradients averaged."""
         step = self.steps.exact_step
-        of_micro_batches = replace(step, statistic=replace(step.statistic, group=size))
+        statistic = step.statistic
+        if isinstance(statistic, KoLeo):
+            statistic = replace(statistic, group=size)
+        of_micro_batches = replace(step, statistic=statistic)
         return self._collect(self.batch(size).each_alone(), of_micro_batches)
 
     def _collect(self, batches, step):

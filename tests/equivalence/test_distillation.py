@@ -8,6 +8,7 @@ import torch
 from dino_x.cli import main
 from tests.conftest import tiny_settings
 from tests.equivalence.conftest import relative_error
+from tests.equivalence.test_window_gradient import plain_sinkhorn
 from tests.model.released_format import network
 from tests.training.runs import losses, metrics, pretrain, weights
 
@@ -43,6 +44,50 @@ def test_targets_are_the_frozen_teachers(large, bench, tmp_path):
     own = step.steps.teacher.dino_head.last_layer
     assert not torch.allclose(own.float(), frozen)
     assert all(weight.grad is None for weight in used.parameters())
+
+
+def test_the_student_sees_whole_crops_and_ibot_compares_patches_at_the_places_of_masks(
+    large, bench
+):
+    """DINOv3, section 5.2; the released distillation hides no patch from the student."""
+    step = bench(teacher__model=str(large), head__prototypes=43, loss__koleo_weight=0.0)
+    terms, gradient, _ = step.exact(2)
+    student, frozen, loss = step.steps.student, step.steps.targets_of, step.options.loss
+    (micro,) = step.micro_batches(16)
+    masks = micro.masks()
+    assert masks.any()
+    with torch.no_grad():
+        seen = micro.seen_by(frozen.backbone)
+        teacher_cls, teacher_patches = frozen(seen.global_crops(), None, None)
+        dino_targets = targets_of_rows(teacher_cls, frozen.dino_head, step.temperature)
+        ibot_targets = targets_of_rows(teacher_patches[masks], frozen.ibot_head, step.temperature)
+    student.zero_grad(set_to_none=True)
+    cls, patches = student(micro.global_crops(), None, micro.global_randomness())
+    local, _ = student(micro.local_crops(), None, micro.local_randomness())
+    views = log_probabilities(torch.cat([cls, local]), student.dino_head, loss).view(5, 16, -1)
+    targets = dino_targets.view(2, 16, -1)
+    pairs = [(view, other) for view in range(5) for other in range(2) if view != other]
+    dino = -sum((targets[t] * views[s]).sum(-1).mean() for s, t in pairs) / len(pairs)
+    of_patches = -(ibot_targets * log_probabilities(patches[masks], student.ibot_head, loss)).sum(1)
+    counts = masks.sum(dim=1, keepdim=True).expand_as(masks)[masks]
+    ibot = (of_patches / counts).sum() / masks.any(dim=1).sum()
+    (dino + loss.ibot_weight * ibot).backward()
+    expected = [weight.grad for weight in student.parameters() if weight.grad is not None]
+    assert terms["ibot"] == pytest.approx(ibot.item(), rel=1e-10)
+    assert terms["dino"] == pytest.approx(dino.item(), rel=1e-10)
+    found = gradient[gradient != 0]
+    expected = torch.cat([part.flatten() for part in expected])
+    assert relative_error(found, expected[expected != 0]) < 1e-8
+
+
+def targets_of_rows(tokens, head, temperature):
+    """Sinkhorn-Knopp targets of the published algorithm."""
+    return plain_sinkhorn(head(tokens) @ head.prototypes().T / temperature, 3)
+
+
+def log_probabilities(tokens, head, loss):
+    logits = head(tokens) @ head.prototypes().T / loss.student_temperature
+    return torch.log_softmax(logits, dim=-1)
 
 
 def test_a_smaller_model_learns_from_it_and_resumes_exactly(large, films, tmp_path):

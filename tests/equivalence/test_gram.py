@@ -40,9 +40,13 @@ def test_gradient_with_gram_does_not_depend_on_the_micro_batch(bench, size):
     assert relative_error(without.exact(16)[1], whole) > 1e-3, "the term must matter"
 
 
+@pytest.mark.parametrize(
+    ("antialiased", "antialias"), [({}, False), ({"gram__antialias": True}, True)]
+)
 @pytest.mark.parametrize("resize", ["bicubic", "bilinear"])
-def test_the_term_is_the_plain_one_of_resized_features(bench, resize):
-    step = with_old_teacher(bench(**GRAM, gram__resize=resize))
+def test_the_term_is_the_plain_one_of_resized_features(bench, resize, antialiased, antialias):
+    """DINOv3's features are resized without antialiasing."""
+    step = with_old_teacher(bench(**GRAM, gram__resize=resize, **antialiased))
     terms, _, _ = step.exact(2)
     (micro,) = step.micro_batches(16)
     student, gram = step.steps.student, step.steps.gram
@@ -51,7 +55,7 @@ def test_the_term_is_the_plain_one_of_resized_features(bench, resize):
         _, larger = gram.backbone(micro.gram_crops(), None, None)
         assert larger.shape[1] == 36
         grid = larger.transpose(1, 2).reshape(32, 32, 6, 6)
-        grid = torch.nn.functional.interpolate(grid, (4, 4), mode=resize, antialias=True)
+        grid = torch.nn.functional.interpolate(grid, (4, 4), mode=resize, antialias=antialias)
         expected = plain_gram(patches, grid.flatten(2).transpose(1, 2))
     assert terms["gram"] == pytest.approx(float(expected), rel=1e-10)
     total = sum(
@@ -61,9 +65,20 @@ def test_the_term_is_the_plain_one_of_resized_features(bench, resize):
     assert terms["loss"] == pytest.approx(total, rel=1e-10)
 
 
+def test_gram_crops_are_the_global_crops_without_blur_and_changes_of_intensity(bench):
+    """DINOv3, section 4.2, and its configuration: the Gram teacher's crops are not distorted."""
+    strong = {"views__blur_global": (1.0, 1.0), "views__intensity": 1.0, "gram__weight": 1.0}
+    (micro,) = bench(**strong).micro_batches(16)
+    none = {"views__blur_global": (0.0, 0.0), "views__intensity": 0.0}
+    (plain,) = bench(**none).micro_batches(16)
+    assert torch.equal(micro.gram_crops(), plain.global_crops())
+    assert relative_error(micro.gram_crops(), micro.global_crops()) > 0.1
+
+
 def test_gram_crops_show_what_the_global_crops_show(bench):
     """Larger, and otherwise the same: reduced again they are nearly equal."""
-    (micro,) = bench(gram__size=64, gram__weight=1.0).micro_batches(16)
+    plain = {"views__blur_global": (0.0, 0.0), "views__intensity": 0.0}
+    (micro,) = bench(gram__size=64, gram__weight=1.0, **plain).micro_batches(16)
     small, large = micro.global_crops(), micro.gram_crops()
     assert large.shape[-1] == 64
     reduced = torch.nn.functional.avg_pool2d(large, 2)

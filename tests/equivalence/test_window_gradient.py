@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dino_x.training.build import statistic_of
 from tests.equivalence.conftest import relative_error
 from tests.model.released_format import network
 
@@ -136,3 +137,52 @@ def test_gradient_is_that_of_the_plain_loss_written_out(bench):
     assert terms["ibot"] == pytest.approx(ibot.item(), rel=1e-10)
     assert terms["koleo"] == pytest.approx(koleo.item(), rel=1e-6)  # its epsilon is our own
     assert relative_error(gradient, expected) < 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_gradient_with_heads_of_different_size(bench, size):
+    """As DINOv3's 7B has them: 262,144 prototypes for DINO and 98,304 for iBOT."""
+    step = bench(head__ibot_prototypes=37, head__ibot_bottleneck=10, loss__centering="softmax")
+    _, whole, _ = step.exact(16)
+    terms, gradient, state = step.exact(size)
+    assert relative_error(gradient, whole) < 1e-10
+    assert "ibot" in terms
+    assert (len(state.dino.center_K), len(state.ibot.center_K)) == (61, 37)
+
+
+SIGREG = {
+    "loss__regularizer": "sigreg", "loss__sigreg_weight": 1.0, "loss__sigreg_directions": 50,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sigreg_is_that_of_the_effective_batch(bench, size):
+    step = bench(**SIGREG)
+    terms_whole, whole, _ = step.exact(16)
+    terms, gradient, _ = step.exact(size)
+    assert set(terms) == {"dino", "ibot", "sigreg", "loss"}
+    assert relative_error(gradient, whole) < 1e-10
+    for name, value in terms_whole.items():
+        assert terms[name] == pytest.approx(value, rel=1e-10)
+    without = bench(loss__regularizer="none").exact(16)[1]
+    assert relative_error(without, whole) > 1e-2, "the term must matter"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_negative_control_sigreg_of_each_micro_batch_has_another_gradient(bench, size):
+    step = bench(**SIGREG, loss__dino_weight=0, loss__ibot_weight=0)
+    _, whole, _ = step.exact(16)
+    _, naive, _ = step.naive(size)
+    assert relative_error(naive, whole) > 1e-2
+
+
+def test_without_a_regularizer_there_is_no_such_term(bench):
+    terms, _, _ = bench(loss__regularizer="none").exact(2)
+    assert set(terms) == {"dino", "ibot", "loss"}
+
+
+def test_each_step_draws_other_directions_and_the_same_again(bench):
+    options = bench(**SIGREG).options
+    seeds = [statistic_of(options, step).seed for step in (0, 1, 2, 0)]
+    assert seeds[0] == seeds[3]
+    assert len(set(seeds)) == 3

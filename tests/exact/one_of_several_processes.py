@@ -7,8 +7,10 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from dino_x.exact import ExactStep, KoLeo, Processes, Sinkhorn, Softmax
+from dino_x.exact import ExactStep, KoLeo, Processes, SIGReg, Sinkhorn, Softmax
 from tests.exact.test_step import IMAGES, flat_gradient, micro_batches, networks
+
+SIGREG = SIGReg(1.0, directions=20, seed=3)
 
 
 def main(rank: int, count: int, folder: Path) -> None:
@@ -28,6 +30,11 @@ def main(rank: int, count: int, folder: Path) -> None:
         own = list(micro_batches([share] * count))[rank : rank + 1]
         result = step.gradient(own, step.first_state(queue=9), 0.07)
         found[name] = (flat_gradient(both.student), result.terms)
+    both = networks()
+    step = ExactStep(both, statistic=SIGREG, processes=Processes(dist.group.WORLD))
+    own = list(micro_batches([share] * count))[rank : rank + 1]
+    result = step.gradient(own, step.first_state(), 0.07)
+    found["sigreg"] = (flat_gradient(both.student), result.terms)
     if rank == 0:  # shares that are not equal to one image are refused in all processes
         uneven = list(micro_batches([share - 2, IMAGES - share + 2]))[:1]
     else:

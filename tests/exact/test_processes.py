@@ -25,5 +25,11 @@ def test_processes_have_the_gradient_of_one(tmp_path, count):
             found, terms = torch.load(tmp_path / f"{rank}.pt")[name]
             assert error(found, expected) < 1e-10
             assert terms == pytest.approx(result.terms, rel=1e-10)
+    expected, result = gradient([IMAGES], statistic=worker.SIGREG)
+    for rank in range(count):
+        found, terms = torch.load(tmp_path / f"{rank}.pt")["sigreg"]
+        assert "sigreg" in terms
+        assert error(found, expected) < 1e-10
+        assert terms == pytest.approx(result.terms, rel=1e-10)
     refused = torch.load(tmp_path / "0.pt")["refused"]
     assert "each process has an equal share" in refused

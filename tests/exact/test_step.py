@@ -17,6 +17,7 @@ from dino_x.exact import (
     KoLeo,
     MicroBatch,
     Networks,
+    SIGReg,
     Sinkhorn,
     Softmax,
 )
@@ -153,6 +154,26 @@ def test_negative_control_each_micro_batch_by_itself_has_another_gradient(sizes)
     assert error(naive, whole) > 1e-2
 
 
+@pytest.mark.parametrize("sizes", CUTS)
+def test_sigreg_is_exact_for_any_cut_and_not_for_each_micro_batch_by_itself(sizes):
+    statistic = SIGReg(1.0, directions=20, seed=3)
+    terms = {"dino_weight": 0.0, "ibot_weight": 0.0, "statistic": statistic}
+    whole, expected = gradient([IMAGES], **terms)
+    found, result = gradient(sizes, **terms)
+    assert error(found, whole) < 1e-10
+    assert result.terms["sigreg"] == pytest.approx(expected.terms["sigreg"], rel=1e-10)
+    both = networks()
+    step = ExactStep(both, **terms)
+    naive = torch.zeros_like(whole)
+    for micro in micro_batches(sizes):
+        both.student.zero_grad(set_to_none=True)
+        step.gradient([micro], step.first_state(), 0.07)
+        naive += micro.images / IMAGES * flat_gradient(both.student)
+    assert error(naive, whole) > 1e-2
+    other, _ = gradient(sizes, **terms | {"statistic": SIGReg(1.0, directions=20, seed=4)})
+    assert error(other, whole) > 1e-3, "the directions must matter"
+
+
 def test_dropout_is_replayed():
     """KoLeo's pass and the gradient's pass must see the same student, or its gradient is wrong."""
     both = networks(dropout=0.5)
@@ -219,6 +240,37 @@ def test_it_is_the_plain_loss_written_out():
     expected = torch.cat([w.grad.flatten() for w in student.parameters()])
     assert result.terms["loss"] == pytest.approx(loss.item(), rel=1e-10)
     assert error(found, expected) < 1e-8
+
+
+def test_distillation_hides_no_patch_from_the_student():
+    """DINOv3's distillation: iBOT compares patches that both networks see."""
+    both = networks()
+    both.hide_patches = False
+    step = ExactStep(both)
+    result = step.gradient(micro_batches([5, 7]), step.first_state(), 0.07)
+    assert "ibot" in result.terms
+    assert both.student.backbone.mask_token.grad is None
+    _, masked = gradient([5, 7])
+    assert result.terms["ibot"] != pytest.approx(masked.terms["ibot"], rel=1e-3)
+
+
+@pytest.mark.parametrize("sizes", CUTS)
+def test_pairs_with_a_local_crop_have_a_weight_of_their_own(sizes):
+    """DINOv3's DINO term: the sum over global pairs and 0.5 x that over local ones, by all pairs.
+
+    The term is linear in the weight, so three weights say what each kind of pair adds.
+    """
+    only_dino = {"ibot_weight": 0.0, "statistic": KoLeo(0.0)}
+    both, result = gradient(sizes, **only_dino)
+    half, of_half = gradient([IMAGES], local_weight=0.5, **only_dino)
+    none, of_none = gradient(sizes, local_weight=0.0, **only_dino)
+    assert error(half, (both + none) / 2) < 1e-10
+    mean = (result.terms["dino"] + of_none.terms["dino"]) / 2
+    assert of_half.terms["dino"] == pytest.approx(mean, rel=1e-10)
+    pairs, global_pairs = 2 * (2 + LOCALS) - 2, 2
+    assert of_none.terms["dino"] / result.terms["dino"] == pytest.approx(
+        global_pairs / pairs, rel=0.15
+    )
 
 
 def test_nothing_masked_has_no_ibot_term():

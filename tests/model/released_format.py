@@ -20,6 +20,10 @@ KINDS = {  # name: (class, configuration)
     "dinov3 gated": (DINOv3ViTModel, DINOv3ViTConfig,
                      {"intermediate_size": 80, "use_gated_mlp": True, "num_register_tokens": 4,
                       "hidden_act": "silu"}),
+    "dinov3 7B": (DINOv3ViTModel, DINOv3ViTConfig,
+                  {"intermediate_size": 80, "use_gated_mlp": True, "num_register_tokens": 4,
+                   "hidden_act": "silu", "query_bias": False, "key_bias": False,
+                   "value_bias": False}),
     "dinov2": (Dinov2Model, Dinov2Config, {"image_size": 32}),
     "dinov2 gated": (Dinov2Model, Dinov2Config, {"image_size": 32, "use_swiglu_ffn": True}),
     "dinov2 registers": (Dinov2WithRegistersModel, Dinov2WithRegistersConfig,
@@ -76,13 +80,8 @@ def released_block(block, version3):
     for name in ("norm1", "norm2"):
         out |= {f"{name}.{leaf}": block[f"{name}.{leaf}"] for leaf in ("weight", "bias")}
     for leaf in ("weight", "bias"):
-        qkv = [block.get(f"attention.{part}_proj.{leaf}") for part in "qkv"]
-        if qkv[1] is None:  # keys without a bias: NaN under a mask, as training leaves them
-            qkv[1] = torch.full_like(qkv[0], math.nan)
-            out["attn.qkv.bias_mask"] = torch.ones(3 * len(qkv[0]))
-            out["attn.qkv.bias_mask"].view(3, -1)[1] = 0
-        out[f"attn.qkv.{leaf}"] = torch.cat(qkv)
         out[f"attn.proj.{leaf}"] = block[f"attention.o_proj.{leaf}"]
+    out |= released_qkv(block)
     for number in "12":
         out[f"ls{number}.gamma"] = block[f"layer_scale{number}.lambda1"]
     mlp = {n.removeprefix("mlp."): v for n, v in block.items() if n.startswith("mlp.")}
@@ -98,6 +97,21 @@ def released_block(block, version3):
             out[f"mlp.w3.{leaf}"] = value
         elif layer == "gate_proj":
             out[f"mlp.w12.{leaf}"] = torch.cat([value, mlp[f"up_proj.{leaf}"]])
+    return out
+
+
+def released_qkv(block):
+    """Queries, keys and values in one matrix; the 7B has no biases of any."""
+    out = {}
+    for leaf in ("weight", "bias"):
+        qkv = [block.get(f"attention.{part}_proj.{leaf}") for part in "qkv"]
+        if qkv[0] is None:
+            continue
+        if qkv[1] is None:  # keys without a bias: NaN under a mask, as training leaves them
+            qkv[1] = torch.full_like(qkv[0], math.nan)
+            out["attn.qkv.bias_mask"] = torch.ones(3 * len(qkv[0]))
+            out["attn.qkv.bias_mask"].view(3, -1)[1] = 0
+        out[f"attn.qkv.{leaf}"] = torch.cat(qkv)
     return out
 
 

@@ -78,6 +78,28 @@ def test_each_branch_of_each_row_is_kept_by_its_own_draw():
     assert (swapped[0] - both[0]).abs().max() > 1e-4
 
 
+def test_each_block_has_its_own_rescale():
+    """DINOv3 draws the jitter of RoPE's coordinates for each block (section 3.2: "RoPE-box")."""
+    backbone = tiny()
+    crops = torch.randn(2, 3, 32, 32)
+    seen = []
+    rope = backbone.rope
+    for block in backbone.vit.model.layer:
+        block.register_forward_pre_hook(
+            lambda _, arguments, named: seen.append(named["position_embeddings"][0]),
+            with_kwargs=True,
+        )
+    found, _ = backbone(crops, None, randomness(2, rescale=np.array([1.5, 0.7])))
+    for factor, angles in zip((1.5, 0.7), seen, strict=True):
+        rope.rescale = factor
+        assert torch.equal(angles, rope(crops)[0])
+    for one in (1.5, 0.7):
+        same, _ = backbone(crops, None, randomness(2, rescale=one))
+        assert (same - found).abs().max() > 1e-5
+        by_layer, _ = backbone(crops, None, randomness(2, rescale=np.array([one, one])))
+        assert torch.equal(same, by_layer)
+
+
 def test_a_mask_hides_the_patches_under_it():
     backbone = tiny()
     crops = torch.randn(1, 3, 32, 32)

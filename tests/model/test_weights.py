@@ -251,3 +251,48 @@ def test_new_tensors_of_a_partial_start_come_from_the_seed(tmp_path):
     first, again, other = (load_start(options, seed).vit.state_dict()[name] for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def with_norm(state, prefix):
+    """A released state dict with a norm more."""
+    return state | {f"{prefix}.weight": torch.ones(48), f"{prefix}.bias": torch.zeros(48)}
+
+
+def test_a_norm_for_local_crops_alone_is_named(tmp_path):
+    """The 7B and the satellite model have one (local_cls_norm); it is used in training alone."""
+    _, path = saved("dinov3 7B", tmp_path, "pth")
+    spoil(path, lambda state: with_norm(state, "local_cls_norm"))
+    accounting = backbone(path).accounting
+    assert accounting.whole
+    assert list(accounting.unused) == ["local_cls_norm.weight", "local_cls_norm.bias"]
+    line = accounting.line()
+    assert "not used: local_cls_norm.weight (a norm for the CLS tokens of local crops" in line
+
+
+def test_a_cls_norm_that_the_architecture_lacks_is_refused(tmp_path):
+    _, path = saved("dinov3", tmp_path, "pth")
+    spoil(path, lambda state: with_norm(state, "cls_norm"))
+    with pytest.raises(UserError) as error:
+        backbone(path)
+    line = str(error.value)
+    assert "has a norm of its own for CLS tokens (cls_norm.weight)" in line
+    assert "--allow-partial" in line
+    assert "\n" not in line
+    partial = backbone(path, allow_partial=True)
+    assert list(partial.accounting.unused) == ["cls_norm.weight", "cls_norm.bias"]
+
+
+def test_what_a_file_does_not_say_is_said_to_be_assumed(tmp_path):
+    _, path = saved("dinov3", tmp_path, "pth")
+    line = backbone(path).accounting.line()
+    assert "assumed, as the file does not say: ImageNet's mean and std of images" in line
+    assert "norm epsilon 1e-05" in line
+    _, path = saved("dinov2", tmp_path, "pth")
+    assert "norm epsilon 1e-06" in backbone(path, heads=2).accounting.line()
+    _, folder = saved("dinov3", tmp_path, "transformers")
+    assert (
+        "assumed, as the file does not say: ImageNet's mean" in backbone(folder).accounting.line()
+    )
+    facts = {"image_mean": [0.430, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143], "size": 32}
+    (folder / "preprocessor_config.json").write_text(json.dumps(facts))
+    assert "assumed" not in backbone(folder).accounting.line()

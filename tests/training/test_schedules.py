@@ -35,12 +35,28 @@ def test_warmup_linear():
     assert warmup_linear(0.04, 0.07, 0, 0) == 0.07
 
 
+def test_the_weight_of_local_crops_falls_with_gram_anchoring_as_published():
+    """DINOv3: 1 in pretraining, 0.5 with Gram anchoring (section 4.2) and at high resolution."""
+    plain = resolve({"preset": "dinov3", "train.steps": 100}, Facts(500_000)).options
+    assert {values_at(step, plain).local_weight for step in (0, 50, 99)} == {1.0}
+    gram = {"gram.weight": 2.0, "gram.start": 40, "gram.warmup": 10}
+    options = resolve({"preset": "dinov3", "train.steps": 100} | gram, Facts(500_000)).options
+    found = [values_at(step, options).local_weight for step in (0, 39, 40, 45, 50, 99)]
+    assert found == pytest.approx([1, 1, 1, 0.75, 0.5, 0.5])
+    highres = resolve({"preset": "highres", "train.steps": 100}, Facts(500_000)).options
+    assert values_at(0, highres).local_weight == 0.5
+    without = resolve(
+        {"preset": "highres", "train.steps": 100, "gram.weight": 0}, Facts(500_000)
+    ).options
+    assert values_at(0, without).local_weight == 0.5
+
+
 def test_dinov3s_values_at_the_start_the_end_and_in_between():
     options = resolve({"preset": "dinov3", "train.steps": 1000}, Facts(500_000)).options
     assert peak_lr(options) == pytest.approx(0.004 * math.sqrt(256 / 1024))
     first, last = values_at(0, options), values_at(999, options)
     assert first.lr == pytest.approx(peak_lr(options) / 100)
-    assert last.lr == pytest.approx(1e-6)
+    assert last.lr == pytest.approx(1e-6 * math.sqrt(256 / 1024))  # DINOv3 scales both ends
     assert values_at(99, options).lr == pytest.approx(peak_lr(options))
     assert (first.weight_decay, last.weight_decay) == pytest.approx((0.04, 0.4))
     assert (first.momentum, last.momentum) == pytest.approx((0.992, 1.0))

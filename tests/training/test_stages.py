@@ -92,7 +92,13 @@ def test_highres_makes_the_crops_of_the_run_before_larger(start, films, tmp_path
     views = yaml.safe_load((out / "config.yaml").read_text())["views"]
     assert views["global_size"] == 64
     sets = [(s["global_size"], s["local_size"], s["gram_size"]) for s in views["sizes"]]
-    assert sets == [(64, 16, 96), (96, 16, 128), (96, 32, 128), (96, 48, 128)]
+    assert sets == [
+        (64, 16, 96),
+        (96, 16, 144),
+        (96, 24, 144),
+        (96, 32, 144),
+        (96, 48, 144),
+    ]
     assert all(step["gram"] >= 0 for step in metrics(out))
     gram, first = parts(out, 3, ".gram."), parts(start, 2, ".teacher.backbone.")
     for name, value in gram.items():

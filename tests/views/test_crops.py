@@ -15,23 +15,22 @@ from dino_x.views.crops import (
 )
 
 
-def plain(box, *, flip_x=False, flip_y=False, sigma=0.0, brightness=0.0, contrast=1.0, gamma=1.0):
+def plain(box, *, flip_x=False, flip_y=False, sigma=0.0, brightness=0.0, contrast=1.0, gamma=1.0,
+          colour=1.0):  # fmt: skip
     """Parameters of one view of one image; ``box`` is left, top, width, height in shares."""
-    values = [*box, flip_x, flip_y, sigma, brightness, contrast, gamma]
-    types = [torch.float64] * 4 + [torch.bool] * 2 + [torch.float64] * 4
+    values = [*box, flip_x, flip_y, sigma, brightness, contrast, gamma, colour]
+    types = [torch.float64] * 4 + [torch.bool] * 2 + [torch.float64] * 5
     return ViewParameters(
         *(torch.tensor([[v]], dtype=t) for v, t in zip(values, types, strict=True))
     )
 
 
-def pillow_crop(picture, box, size):
+def pillow_crop(picture, box, size, filter_=Image.Resampling.BILINEAR):
     """Pillow's own antialiased resize of a box, [size, size] float."""
     side = picture.shape[0]
     left, top, width, height = (value * side for value in box)
     image = Image.fromarray(picture.astype(np.float32))
-    resized = image.resize(
-        (size, size), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
-    )
+    resized = image.resize((size, size), filter_, box=(left, top, left + width, top + height))
     return np.asarray(resized)
 
 
@@ -46,6 +45,86 @@ def test_a_crop_equals_pillows(picture, box, size):
     canvas = torch.from_numpy(picture)[None, None]
     crop = apply_views(canvas, plain(box), size)[0, 0].numpy()
     np.testing.assert_allclose(crop, pillow_crop(picture, box, size), atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [7, 32, 64])
+@pytest.mark.parametrize("box", [(0, 0, 1, 1), (0.13, 0.31, 0.5, 0.6), (0.4, 0.02, 0.21, 0.33)])
+def test_a_bicubic_crop_equals_pillows(picture, box, size):
+    canvas = torch.from_numpy(picture)[None, None]
+    crop = apply_views(canvas, plain(box), size, interpolation="bicubic")[0, 0].numpy()
+    expected = pillow_crop(picture, box, size, Image.Resampling.BICUBIC).clip(0, 1)
+    np.testing.assert_allclose(crop, expected, atol=2e-6)
+
+
+def test_the_first_global_crop_is_not_blurred_and_the_second_nearly_always():
+    """DINOv3's views: blurred with a probability of 0, 0.9 and, for local crops, 0.5."""
+    options = ViewOptions()
+    assert (options.blur_global, options.blur) == ((0.0, 0.9), 0.5)
+    draws = torch.from_numpy(draw_views(np.random.default_rng(0), 2000, 2))
+    one = torch.ones(2000, dtype=torch.float64)
+    p = view_parameters(draws, one, (0.3, 1), 224, options, blur=options.blur_global)
+    shares = (p.sigma > 0).double().mean(dim=0)
+    assert shares.tolist() == pytest.approx([0, 0.9], abs=0.03)
+    local = view_parameters(draws, one, (0.05, 0.3), 96, options)
+    assert (local.sigma > 0).double().mean(dim=0).tolist() == pytest.approx([0.5] * 2, abs=0.04)
+
+
+def test_the_blur_is_in_pixels_of_the_crop_unless_it_is_scaled():
+    """DINOv3's sigma is 0.1 to 2 pixels at any size."""
+    draws = torch.from_numpy(draw_views(np.random.default_rng(0), 500, 4))
+    one = torch.ones(500, dtype=torch.float64)
+    for size in (96, 224, 768):
+        sigma = view_parameters(draws, one, (0.3, 1), size, ViewOptions(blur=1)).sigma
+        assert (float(sigma.min()), float(sigma.max())) == pytest.approx((0.1, 2.0), abs=0.01)
+    scaled = ViewOptions(blur=1, blur_unit="scaled")
+    sigma = view_parameters(draws, one, (0.3, 1), 448, scaled).sigma
+    assert (float(sigma.min()), float(sigma.max())) == pytest.approx((0.2, 4.0), abs=0.02)
+
+
+def test_crops_of_elongated_images_keep_their_aspect_and_are_smaller():
+    """DINOv3's crops have a width / height of 3/4 to 4/3 in every image."""
+    rng = np.random.default_rng(4)
+    aspect = torch.from_numpy(np.exp(rng.uniform(-1.5, 1.5, 400)))
+    draws = torch.from_numpy(draw_views(rng, 400, 5))
+    p = view_parameters(draws, aspect, (0.1, 1.0), 64, ViewOptions())
+    shape = p.width / (p.height * aspect[:, None])
+    assert float(shape.min()) >= 0.75 - 1e-9
+    assert float(shape.max()) <= 4 / 3 + 1e-9
+    area = p.width * p.height
+    asked = 0.1 + 0.9 * draws[..., 0]
+    assert (area <= asked + 1e-12).all()
+    square = (aspect - 1).abs() < 0.2
+    torch.testing.assert_close(area[square], asked[square], rtol=0.2, atol=0)
+    far = (aspect > 3) | (aspect < 1 / 3)
+    assert (area[far] < 0.45).all()
+    assert (p.left + p.width <= 1 + 1e-12).all()
+    assert (p.top + p.height <= 1 + 1e-12).all()
+
+
+def test_colours_are_made_weaker_stronger_or_grey():
+    """DINOv3: saturation by up to 0.2 where intensities are changed, grey with 0.2."""
+    options = ViewOptions()
+    assert (options.saturation, options.grey) == (0.2, 0.2)
+    drawn = draw_views(np.random.default_rng(0), 1000, 2, np.random.default_rng(1))
+    one = torch.ones(1000, dtype=torch.float64)
+    p = view_parameters(torch.from_numpy(drawn), one, (0.3, 1), 16, options)
+    assert float((p.colour == 0).double().mean()) == pytest.approx(0.2, abs=0.03)
+    changed = p.colour[(p.colour != 0) & (p.colour != 1)]
+    assert len(changed) / p.colour.numel() == pytest.approx(0.8 * 0.8, abs=0.04)
+    assert (float(changed.min()), float(changed.max())) == pytest.approx((0.8, 1.2), abs=0.01)
+    same = view_parameters(torch.from_numpy(drawn[..., :DRAWS]), one, (0.3, 1), 16, options)
+    assert (same.colour == 1).all()
+    assert torch.equal(same.gamma, p.gamma)
+
+    picture = torch.rand(1, 3, 20, 20, dtype=torch.float64)
+    grey = apply_views(picture, plain((0, 0, 1, 1), colour=0.0), 20)
+    luma = (picture * torch.tensor([0.299, 0.587, 0.114]).double()[:, None, None]).sum(1)
+    torch.testing.assert_close(grey[0], luma.expand(3, -1, -1))
+    half = apply_views(picture, plain((0, 0, 1, 1), colour=0.5), 20)
+    torch.testing.assert_close(half, (picture + grey) / 2)
+    one_channel = picture[:, :1]
+    left = apply_views(one_channel, plain((0, 0, 1, 1), colour=0.0), 20)
+    torch.testing.assert_close(left, one_channel)
 
 
 @pytest.mark.parametrize("period", [2, 3, 5.3])
@@ -122,7 +201,7 @@ def test_boxes_are_inside_the_image_with_the_promised_area_and_shape():
     rng = np.random.default_rng(4)
     aspect = torch.from_numpy(np.exp(rng.uniform(-1.5, 1.5, 400)))  # height / width, 0.22 to 4.5
     draws = torch.from_numpy(draw_views(rng, 400, 5))
-    scale, options = (0.1, 0.9), ViewOptions()
+    scale, options = (0.1, 0.9), ViewOptions(elongated=True)
     p = view_parameters(draws, aspect, scale, 64, options)
     assert (p.left >= 0).all()
     assert (p.top >= 0).all()

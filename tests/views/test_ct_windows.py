@@ -15,6 +15,7 @@ from dino_x.views.ct_windows import (
     WindowParameters,
     apply_windows,
     draw_windows,
+    named_windows,
     window_parameters,
 )
 
@@ -26,6 +27,15 @@ def hu(windows: WindowParameters) -> tuple[torch.Tensor, torch.Tensor]:
     """Centre and width in Hounsfield units."""
     black, white = (value * (HIGH - LOW) + LOW for value in (windows.black, windows.white))
     return (black + white) / 2, white - black
+
+
+def test_crops_without_distortions_have_the_named_windows_themselves():
+    draws = draw_windows(np.random.default_rng(0), 50, 2)
+    named = torch.from_numpy(named_windows(draws))
+    centre, width = hu(window_parameters(named, torch.ones(50, dtype=torch.bool)))
+    which = (torch.from_numpy(draws)[..., 0] * 4).long()
+    expected = torch.tensor(list(CT_WINDOWS.values()), dtype=torch.float64)[which]
+    torch.testing.assert_close(torch.stack([centre, width], dim=-1), expected)
 
 
 def test_windows_are_the_named_ones_and_a_little_around_them():

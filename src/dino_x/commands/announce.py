@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from dino_x.config.options import Options
+from dino_x.config.options import HeadOptions, Options
 from dino_x.data.image import WITHOUT_IMAGE, ImageRef
 from dino_x.data.index.index import LEFT_OUT, Index, in_words
 from dino_x.data.index.passed_over import in_a_line, ways_out
@@ -44,7 +44,7 @@ def announce(
         "images": f"{len(index):,}{held}{skipped}",
         **not_taken(index),
         "model": f"{options.model.name}, {backbone.depth} layers x {backbone.width},"
-        f" {parameters:.1f} M parameters; {options.head.prototypes:,} prototypes a head",
+        f" {parameters:.1f} M parameters; {prototypes_in_words(options.head)}",
         "settings": prepared.resolved.preset,
         "device": f"{describe_device(trainer.cutter.device)}, {train.precision}",
         "batch": f"{train.effective_batch} images a step, in micro-batches of {size}" + processes,
@@ -142,3 +142,10 @@ def stage_lines(options: Options) -> dict[str, str]:
         anew = f", taken anew every {gram.refresh:,} steps" if gram.refresh else ""
         lines["gram"] = f"weight {gram.weight:g}, held to {source}{anew}"
     return lines
+
+
+def prototypes_in_words(head: HeadOptions) -> str:
+    """The number of prototypes of each head."""
+    if head.ibot_prototypes in (None, head.prototypes):
+        return f"{head.prototypes:,} prototypes a head"
+    return f"{head.prototypes:,} prototypes for DINO, {head.ibot_prototypes:,} for iBOT"

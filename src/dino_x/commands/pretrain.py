@@ -94,7 +94,8 @@ def train_together(
         ranks, lambda: images_of(early, console, kept_split(run) if resumed else None)
     )
     resolved = all_or_none(
-        ranks, lambda: resolve(overrides, Facts(len(index), inherited(overrides)))
+        ranks,
+        lambda: resolve(overrides, Facts(len(index), inherited(overrides), early.patch_size)),
     )
     prepared = all_or_none(
         ranks, lambda: prepare(resolved, early.backbone, run, index, device, ranks, console)

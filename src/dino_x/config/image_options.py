@@ -184,10 +184,32 @@ class ViewOptions(Section):
         lt=1,
     )
     gamma: float = option(1.4, "Exponent of the gamma correction, between 1/x and x.", ge=1)
-    blur: Share = option(0.5, "Probability of a Gaussian blur.")
-    blur_sigma: Range = option(
-        (0.1, 2.0), "Smallest and largest sigma of the blur, in pixels of a crop of 224 pixels."
+    blur: Share = option(0.5, "Probability of a Gaussian blur of a local crop.")
+    blur_global: tuple[Share, Share] | None = option(
+        (0.0, 0.9), "The same for the first and the second global crop; null takes views.blur."
     )
+    blur_sigma: Range = option((0.1, 2.0), "Smallest and largest sigma of the blur.")
+    blur_unit: Literal["pixels", "scaled"] = option(
+        "pixels",
+        "What blur_sigma is in: pixels of the crop, as in DINOv3, or scaled, pixels of a crop of"
+        " 224 pixels, so that small crops are blurred as much as large ones.",
+    )
+    elongated: bool = option(
+        False,
+        "Crops of an elongated image may be as elongated as it is, beyond views.aspect, so they"
+        " can be as large as their scale says. Without it they are smaller, as in DINOv3.",
+    )
+    interpolation: Literal["bilinear", "bicubic"] = option(
+        "bilinear",
+        "How crops are resized, with antialiasing. DINOv3 has bicubic, which reads twice as many"
+        " pixels and overshoots at edges.",
+    )
+    saturation: Share = option(
+        0.2,
+        "Colour images: where intensities are changed, the distance from grey is multiplied by a"
+        " number between 1 - x and 1 + x.",
+    )
+    grey: Share = option(0.2, "Colour images: probability that a crop becomes grey.")
 
     @model_validator(mode="after")
     def _ranges(self) -> "ViewOptions":

@@ -14,6 +14,7 @@ from dino_x.config.image_options import (
     ViewOptions,
     WindowOptions,
 )
+from dino_x.config.loss_options import GramOptions, LossOptions
 from dino_x.config.section import PositiveInt, Section, Share, option
 
 
@@ -62,107 +63,32 @@ class ModelOptions(Section):
         " x; null turns that off.",
         gt=1,
     )
+    rope_scope: Literal["block", "forward"] = option(
+        "block",
+        "block draws that number for each block, as DINOv3's training does; forward draws one"
+        " for all blocks, as transformers does. Both draw one for each kind of crop.",
+    )
 
 
 class HeadOptions(Section):
-    """The projection heads, one for DINO and one for iBOT, alike."""
+    """The projection heads, one for DINO and one for iBOT; alike unless they are told apart."""
 
     prototypes: PositiveInt = option(65536, "Number of prototypes, K.")
     layers: PositiveInt = option(3, "Number of layers of the MLP.")
     hidden: PositiveInt = option(2048, "Width of the hidden layers of the MLP.")
     bottleneck: PositiveInt = option(256, "Width of the L2-normalised bottleneck.")
+    ibot_prototypes: PositiveInt | None = option(
+        None, "Number of prototypes of the iBOT head; null takes head.prototypes."
+    )
+    ibot_bottleneck: PositiveInt | None = option(
+        None, "Width of the bottleneck of the iBOT head; null takes head.bottleneck."
+    )
     init: Literal["normal", "fan_in"] = option(
         "normal",
         "Initial weights of the head: normal has a standard deviation of 0.02 as in"
         " DINOv3, fan_in of sqrt(1 / inputs).",
     )
     normalize_prototypes: bool = option(False, "Prototypes are on the unit sphere, as in DINOv2.")
-
-
-class LossOptions(Section):
-    """Loss terms and what keeps the targets from collapsing."""
-
-    centering: Literal["auto", "sinkhorn", "softmax"] = option(
-        "auto",
-        "auto: Sinkhorn-Knopp if the effective batch is at least loss.floor; otherwise"
-        " softmax centering, without KoLeo.",
-    )
-    floor: PositiveInt = option(
-        256,
-        "Smallest effective batch for which auto chooses Sinkhorn-Knopp; 256 is this"
-        " project's own choice.",
-    )
-    on_small_batch: Literal["fallback", "warn", "error"] = option(
-        "fallback",
-        "What auto does below the floor: fallback takes softmax centering, warn takes"
-        " Sinkhorn-Knopp with a warning, error stops.",
-    )
-    queue: int = option(
-        0,
-        "Number of past teacher outputs (two an image) that take part in Sinkhorn-Knopp,"
-        " for each head.",
-        ge=0,
-    )
-    sinkhorn_iterations: PositiveInt = option(3, "Number of Sinkhorn-Knopp iterations.")
-    sinkhorn_relaxation: Share = option(
-        0.0,
-        "0: every prototype is used equally. Larger values demand less equal use, for"
-        " classes of unequal size. 1: no centering at all.",
-    )
-    center_momentum: Share = option(0.9, "Momentum of the running mean of softmax centering.")
-    student_temperature: float = option(0.1, "Temperature of the student's softmax.", gt=0)
-    dino_weight: float = option(
-        1.0, "Weight of the DINO term, a mean over pairs of a view and another global view.", ge=0
-    )
-    ibot_weight: float = option(
-        0.5,
-        "Weight of the iBOT term, a mean over masked crops. DINOv3's 1.0 is for a mean"
-        " over all crops, half of which are masked.",
-        ge=0,
-    )
-    koleo_weight: float = option(
-        0.1, "Weight of the KoLeo term of each of the two global views.", ge=0
-    )
-    implementation: Literal["fused", "reference"] = option(
-        "fused",
-        "How Sinkhorn-Knopp and the cross-entropy are computed; reference holds every"
-        " logit in memory.",
-    )
-    koleo_group: Literal["effective"] | PositiveInt = option(
-        "effective",
-        "Number of images among which KoLeo looks for neighbours. The value of KoLeo"
-        " depends on it.",
-    )
-
-
-class GramOptions(Section):
-    """Gram anchoring: patch features keep the similarities they had in an earlier teacher."""
-
-    weight: float = option(0.0, "Weight of the Gram term; 2 in DINOv3; 0 turns it off.", ge=0)
-    weight_start: float = option(
-        0.0, "Weight at step gram.start, from where it rises to gram.weight.", ge=0
-    )
-    warmup: int = option(0, "Number of steps in which the weight rises.", ge=0)
-    start: int = option(0, "First step with the Gram term.", ge=0)
-    teacher: str | None = option(
-        None,
-        "Gram teacher: a RUN, a folder or a name on the hub; null takes the EMA teacher"
-        " as it is at step gram.start.",
-    )
-    refresh: PositiveInt | None = option(
-        None,
-        "Number of steps after which the Gram teacher is replaced by the current EMA"
-        " teacher; null never replaces it.",
-    )
-    refreshes: PositiveInt = option(3, "Largest number of times that the Gram teacher is replaced.")
-    size: PositiveInt | None = option(
-        None,
-        "Side of the Gram teacher's crops in pixels; null takes the student's. Its"
-        " features are resized to the student's grid.",
-    )
-    resize: Literal["bicubic", "bilinear"] = option(
-        "bicubic", "Interpolation of the Gram teacher's features, with antialiasing."
-    )
 
 
 class TeacherOptions(Section):
@@ -193,7 +119,12 @@ class OptimOptions(Section):
         "Effective batch that lr is for; the learning rate is multiplied by"
         " sqrt(effective batch / lr_batch).",
     )
-    lr_end: float = option(1e-6, "Learning rate at the end of the cosine.", ge=0)
+    lr_end: float | None = option(
+        1e-6,
+        "Learning rate at the end of the cosine for an effective batch of lr_batch, multiplied as"
+        " lr is; null keeps the peak.",
+        ge=0,
+    )
     warmup: int | None = option(
         None, "Number of steps of linear warmup; null is 10% of all steps.", ge=0
     )
@@ -207,6 +138,11 @@ class OptimOptions(Section):
     patch_embed_lr: float = option(0.2, "Factor of the learning rate of the patch embedding.", ge=0)
     clip: float = option(
         3.0, "Gradients with a larger norm are scaled down to it; 0 turns that off.", ge=0
+    )
+    clip_scope: Literal["part", "joint"] = option(
+        "part",
+        "Whose norm is compared with clip: part is that of the backbone and of each head by"
+        " itself, as in DINOv3; joint is that of all together.",
     )
     freeze_last_layer: int | None = option(
         None,
@@ -316,8 +252,12 @@ class OnlineOptions(Section):
 class Options(Section):
     """All options of a run."""
 
-    preset: Literal["auto", "small", "dinov3", "continue", "highres"] = option(
-        "auto", "Preset that the defaults come from."
+    preset: Literal[
+        "auto", "small", "dinov3", "dinov3-vitl", "dinov3-7b", "continue", "highres"
+    ] = option(
+        "auto",
+        "Preset that the defaults come from. dinov3 is dinov3-vitl, DINOv3's recipe for a ViT-L"
+        " on ImageNet; dinov3-7b is the recipe of its largest model.",
     )
     data: DataOptions = DataOptions()
     model: ModelOptions = ModelOptions()

@@ -39,6 +39,11 @@ SMALL: dict[str, Any] = {
     "views.flip": 0.0,
     "views.gamma": 1.65,
     "views.blur_sigma": (0.1, 3.5),
+    "views.blur_global": None,
+    "views.blur_unit": "scaled",
+    "views.elongated": True,
+    "views.saturation": 0.0,
+    "views.grey": 0.0,
     "loss.koleo_weight": 0.05,
     "teacher.momentum": 0.9,
     "teacher.temperature_start": 0.03,
@@ -49,6 +54,7 @@ SMALL: dict[str, Any] = {
     "optim.weight_decay_end": 0.04,
     "optim.layer_decay": 1.0,
     "optim.patch_embed_lr": 1.0,
+    "optim.clip_scope": "joint",
     "optim.freeze_last_layer": 0,
 }
 # Goes on from good weights, on top of what is for the number of images and of what a RUN hands on.
@@ -61,16 +67,65 @@ CONTINUE: dict[str, Any] = {
     "optim.patch_embed_lr": 0.2,
     "optim.freeze_last_layer": 0,
 }
+# The recipe of DINOv3's 7B model: its configuration file, and Table 2 of the paper for the heads.
+# Rates, weight decay and momentum are constant after the warmup. A recipe, for any backbone.
+DINOV3_7B: dict[str, Any] = {
+    "model.drop_path": 0.4,
+    "head.prototypes": 262_144,
+    "head.ibot_prototypes": 98_304,
+    "head.hidden": 8192,
+    "head.bottleneck": 512,
+    "head.ibot_bottleneck": 384,
+    "views.global_size": 256,
+    "views.local_size": 112,
+    "loss.koleo_group": 16,
+    "teacher.momentum": 0.994,
+    "teacher.momentum_end": 0.994,
+    "optim.lr": 2e-4,
+    "optim.lr_batch": 1024,
+    "optim.lr_end": None,
+    "optim.weight_decay": 0.04,
+    "optim.weight_decay_end": 0.04,
+    "optim.layer_decay": 0.98,
+    "optim.beta2": 0.99,
+    "optim.clip": 30.0,
+}
 FROZEN = 0.25  # share of the steps in which new heads alone are trained
-# Gram anchoring at DINOv3's weight holds dense features while crops grow (section 5.1).
-HIGHRES: dict[str, Any] = CONTINUE | {"gram.weight": 2.0}
-# (global, local, Gram crops against those before, share of the steps): DINOv3's sets, in whole
-# multiples, so that crops stay a whole number of patches.
-LARGER = ((2, 1, 3, 0.3), (3, 1, 4, 0.3), (3, 2, 4, 0.3), (3, 3, 4, 0.1))
-GOING_ON = {"continue": CONTINUE, "highres": HIGHRES}
+# DINOv3's high-resolution adaptation (section 5.1 and the configuration released with it): rate,
+# weight decay and momentum are constant after the warmup; 5e-5 at 1,024 is 7.1e-5 at 2,048.
+HIGHRES: dict[str, Any] = {
+    "model.drop_path": 0.4,
+    "gram.weight": 1.5,
+    "loss.local_weight": 0.5,
+    "teacher.momentum": 0.999,
+    "teacher.momentum_end": 0.999,
+    "optim.lr": 5e-5,
+    "optim.lr_batch": 1024,
+    "optim.lr_end": None,
+    "optim.weight_decay": 0.04,
+    "optim.weight_decay_end": 0.04,
+    "optim.layer_decay": 0.98,
+    "optim.beta2": 0.99,
+    "optim.clip": 30.0,
+    "optim.freeze_last_layer": 0,
+}
+# For few images these rates would move nothing in the steps there are: what was tried instead.
+HIGHRES_SMALL: dict[str, Any] = CONTINUE | {"gram.weight": 2.0, "loss.local_weight": 0.5}
+# (global, local, Gram crops against those before, share of the steps): DINOv3's sets, which are
+# (512, 112, 768) 0.3, (768, 112, 1152) 0.3, (768, 168, 1152) 0.3, (768, 224, 1152) 0.05 and
+# (768, 336, 1152) 0.05 after crops of 256 and 112 pixels.
+LARGER = (
+    (2, 1, 3, 0.3),
+    (3, 1, 4.5, 0.3),
+    (3, 1.5, 4.5, 0.3),
+    (3, 2, 4.5, 0.05),
+    (3, 3, 4.5, 0.05),
+)
+GOING_ON = ("continue", "highres")  # presets that start from weights
 PASSES_OF = {"continue": 30, "highres": 10}  # instead of PASSES
 NO_LONGER = {"gram.level": "image"}  # options that are gone, with the one value that they had
 LOADED = ("model.init", "model.layerscale", "model.registers")  # come with a model's weights
+SHOWN = {"small": SMALL, "continue": CONTINUE, "highres": HIGHRES, "dinov3-7b": DINOV3_7B}
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -149,9 +204,13 @@ def options_text() -> str:
     """Every option, its default, what presets set instead, and its meaning."""
     lines = []
     for name, value in dotted(Options().model_dump()).items():
-        small = f"  (small: {as_yaml(SMALL[name])})" if name in SMALL else ""
-        small += f"  (continue: {as_yaml(CONTINUE[name])})" if name in CONTINUE else ""
-        lines += [f"{name}: {as_yaml(value)}{small}", f"    {field_of(name).description}"]
+        instead = [
+            f"  ({preset}: {as_yaml(values[name])})"
+            for preset, values in SHOWN.items()
+            if name in values
+        ]
+        lines += [f"{name}: {as_yaml(value)}{''.join(instead)}"]
+        lines += [f"    {field_of(name).description}"]
     return "\n".join(lines)
 
 
@@ -224,12 +283,30 @@ def allowed_values(name: str) -> list[str]:
 
 def takes_number(name: str) -> bool:
     """Whether an option with fixed words takes a number as well."""
-    return "int" in str(field_of(name).annotation)
+
+    def types(declared: Any) -> list[Any]:
+        inside = get_args(declared)
+        if not inside:
+            return [declared]
+        return [found for part in inside for found in types(part)]
+
+    return int in types(field_of(name).annotation)
+
+
+def stage_values(preset: str, images: int) -> dict[str, Any]:
+    """What a preset that starts from weights sets; nothing if the preset is another one."""
+    if preset == "continue":
+        return CONTINUE
+    if preset == "highres":
+        return HIGHRES_SMALL if images < SMALL_IMAGES else HIGHRES
+    return {}
 
 
 def preset_values(preset: str, model: str, images: int) -> dict[str, Any]:
     """What a preset sets, for a model and so many images; what it leaves out is the default."""
-    going_on = GOING_ON.get(preset, {})
+    if preset == "dinov3-7b":
+        return DINOV3_7B
+    going_on = stage_values(preset, images)
     small = preset == "small" or (bool(going_on) and images < SMALL_IMAGES)
     base = dict(SMALL) if small else {}
     if not is_size(model):

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dino_x.config.model_sizes import is_size
-from dino_x.config.options import Options, ViewOptions
+from dino_x.config.model_sizes import SIZES, is_size
+from dino_x.config.options import ModelOptions, Options, ViewOptions
 from dino_x.config.policy import Policy, centering_policy
 from dino_x.config.presets import (
     FROZEN,
@@ -24,6 +24,7 @@ from dino_x.config.presets import (
     SMALL_IMAGES,
     check,
     preset_values,
+    stage_values,
 )
 
 
@@ -35,10 +36,12 @@ class Facts:
         images: in the data set.
         inherited: what a RUN that training starts from hands on, as ``section.key`` values; it wins
             over the preset.
+        patch_size: side of a patch of a model that is loaded, in pixels; None if it is not known.
     """
 
     images: int
     inherited: Mapping[str, Any] = field(default_factory=dict)
+    patch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,11 @@ def resolve(overrides: Mapping[str, Any], facts: Facts) -> Resolved:
     base = preset_values(
         preset, str(overrides.get("model.name", Options().model.name)), facts.images
     )
-    kept_by_preset = GOING_ON.get(preset, {})
+    kept_by_preset = stage_values(preset, facts.images)
     base |= {name: v for name, v in facts.inherited.items() if name not in kept_by_preset}
     if preset == "highres":
-        base |= larger_crops(check({**base, **overrides}).views)
+        before = check({**base, **overrides})
+        base |= larger_crops(before.views, facts.patch_size or patch_size_of(before.model))
     options = check({**base, **overrides, "preset": preset})
     options = with_values(options, found_values(options, facts))
     policy = centering_policy(options.loss, options.train.effective_batch)
@@ -141,12 +145,28 @@ def choose_preset(options: Options, images: int) -> tuple[str, str]:
     return "dinov3", f"for {images:,} images and {options.model.name}"
 
 
-def larger_crops(views: ViewOptions) -> dict[str, Any]:
-    """Crop sizes of the high-resolution stage, from those of the stage before."""
+def patch_size_of(model: ModelOptions) -> int:
+    """Side of a patch as far as the options say it; else DINOv3's."""
+    return model.patch_size or SIZES.get(model.name, SIZES["vitl16"])[3]
+
+
+def larger_crops(views: ViewOptions, patch_size: int) -> dict[str, Any]:
+    """Crop sizes of the high-resolution stage, from those of the stage before.
+
+    Each is DINOv3's multiple, and at most half a patch less: a whole number of patches.
+    """
+
+    def larger(size: int, times: float) -> int:
+        return max(1, int(size * times) // patch_size) * patch_size
+
     sets: dict[tuple[int, ...], float] = {}
     for global_, local, gram, share in LARGER:
         local = local if views.local_crops else 1  # where there are none, sets become one
-        key = (views.global_size * global_, views.local_size * local, views.global_size * gram)
+        key = (
+            larger(views.global_size, global_),
+            larger(views.local_size, local),
+            larger(views.global_size, gram),
+        )
         sets[key] = sets.get(key, 0) + share
     names = ("global_size", "local_size", "gram_size", "weight")
     return {

@@ -112,6 +112,19 @@ class HeadShape:
             normalised=head.normalize_prototypes,
         )
 
+    @classmethod
+    def of_both(cls, network: Network) -> "HeadShape":
+        """The sizes of each of a network's two heads; where they differ, the larger ones.
+
+        What is calculated from it is then a little more than what is needed.
+        """
+        dino, ibot = cls.of(network.dino_head), cls.of(network.ibot_head)
+        larger = {
+            name: max(getattr(dino, name), getattr(ibot, name))
+            for name in ("mlp", "matrices", "largest", "bottleneck", "prototypes")
+        }
+        return replace(dino, **larger)
+
     @property
     def weights(self) -> int:
         """The number of all weights of the head."""
@@ -176,8 +189,8 @@ class Step:
             options=options,
             student=own,
             teacher=Vit.of(teacher.backbone),
-            head=HeadShape.of(student.dino_head),
-            teacher_head=HeadShape.of(teacher.dino_head),
+            head=HeadShape.of_both(student),
+            teacher_head=HeadShape.of_both(teacher),
             gram=anchor if options.gram.weight else None,
             effective_batch=options.train.effective_batch,
             micro_batch=micro_batch,
@@ -241,11 +254,14 @@ class Step:
 
     @property
     def two_passes(self) -> bool:
-        """Whether KoLeo's group spans micro-batches, so that the student runs once more for it."""
+        """Whether KoLeo or SIGReg spans micro-batches, so that the student runs once more."""
         loss = self.options.loss
-        group = self.effective_batch if loss.koleo_group == "effective" else loss.koleo_group
+        weights = {"koleo": loss.koleo_weight, "sigreg": loss.sigreg_weight, "none": 0.0}
+        group = self.effective_batch
+        if loss.regularizer == "koleo" and loss.koleo_group != "effective":
+            group = loss.koleo_group
         sizes = all_sizes(self.effective_batch, self.micro_batch, self.processes)
-        return bool(loss.koleo_weight) and any(size % group for size in sizes)
+        return bool(weights[loss.regularizer]) and any(size % group for size in sizes)
 
 
 def numbers(weights: Iterable) -> int:

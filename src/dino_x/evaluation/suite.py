@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dino_x.data.image import ImageRef
-from dino_x.data.index.index import build_index
+from dino_x.data.index.index import LEFT_OUT, Index, build_index
 from dino_x.data.index.labels import Labelled, load_labels
 from dino_x.data.loading.neighbours import neighbours
 from dino_x.errors import UserError
@@ -171,7 +171,7 @@ def evaluate(
 
     work = _Work(progress, labelled, masked)
     done = Outcome({name: {} for name in names_of(contenders)}, warnings=warnings)
-    done.leave_out("files that cannot be read", len(found.skipped))
+    leave_out_files(found, done)
     settings: dict[str, Any] = {
         "labels": record.file_name(labels),
         "label_column": label_column,
@@ -212,6 +212,14 @@ def evaluate(
         "worth": worth(verdicts, seen),
         "warnings": done.warnings,
     }
+
+
+def leave_out_files(found: Index, done: Outcome) -> None:
+    """Note the files that cannot be read, and the images that are no plain view of anatomy."""
+    unreadable = [skip for skip in found.skipped if not skip.reason.startswith(LEFT_OUT)]
+    done.leave_out("files that cannot be read", len(unreadable))
+    for kind, count in found.left_out.items():
+        done.leave_out(f"{kind} images", count)
 
 
 def tested_images(labelled: Labelled | None, masked: Masked | None) -> list[ImageRef]:

@@ -23,7 +23,7 @@ from dino_x.exact.head import Head
 from dino_x.exact.networks import DinoNetwork, Networks, update_teacher
 from dino_x.exact.processes import Processes
 from dino_x.exact.results import StepResult
-from dino_x.exact.statistics import BatchStatistic, KoLeo
+from dino_x.exact.statistics import BatchStatistic, KoLeo, SIGReg
 from dino_x.exact.step import ExactStep
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "MicroBatch",
     "Networks",
     "Processes",
+    "SIGReg",
     "Sinkhorn",
     "Softmax",
     "StepResult",

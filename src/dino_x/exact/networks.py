@@ -79,11 +79,16 @@ class Networks:
     Args:
         student: a ``DinoNetwork``, or anything with its attributes.
         teacher: the same; nothing of it is trained.
+        hide_patches: whether masked patches are hidden from the student. False is DINOv3's
+            distillation: the iBOT term then compares what both see at the places of the masks.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, *, hide_patches: bool = True
+    ) -> None:
         self.student: Any = student
         self.teacher: Any = teacher
+        self.hide_patches = hide_patches
         self._drawn: dict[int, list[Tensor]] = {}
 
     def begin(self) -> None:
@@ -96,8 +101,9 @@ class Networks:
         return checked(cls_RF, patches_RNF, micro, "the teacher")
 
     def student_tokens(self, micro: Placed, patches: Patches) -> tuple[Tensor, Tensor]:
-        """The student's tokens of masked global crops."""
-        crops, masks = micro.micro.global_crops, micro.micro.masks
+        """The student's tokens of global crops, masked unless ``hide_patches`` is False."""
+        crops = micro.micro.global_crops
+        masks = micro.micro.masks if self.hide_patches else None
         with self._replayed(micro.start, crops.device):
             cls_RF, patches_RNF = self.student.backbone(crops, masks)
         cls_RF, patches_RNF = checked(cls_RF, patches_RNF, micro, "the student")

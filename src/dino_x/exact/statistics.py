@@ -2,7 +2,8 @@
 
 Plain gradient accumulation gives such a term the images of a micro-batch. The step gives it all: it
 gathers the rows without gradients, takes the term's gradient with respect to each row, and hands
-each micro-batch the gradient of its own rows. A new term is one more class like ``KoLeo``.
+each micro-batch the gradient of its own rows. A new term is one more class like ``KoLeo`` and
+``SIGReg``.
 
 V: global views, B: images, F: features of the backbone.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dino_x.losses.koleo import koleo
+from dino_x.losses.sigreg import random_directions, sigreg
 
 
 class BatchStatistic(Protocol):
@@ -73,3 +75,32 @@ class KoLeo:
         """The mean over images, summed over views."""
         group = self.group or images
         return torch.stack([koleo(cls_BF, group) for cls_BF in cls_VBF]).sum()
+
+
+@dataclass(frozen=True)
+class SIGReg:
+    """SIGReg of each global view over the whole effective batch, the mean over views.
+
+    Attributes:
+        weight: of the term.
+        directions: random directions along which features are looked at.
+        knots: where their characteristic functions are compared.
+        seed: of the directions. Give each step another, ``replace(statistic, seed=step)``; it must
+            be the same in all processes.
+    """
+
+    weight: float = 0.05
+    directions: int = 1024
+    knots: int = 17
+    seed: int = 0
+    name: str = "sigreg"
+
+    def spans(self, sizes: Sequence[int], images: int) -> bool:
+        """Whether a micro-batch is not the whole effective batch."""
+        return any(size != images for size in sizes)
+
+    def value(self, cls_VBF: Tensor, images: int) -> Tensor:
+        """The mean over views."""
+        directions_FM = random_directions(cls_VBF.shape[2], self.directions, self.seed)
+        values = [sigreg(cls_BF, directions_FM, self.knots) for cls_BF in cls_VBF]
+        return torch.stack(values).mean()

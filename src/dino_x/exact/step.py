@@ -30,7 +30,7 @@ from dino_x.exact.probe import NO_PROBE, StepProbe
 from dino_x.exact.processes import Processes
 from dino_x.exact.results import HeadOutputs, Outputs, StepResult, Targets
 from dino_x.exact.statistics import BatchStatistic, KoLeo
-from dino_x.losses.checks import check_finite
+from dino_x.losses.checks import check_finite, compute_dtype
 from dino_x.losses.gram import gram_loss
 from dino_x.losses.prototypes import prototype_cross_entropy, view_pairs
 
@@ -61,8 +61,11 @@ class ExactStep:
     Attributes:
         networks: student and teacher; only the student's ``.grad`` is ever written.
         centering: of the teacher's outputs, ``Sinkhorn`` or ``Softmax``.
-        statistic: the term that looks at the whole batch, ``KoLeo``.
+        statistic: the term that looks at the whole batch, ``KoLeo`` or ``SIGReg``.
         dino_weight, ibot_weight: of the terms; the loss is their weighted sum.
+        local_weight: of a pair with a local crop within the DINO term. The term stays a sum over
+            pairs divided by their number, so that 0.5 halves what local crops add to it. DINOv3
+            has 1 in pretraining, and 0.5 with Gram anchoring and at high resolution.
         student_temperature: of the student's distributions, 0.1 in DINO.
         implementation: ``fused``, or ``reference``, which holds all logits.
         precision: opens the autocast context of a forward.
@@ -76,6 +79,7 @@ class ExactStep:
     statistic: BatchStatistic = field(default_factory=KoLeo)
     dino_weight: float = 1.0
     ibot_weight: float = 1.0
+    local_weight: float = 1.0
     student_temperature: float = 0.1
     implementation: str = "fused"
     precision: Callable[[], AbstractContextManager] = nullcontext
@@ -258,8 +262,9 @@ class ExactStep:
         with self.precision():
             cls_RD = targets.cls_VbD[position].flatten(0, 1)
             pairs_P2 = pairs_of_views(outputs.dino, micro.images)
+            weights_P = self.weights_of_pairs(pairs_P2, micro.images, compute_dtype(cls_RD))
             dino = self.cross_entropy(
-                outputs.dino, cls_RD, targets.dino_bias_K, pairs_P2, temperature
+                outputs.dino, cls_RD, targets.dino_bias_K, pairs_P2, temperature, weights_P
             )
             terms = {"dino": share * dino}
             if outputs.ibot is not None:
@@ -270,6 +275,15 @@ class ExactStep:
             value = self.statistic.value(by_view(outputs.global_RF), batch.images)
             terms[self.statistic.name] = share * value
         return terms
+
+    def weights_of_pairs(self, pairs_P2: Tensor, images: int, dtype: torch.dtype) -> Tensor | None:
+        """Weight of each pair of the DINO term, [P]; None if all weigh the same."""
+        if self.local_weight == 1:
+            return None
+        is_local_P = pairs_P2[:, 0] >= GLOBAL_VIEWS * images  # rows are ordered view by view
+        weights_P = torch.ones(len(pairs_P2), dtype=dtype, device=pairs_P2.device)
+        weights_P[is_local_P] = self.local_weight
+        return weights_P / len(pairs_P2)
 
     def ibot_loss(
         self,

@@ -7,6 +7,15 @@ Q queued rows, D features, K prototypes, P pairs.
 from dino_x.losses.gram import gram_loss
 from dino_x.losses.koleo import koleo
 from dino_x.losses.prototypes import prototype_cross_entropy, view_pairs
+from dino_x.losses.sigreg import random_directions, sigreg
 from dino_x.losses.sinkhorn import sinkhorn_bias
 
-__all__ = ["gram_loss", "koleo", "prototype_cross_entropy", "sinkhorn_bias", "view_pairs"]
+__all__ = [
+    "gram_loss",
+    "koleo",
+    "prototype_cross_entropy",
+    "random_directions",
+    "sigreg",
+    "sinkhorn_bias",
+    "view_pairs",
+]

@@ -20,6 +20,7 @@ class Accounting:
         wrong: of the network, in the file with another shape; they keep new weights. Name, and
             both shapes.
         unused: of the file, without a place in the network. Name, and why ("" = not known).
+        assumed: what the file does not say, and what was taken for it, in words.
     """
 
     total: int
@@ -27,6 +28,7 @@ class Accounting:
     missing: tuple[str, ...] = ()
     wrong: Mapping[str, str] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
 
     @property
     def loaded(self) -> int:
@@ -39,11 +41,14 @@ class Accounting:
         return self.loaded == self.total
 
     def line(self) -> str:
-        """``211 of 211 tensors loaded``, then what is reshaped, missing, wrong or not used."""
+        """``211 of 211 tensors loaded``, then what is reshaped, missing, wrong, unused, assumed."""
         parts = [f"{self.loaded} of {self.total} tensors loaded"]
         if self.reshaped:
             parts.append(f"reshaped: {named(self.reshaped)}")
-        return "; ".join(parts + self.problems())
+        parts += self.problems()
+        if self.assumed:
+            parts.append(f"assumed, as the file does not say: {', '.join(self.assumed)}")
+        return "; ".join(parts)
 
     def problems(self) -> list[str]:
         """A clause for each kind of tensor that was not loaded or not used."""

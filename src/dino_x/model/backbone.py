@@ -26,7 +26,7 @@ from dino_x.config.model_sizes import SIZES, is_size
 from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError, nearest
 from dino_x.model.accounting import Accounting
-from dino_x.model.blocks import Block, NeededTokens
+from dino_x.model.blocks import Block, NeededTokens, Rope
 from dino_x.model.families import final_norm, layers_of, registers_of, square
 from dino_x.model.pretrained import quiet_transformers
 from dino_x.model.weights import load_start
@@ -45,12 +45,13 @@ class ForwardRandomness:
     Attributes:
         keep: bool [L, 2, B], whether a row keeps each layer's attention and MLP branch. On the CPU:
             what is computed depends on it.
-        rescale: what RoPE coordinates are multiplied by; one number, as in the reference, but the
-            same for every micro-batch of a step.
+        rescale: what RoPE coordinates are multiplied by: a number a layer, [L], as in DINOv3's
+            training, or one for all layers, as in transformers. They are the same for every
+            micro-batch of a step.
     """
 
     keep: np.ndarray
-    rescale: float
+    rescale: np.ndarray | float
 
 
 class CountedRope(nn.Module):
@@ -138,9 +139,7 @@ class Backbone(nn.Module):
             patches_W: the patches that are looked at, as places in [B * N]; patch tokens are then
                 [W, D], and the last block computes no others. None looks at all.
         """
-        if self.rope is not None:
-            self.rope.rescale = 1.0 if randomness is None else randomness.rescale
-        rope = None if self.rope is None else self.rope(crops_BCOO)
+        ropes = self.ropes(crops_BCOO, 1.0 if randomness is None else randomness.rescale)
         tokens = self.vit.embeddings(crops_BCOO, bool_masked_pos=mask_BN)
         rows, count = tokens.shape[:2]
         registers = registers_of(self.vit.config)
@@ -155,7 +154,7 @@ class Backbone(nn.Module):
             is_last = index == self.depth - 1
             run = partial(
                 block,
-                position_embeddings=rope,
+                position_embeddings=ropes[index],
                 looked=looked if is_last else None,
                 **kept_rows(keep_by_layer[index], self.drop_path, tokens.device),
             )
@@ -167,6 +166,19 @@ class Backbone(nn.Module):
         if looked is not None:
             return tokens[:rows], tokens[rows:]
         return tokens[:, 0], tokens[:, 1 + registers :]
+
+    def ropes(self, crops_BCOO: Tensor, rescale: np.ndarray | float) -> list[Rope | None]:
+        """The angles of each layer's RoPE; None for each if the model has learned positions."""
+        if self.rope is None:
+            return [None] * self.depth
+        made: dict[float, Rope] = {}
+        ropes: list[Rope | None] = []
+        for factor in np.broadcast_to(rescale, self.depth).tolist():
+            if factor not in made:
+                self.rope.rescale = factor
+                made[factor] = self.rope(crops_BCOO)
+            ropes.append(made[factor])
+        return ropes
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Have torch.compile make the blocks, for any number of rows; copies made later are not."""

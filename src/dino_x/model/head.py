@@ -7,6 +7,15 @@ from dino_x.exact import Head as ExactHead
 class Head(ExactHead):
     """Tokens [R, features] to bottlenecks [R, D] of norm 1, and the prototypes [K, D]."""
 
+    @classmethod
+    def for_ibot(cls, features: int, options: HeadOptions) -> "Head":
+        """The head for patch tokens, whose K and D may be others than those of the DINO head."""
+        own = {
+            "prototypes": options.ibot_prototypes or options.prototypes,
+            "bottleneck": options.ibot_bottleneck or options.bottleneck,
+        }
+        return cls(features, options.model_copy(update=own))
+
     def __init__(self, features: int, options: HeadOptions) -> None:
         super().__init__(
             features,

@@ -53,7 +53,10 @@ MLP = {  # a plain MLP, whose layers the two have different names for in transfo
     "dinov2": {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"},
 }
 FINAL_NORM = {"dinov3_vit": "norm", "dinov2": "layernorm"}
-LOCAL_NORM = "local_cls_norm."  # DINOv3 7B: a norm of its own for local crops, in training only
+# Norms of the CLS token that some models have beside the one for all tokens.
+LOCAL_NORM = "local_cls_norm."  # the 7B and the satellite model: of local crops, in training only
+CLS_NORM = "cls_norm."  # of all crops
+LEFT_OUT = "a norm for the CLS tokens of local crops alone; here they have that of all tokens"
 
 
 @dataclass
@@ -104,16 +107,32 @@ def _unwrapped(content: Any) -> dict[str, Tensor]:
     return {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
 
 
-def convert(path: Path, heads: int | None) -> Converted:
+def check_norms(state: Mapping[str, Tensor], path: Path, allow_partial: bool) -> None:
+    """Refuse a backbone whose CLS tokens have a norm of their own, which transformers' has not.
+
+    Raises: UserError, unless ``allow_partial``: without it, CLS features would be wrong.
+    """
+    own = [name for name in state if name.startswith(CLS_NORM)]
+    if own and not allow_partial:
+        raise UserError(
+            f"{path} has a norm of its own for CLS tokens ({own[0]}), which this architecture"
+            " lacks, so its CLS features would be wrong; load a model without one, or train on from"
+            " it with --allow-partial, which leaves that norm out"
+        )
+
+
+def convert(path: Path, heads: int | None, *, allow_partial: bool = False) -> Converted:
     """Convert a released backbone, tensor by tensor.
 
     Args:
         path: the ``.pth`` file.
         heads: attention heads, where the file does not say and they are not 64 wide.
+        allow_partial: whether a norm that the architecture lacks may be left out.
 
     Raises: UserError for what is no such backbone.
     """
     state = read_file(path)
+    check_norms(state, path, allow_partial)
     config = configuration(state, path, heads)
     kind = config.model_type
     converted = Converted(config)
@@ -149,7 +168,7 @@ def _convert_outside(name: str, tensor: Tensor, kind: str, converted: Converted)
     elif name == PERIODS:
         converted.unused[name] = "computed from rope_theta"
     elif name.startswith(LOCAL_NORM):
-        converted.unused[name] = "for local crops in training only"
+        converted.unused[name] = LEFT_OUT
     else:
         converted.unused[name] = ""
 
@@ -200,6 +219,11 @@ def masked(bias: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return bias
     return torch.where(mask.float() == 0, 0.0, bias)
+
+
+def has_bias(state: Mapping[str, Tensor], layer: str) -> bool:
+    """Whether any block has a bias of a layer, such as ``attn.qkv``."""
+    return any(name.endswith(f".{layer}.bias") for name in state)
 
 
 def key_biases(state: Mapping[str, Tensor]) -> Iterator[Tensor]:
@@ -264,7 +288,11 @@ def _configuration_of_dinov3(
         intermediate_size=hidden(state, layer, 4 * width),
         use_gated_mlp=gated,
         hidden_act=activation,
+        query_bias=has_bias(state, "attn.qkv"),  # the 7B has none, the others have
         key_bias=any(bool(bias.any()) for bias in key_biases(state)),
+        value_bias=has_bias(state, "attn.qkv"),
+        proj_bias=has_bias(state, "attn.proj"),
+        mlp_bias=has_bias(state, layer.removesuffix(".weight")),
         rope_theta=rope_theta(state.get(PERIODS), width // heads, path),
     )
 

@@ -36,8 +36,9 @@ def build_student(options: Options, backbone: Backbone | None = None) -> Network
         backbone = build_backbone(options.model, options.views.global_size, options.train.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.train.seed + 1)
-        heads = [Head(backbone.width, options.head) for _ in range(2)]
-    return Network(backbone, *heads)
+        dino_head = Head(backbone.width, options.head)
+        ibot_head = Head.for_ibot(backbone.width, options.head)
+    return Network(backbone, dino_head, ibot_head)
 
 
 def build_teacher(student: Network) -> Network:

@@ -14,11 +14,12 @@ from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError
 from dino_x.model.accounting import Accounting
 from dino_x.model.families import CLASSES, PATCH_KERNELS, square
-from dino_x.model.meta_format import SUFFIXES, convert
+from dino_x.model.meta_format import LEFT_OUT, SUFFIXES, convert
 from dino_x.model.patch_kernels import grey_kernels, repeated_kernels, resized_kernels
 from dino_x.model.pretrained import (
     GREY,
     IMAGENET,
+    Channels,
     Preparation,
     find_model,
     first_line,
@@ -104,6 +105,9 @@ def _from_folder(name: str) -> Start:
             key: shapes(found, expected) for key, found, expected in sorted(info["mismatched_keys"])
         },
         unused=dict.fromkeys(sorted(info["unexpected_keys"]), ""),
+        assumed=()
+        if preparation.stated
+        else (mean_and_std_in_words(preparation.mean, preparation.std),),
     )
     return Start(vit, preparation, accounting)
 
@@ -113,7 +117,7 @@ def _from_file(options: ModelOptions) -> Start:
     path = Path(options.name)
     if not path.is_file():
         raise UserError(f"no such file of weights: {path}")
-    converted = convert(path, options.heads)
+    converted = convert(path, options.heads, allow_partial=options.allow_partial)
     vit = CLASSES[converted.config.model_type](converted.config)
     expected = vit.state_dict()
     fits, missing, wrong = {}, [], {}
@@ -126,18 +130,32 @@ def _from_file(options: ModelOptions) -> Start:
         else:
             wrong[name] = shapes(found.shape, tensor.shape)
     vit.load_state_dict(fits, strict=False)
-    unused = [name for name in converted.state if name not in expected]
-    unused += [name for name, why in converted.unused.items() if not why]
+    unused = dict.fromkeys((name for name in converted.state if name not in expected), "")
+    for name, why in converted.unused.items():
+        if not why or why == LEFT_OUT:
+            unused[name] = why
+    mean, std = GREY if converted.config.num_channels == 1 else IMAGENET
+    eps = f"norm epsilon {converted.config.layer_norm_eps:g}"
     accounting = Accounting(
         total=len(expected),
         reshaped={name: how for name, how in converted.reshaped.items() if name in fits},
         missing=tuple(missing),
         wrong=wrong,
-        unused=dict.fromkeys(unused, ""),
+        unused=unused,
+        assumed=(mean_and_std_in_words(mean, std), eps),
     )
-    mean, std = GREY if converted.config.num_channels == 1 else IMAGENET
     size = square(converted.config.image_size)
     return Start(vit, Preparation(size, mean, std, stated=False), accounting)
+
+
+def mean_and_std_in_words(mean: Channels, std: Channels) -> str:
+    """What is taken for the mean and std of images, with a warning where that may be wrong."""
+    if len(mean) == 1:
+        return f"mean {mean[0]:g} and std {std[0]:g} of images"
+    return (
+        "ImageNet's mean and std of images (the satellite models have others: give their folder,"
+        " with its preprocessor_config.json)"
+    )
 
 
 def shapes(found: Any, expected: Any) -> str:

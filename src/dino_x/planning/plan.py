@@ -30,7 +30,7 @@ from dino_x.planning.measure import Trial
 from dino_x.planning.need import for_gpu, for_machine, notes_on_memory
 from dino_x.planning.speed import Speed, speed
 from dino_x.runs.start import inherited
-from dino_x.training.images import early_checks, images_of
+from dino_x.training.images import Early, early_checks, images_of
 from dino_x.training.micro_batch import CPU_MICRO_BATCH
 from dino_x.training.prepare import canvas_form, check_koleo_group, check_patches
 from dino_x.version import __version__
@@ -194,8 +194,10 @@ def plan(overrides: Mapping[str, Any], request: Request, console: Console) -> Pl
     Raises: UserError for everything that would be wrong in ``pretrain``, and for a GPU that cannot
         do what is asked.
     """
-    index, images = look_at(overrides, request, console)
-    resolved = resolve(overrides, Facts(images or 1, inherited(overrides)))
+    early = early_checks({"data.verify": "headers", **overrides}, ALONE)
+    index, images = look_at(early, request, console)
+    facts = Facts(images or 1, inherited(overrides), early.patch_size)
+    resolved = resolve(overrides, facts)
     steps = None
     if images or overrides.get("train.steps"):
         steps = resolved.options.train.steps
@@ -268,12 +270,10 @@ def checked(options: Options, request: Request) -> Options:
     return with_values(options, {"train.micro_batch": size})
 
 
-def look_at(
-    overrides: Mapping[str, Any], request: Request, console: Console
-) -> tuple[Index, int | None]:
+def look_at(early: Early, request: Request, console: Console) -> tuple[Index, int | None]:
     """The images, or one that stands for them; and their number, or None if it is not known."""
-    early = early_checks({"data.verify": "headers", **overrides}, ALONE)
-    if early.options.data.paths:
+    options = early.options
+    if options.data.paths:
         index, _, _ = images_of(early, console)
         return index, len(index)
     unknown = ImageRef(path=Path("unknown"), height=UNKNOWN_SIDE, width=UNKNOWN_SIDE)

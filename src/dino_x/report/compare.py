@@ -40,7 +40,8 @@ LAST_SHARE = 0.1  # of the steps, whose mean is the final number of a curve
 # What a loss means depends on these: with others it is on another scale.
 SCALES = (
     "head.prototypes", "loss.student_temperature", "loss.dino_weight", "loss.ibot_weight",
-    "loss.koleo_weight", "loss.koleo_group", "teacher.temperature", "loss.centering",
+    "loss.regularizer", "loss.koleo_weight", "loss.koleo_group", "loss.sigreg_weight",
+    "teacher.temperature", "loss.centering",
 )  # fmt: skip
 # Of the settings of an evaluation, those that make it another one.
 EVALUATED = ("labels", "label_column", "masks", "split_by", "tested_split")

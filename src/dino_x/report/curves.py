@@ -35,6 +35,10 @@ LOSS = [
         "KoLeo", {"koleo": "KoLeo"},
         "Minus the mean log distance to the nearest other image: lower is more spread out.",
     ),
+    ChartKind(
+        "SIGReg", {"sigreg": "SIGReg"},
+        "Distance from a standard normal distribution: about 1 is none.",
+    ),
     ChartKind("Loss", {"loss": "all terms, weighted"}, "What is minimised."),
 ]  # fmt: skip
 ONLINE = [

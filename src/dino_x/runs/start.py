@@ -67,8 +67,9 @@ def inherited(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sizes_of_heads(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run's projection heads."""
-    return {option: value for option, value in saved.items() if option.startswith("head.")}
+    """The options of a run's projection heads; in older runs both heads are alike."""
+    alike = {"head.ibot_prototypes": None, "head.ibot_bottleneck": None}
+    return alike | {option: value for option, value in saved.items() if option.startswith("head.")}
 
 
 def asks_for_others(overrides: Mapping[str, Any], heads: Mapping[str, Any]) -> bool:

@@ -8,13 +8,14 @@ from torch import nn
 from dino_x.config.options import LossOptions, Options
 from dino_x.distributed import sharding
 from dino_x.distributed.processes import Replicated
-from dino_x.exact import CenteringState, ExactStep, HeadState, KoLeo, Sinkhorn, Softmax
+from dino_x.exact import CenteringState, ExactStep, HeadState, KoLeo, SIGReg, Sinkhorn, Softmax
 from dino_x.exact.centering import Centering
 from dino_x.exact.step import no_fault
 from dino_x.losses.ranks import Ranks
 from dino_x.machine.device import autocast, dtype_of
 from dino_x.model.backbone import Backbone
 from dino_x.model.teacher import Network, build_student, build_teacher
+from dino_x.randomness import generator
 from dino_x.runs.start import take_heads
 from dino_x.training.optimizer import build_optimizer
 from dino_x.training.step.distillation import distilled_teacher, fingerprint
@@ -86,11 +87,13 @@ def place(networks: list[nn.Module], device: torch.device, ranks: Ranks, *, shar
 
 def first_centering(options: Options, network: Network, device: torch.device) -> CenteringState:
     """Centers of zeros and empty queues, for the heads of the network that makes targets."""
-    width = network.dino_head.last_layer.shape[1]
     dtype = dtype_of(options.train.precision)
-    bottleneck_D = torch.empty(width, device=device, dtype=dtype)
-    first = HeadState.first(options.head.prototypes, bottleneck_D, options.loss.queue)
-    return CenteringState(first, first)
+    states = []
+    for head in (network.dino_head, network.ibot_head):
+        prototypes, width = head.last_layer.shape
+        bottleneck_D = torch.empty(width, device=device, dtype=dtype)
+        states.append(HeadState.first(prototypes, bottleneck_D, options.loss.queue))
+    return CenteringState(*states)
 
 
 def step_of_run(
@@ -101,7 +104,7 @@ def step_of_run(
     return ExactStep(
         PlannedNetworks(built.state.student, built.targets_of, built.state.distilled is not None),
         centering=centering_of(loss),
-        statistic=KoLeo(loss.koleo_weight, group_of(loss)),
+        statistic=statistic_of(options, step=0),
         dino_weight=loss.dino_weight,
         ibot_weight=loss.ibot_weight,
         student_temperature=loss.student_temperature,
@@ -118,6 +121,21 @@ def centering_of(loss: LossOptions) -> Centering:
         return Softmax(loss.center_momentum)
     implementation = "streaming" if loss.implementation == "fused" else "reference"
     return Sinkhorn(loss.sinkhorn_iterations, loss.sinkhorn_relaxation, implementation)
+
+
+def statistic_of(options: Options, step: int) -> KoLeo | SIGReg:
+    """The term of a step that looks at the whole batch; ``none`` is one without a weight.
+
+    SIGReg's directions are drawn from (seed, step), so that they are the same in all processes and
+    micro-batches, and after a restart.
+    """
+    loss = options.loss
+    if loss.regularizer == "none":
+        return KoLeo(0.0)
+    if loss.regularizer == "koleo":
+        return KoLeo(loss.koleo_weight, group_of(loss))
+    seed = int(generator(options.train.seed, step, "sigreg directions").integers(2**62))
+    return SIGReg(loss.sigreg_weight, loss.sigreg_directions, loss.sigreg_knots, seed)
 
 
 def group_of(loss: LossOptions) -> int | None:

@@ -42,6 +42,13 @@ class Early:
             return self.backbone.channels
         return self.options.model.channels or CHANNELS
 
+    @property
+    def patch_size(self) -> int | None:
+        """Side of a patch of the backbone in pixels; None if its options say it."""
+        if self.backbone is None:
+            return None
+        return self.backbone.patch_size
+
 
 def early_checks(overrides: Mapping[str, Any], ranks: Ranks) -> Early:
     """Refuse what can be refused before images are read."""

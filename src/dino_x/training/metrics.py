@@ -44,6 +44,7 @@ def step_metrics(
         metrics["queue_age"] = math.ceil(options.loss.queue / (GLOBAL_VIEWS * batch))
     if "gram" in terms:
         metrics["gram_weight"] = values.gram_weight
+        metrics["local_weight"] = values.local_weight
     return metrics | {
         "images_per_second": batch / seconds,
         "memory_gib": peak_memory_gib(device),

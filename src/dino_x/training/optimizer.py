@@ -1,11 +1,13 @@
 """AdamW with layer-wise learning rates, as in DINOv2/v3 (Clark et al. 2020 for the decay)."""
 
+import math
 import re
 
 import torch
 from torch import Tensor, nn
 
 from dino_x.config.options import OptimOptions
+from dino_x.distributed.sharding import whole
 from dino_x.model.teacher import Network
 from dino_x.training.schedules import StepValues
 
@@ -59,3 +61,19 @@ def set_values(optimizer: torch.optim.Optimizer, student: Network, values: StepV
     student.backbone.requires_grad_(not values.backbone_frozen)
     for head in (student.dino_head, student.ibot_head):
         head.last_layer.requires_grad_(not values.last_layer_frozen)
+
+
+def clip_gradients(student: Network, optim: OptimOptions) -> float:
+    """Scale gradients down to a norm of ``optim.clip``: of each part by itself, or of all.
+
+    At the start of DINOv3's recipe the backbone's norm can be ten thousand times a head's. With a
+    joint norm the heads would then hardly be trained; each part by itself is as published.
+
+    Returns: the norm of all gradients before, which may be NaN or infinity.
+    """
+    parts: list[nn.Module] = [student]
+    if optim.clip_scope == "part":
+        parts = [student.backbone, student.dino_head, student.ibot_head]
+    limit = optim.clip or math.inf
+    norms = [whole(nn.utils.clip_grad_norm_(part.parameters(), limit)) for part in parts]
+    return math.hypot(*map(float, norms))

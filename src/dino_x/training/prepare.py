@@ -233,7 +233,7 @@ def online(prepared: Prepared, labelled: Labelled | None) -> Online | None:
 def check_koleo_group(options: Options) -> None:
     """Refuse a KoLeo group that cannot be cut from the effective batch."""
     group, batch = options.loss.koleo_group, options.train.effective_batch
-    if not options.loss.koleo_weight:
+    if options.loss.regularizer != "koleo" or not options.loss.koleo_weight:
         return
     if batch < 2:
         raise UserError(

@@ -85,7 +85,11 @@ class TrainingReport:
         """The loss terms beside log K, the speed and the memory of a step in words."""
         if "skipped" in values:
             return f"skipped  {values['memory_gib']:.1f} GiB"
-        terms = [f"{n} {values[n]:.3f}" for n in ("dino", "ibot", "koleo", "gram") if n in values]
+        terms = [
+            f"{n} {values[n]:.3f}"
+            for n in ("dino", "ibot", "koleo", "sigreg", "gram")
+            if n in values
+        ]
         return (
             f"loss {values['loss']:.3f} ({', '.join(terms)}; log K {self.log_prototypes:.2f})"
             f"  {values['images_per_second']:.1f} img/s  {values['memory_gib']:.1f} GiB"

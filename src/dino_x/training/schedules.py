@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from dino_x.config.options import GramOptions, Options
+from dino_x.config.options import GramOptions, LossOptions, Options
 
 
 def cosine(start: float, end: float, step: int, steps: int) -> float:
@@ -35,11 +35,24 @@ class StepValues:
     last_layer_frozen: bool
     backbone_frozen: bool = False
     gram_weight: float = 0.0
+    local_weight: float = 1.0
 
 
 def peak_lr(options: Options) -> float:
     """``optim.lr * sqrt(effective batch / lr_batch)``, DINOv2/v3's rule."""
-    return options.optim.lr * math.sqrt(options.train.effective_batch / options.optim.lr_batch)
+    return options.optim.lr * lr_scale(options)
+
+
+def end_lr(options: Options) -> float:
+    """The learning rate of the last step, by the same rule; the peak if ``lr_end`` is None."""
+    if options.optim.lr_end is None:
+        return peak_lr(options)
+    return options.optim.lr_end * lr_scale(options)
+
+
+def lr_scale(options: Options) -> float:
+    """What learning rates are multiplied by for the effective batch."""
+    return math.sqrt(options.train.effective_batch / options.optim.lr_batch)
 
 
 def values_at(step: int, options: Options) -> StepValues:
@@ -50,7 +63,7 @@ def values_at(step: int, options: Options) -> StepValues:
     assert optim.freeze_last_layer is not None
     assert teacher.temperature_warmup is not None
     return StepValues(
-        lr=warmup_cosine(peak_lr(options), optim.lr_end, step, steps, optim.warmup),
+        lr=warmup_cosine(peak_lr(options), end_lr(options), step, steps, optim.warmup),
         weight_decay=cosine(optim.weight_decay, optim.weight_decay_end, step, steps),
         momentum=cosine(teacher.momentum, teacher.momentum_end, step, steps),
         teacher_temperature=warmup_linear(
@@ -59,6 +72,7 @@ def values_at(step: int, options: Options) -> StepValues:
         last_layer_frozen=step < optim.freeze_last_layer,
         backbone_frozen=step < (optim.freeze_backbone or 0),
         gram_weight=gram_weight(step, options.gram),
+        local_weight=local_weight(step, options.loss, options.gram),
     )
 
 
@@ -67,3 +81,13 @@ def gram_weight(step: int, gram: GramOptions) -> float:
     if step < gram.start:
         return 0.0
     return warmup_linear(gram.weight_start, gram.weight, step - gram.start, gram.warmup)
+
+
+def local_weight(step: int, loss: LossOptions, gram: GramOptions) -> float:
+    """``loss.local_weight``; with Gram anchoring, from ``gram.start``, ``local_weight_gram``.
+
+    It changes on a line in ``gram.warmup`` steps, as the weight of the Gram term does.
+    """
+    if not gram.weight or step < gram.start:
+        return loss.local_weight
+    return warmup_linear(loss.local_weight, loss.local_weight_gram, step - gram.start, gram.warmup)

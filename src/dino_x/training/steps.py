@@ -3,23 +3,20 @@
 import math
 from dataclasses import dataclass, field, replace
 
-from torch import nn
-
 from dino_x.config.options import CropSizes, Options
 from dino_x.config.resolve import with_values
 from dino_x.data.loading.sampler import Strata
-from dino_x.distributed import sharding
 from dino_x.distributed.agreement import Agreement
 from dino_x.distributed.processes import processes_of
 from dino_x.distributed.shares import largest_share
-from dino_x.exact import CenteringState, KoLeo, StepResult, update_teacher
+from dino_x.exact import CenteringState, KoLeo, SIGReg, StepResult, update_teacher
 from dino_x.exact.probe import NO_PROBE, StepProbe
 from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone
 from dino_x.model.teacher import Network
-from dino_x.training.build import build, step_of_run
-from dino_x.training.optimizer import set_values
+from dino_x.training.build import build, statistic_of, step_of_run
+from dino_x.training.optimizer import clip_gradients, set_values
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.step.batch_plan import BatchPlan, Cutter, ImageSource, draw_batch_plan
 from dino_x.training.step.gram import GramTeacher, GramTerm, next_gram_teacher
@@ -107,7 +104,12 @@ class Steps:
         Raises: NotFiniteError.
         """
         self.state.optimizer.zero_grad(set_to_none=True)
-        result = self.exact_step.gradient(
+        exact_step = replace(
+            self.exact_step,
+            statistic=statistic_of(self.options, step),
+            local_weight=values.local_weight,
+        )
+        result = exact_step.gradient(
             self.batch(self.plan(step)),
             self.state.centering,
             values.teacher_temperature,
@@ -127,8 +129,7 @@ class Steps:
         Raises: NotFiniteError, with nothing changed.
         """
         state = self.state
-        clip = self.options.optim.clip or math.inf
-        norm = float(sharding.whole(nn.utils.clip_grad_norm_(self.student.parameters(), clip)))
+        norm = clip_gradients(self.student, self.options.optim)
         if not math.isfinite(norm):
             raise NotFiniteError(f"the gradient norm is {norm}")
         state.optimizer.step()
@@ -143,8 +144,8 @@ class Steps:
         """Gram anchoring with a step's weight, if there is any."""
         if self.gram is None or not weight:
             return None
-        patch_size = self.student.backbone.patch_size
-        return GramTerm(self.gram.backbone, patch_size, weight, self.options.gram.resize)
+        patch_size, gram = self.student.backbone.patch_size, self.options.gram
+        return GramTerm(self.gram.backbone, patch_size, weight, gram.resize, gram.antialias)
 
     def plan(self, step: int, sizes: CropSizes | None = None) -> BatchPlan:
         """The draws of a step; crops of other sizes than those drawn if they are given."""
@@ -180,6 +181,13 @@ class Steps:
             step += 1
         self.state.centering = CenteringState(dino, ibot)
 
+    def statistic_over(self, images: int) -> KoLeo | SIGReg:
+        """The term that looks at the whole batch, over so many images; off for a single one."""
+        statistic = statistic_of(self.options, step=0)
+        if images == 1:
+            return replace(statistic, weight=0.0)
+        return replace(statistic, group=images) if isinstance(statistic, KoLeo) else statistic
+
     def try_micro_batch(self, size: int) -> None:
         """Forward and backward of one micro-batch, or of two if a step has more than one.
 
@@ -192,11 +200,10 @@ class Steps:
         spans = [slice(0, size), slice(size, images)] if images > size else [slice(0, images)]
         sizes = [span.stop - span.start for span in spans]
         batch = PlannedBatch(self.plan(0, largest), spans, sizes, self.source, self.cutter)
-        weight = self.options.loss.koleo_weight if images > 1 else 0.0
         alone = replace(  # as others may not have room for it
             self.exact_step,
             processes=processes_of(Agreement(), sharded=self.sharded),
-            statistic=KoLeo(weight, images),
+            statistic=self.statistic_over(images),
         )
         gram, temperature = self.options.gram.weight, self.options.teacher.temperature
         self.state.optimizer.zero_grad(set_to_none=True)

@@ -50,6 +50,13 @@ def draw_windows(rng: np.random.Generator, images: int, views: int) -> np.ndarra
     return rng.random((images, views, WINDOW_DRAWS))
 
 
+def named_windows(draws_BVU: np.ndarray) -> np.ndarray:
+    """The same draws, of which each gives its named window as it is: neither moved nor widened."""
+    named = np.full_like(draws_BVU, 0.5)  # the middle of the range of both changes
+    named[..., 0] = draws_BVU[..., 0]
+    return named
+
+
 def window_parameters(draws_BVU: Tensor, hounsfield_B: Tensor) -> WindowParameters:
     """Turn uniform draws into windows: one of ``CT_WINDOWS``, moved and widened a little.
 

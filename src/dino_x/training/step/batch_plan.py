@@ -21,7 +21,7 @@ from dino_x.data.preparation import normalised
 from dino_x.model.backbone import Backbone, ForwardRandomness
 from dino_x.randomness import generator
 from dino_x.views.crops import apply_views, draw_views, view_parameters
-from dino_x.views.ct_windows import draw_windows, window_parameters
+from dino_x.views.ct_windows import draw_windows, named_windows, window_parameters
 from dino_x.views.masks import block_masks, mask_counts
 from dino_x.views.sizes import GLOBAL_VIEWS, draw_sizes
 
@@ -37,8 +37,8 @@ class BatchPlan:
     masks_BVN: np.ndarray
     global_keep_LBV: np.ndarray  # [L, 2, B, 2]
     local_keep_LBV: np.ndarray  # [L, 2, B, local crops]
-    global_rescale: float
-    local_rescale: float
+    global_rescale_L: np.ndarray  # of RoPE's coordinates
+    local_rescale_L: np.ndarray
     sizes: CropSizes
     global_windows_BVU: np.ndarray  # of CT; other images have no use for them
     local_windows_BVU: np.ndarray
@@ -96,20 +96,29 @@ def draw_batch_plan(
         draws = generator(seed, step, purpose).random((depth, 2, batch, views))
         return draws >= options.model.drop_path
 
-    def rescale(purpose: str) -> float:
+    def views_of(kind: str, views: int) -> np.ndarray:
+        colours = None
+        if options.data.slices == 1:  # three slices are no colours
+            colours = generator(seed, step, f"{kind} colours")
+        return draw_views(generator(seed, step, f"{kind} crops"), batch, views, colours)
+
+    def rescale(purpose: str) -> np.ndarray:
         limit = np.log(options.model.rope_rescale or 1.0)
-        return float(np.exp(generator(seed, step, purpose).uniform(-limit, limit)))
+        drawn_L = np.exp(generator(seed, step, purpose).uniform(-limit, limit, depth))
+        if options.model.rope_scope == "forward":
+            drawn_L[:] = drawn_L[0]
+        return drawn_L
 
     return BatchPlan(
         step=step,
         indices_B=sample_indices(seed, step, batch, images, strata),
-        global_draws_BVU=draw_views(generator(seed, step, "global crops"), batch, GLOBAL_VIEWS),
-        local_draws_BVU=draw_views(generator(seed, step, "local crops"), batch, locals_),
+        global_draws_BVU=views_of("global", GLOBAL_VIEWS),
+        local_draws_BVU=views_of("local", locals_),
         masks_BVN=masks,
         global_keep_LBV=keep(GLOBAL_VIEWS, "global depth"),
         local_keep_LBV=keep(locals_, "local depth"),
-        global_rescale=rescale("global rope"),
-        local_rescale=rescale("local rope"),
+        global_rescale_L=rescale("global rope"),
+        local_rescale_L=rescale("local rope"),
         sizes=sizes,
         global_windows_BVU=draw_windows(
             generator(seed, step, "global windows"), batch, GLOBAL_VIEWS
@@ -144,6 +153,8 @@ class Cutter:
         *,
         scale_mm: tuple[float, float] | None = None,
         windows_bVU: np.ndarray | None = None,
+        distorted: bool = True,
+        blur: tuple[float, float] | None = None,
     ) -> Tensor:
         """Normalised crops, view-major [V * b, 3, O, O].
 
@@ -154,19 +165,25 @@ class Cutter:
             scale: share of the image's area.
             scale_mm: instead, side in mm, for images whose size in mm is known.
             windows_bVU: see ``draw_windows``; needed if any image is in Hounsfield units.
+            distorted: whether crops are blurred and their intensities changed.
+            blur: probability of a blur of each view; ``views.blur`` without it.
         """
         pixels, aspect = self._here(canvases.pixels), self._here(canvases.aspect)
         size_mm = None if canvases.size_mm is None else self._here(canvases.size_mm)
         parameters = view_parameters(
             self._here(draws_bVU), aspect, scale, size, self.options.views,
-            scale_mm=scale_mm, size_mm_B2=size_mm,
+            scale_mm=scale_mm, size_mm_B2=size_mm, blur=blur,
         )  # fmt: skip
+        if not distorted:
+            parameters = parameters.undistorted()
         windows = None
         if canvases.hounsfield is not None:
             assert windows_bVU is not None
             is_ct = canvases.hounsfield.to(self.device)
-            windows = window_parameters(self._here(windows_bVU), is_ct)
-        return self.normalised(apply_views(pixels, parameters, size, windows))
+            draws = windows_bVU if distorted else named_windows(windows_bVU)
+            windows = window_parameters(self._here(draws), is_ct)
+        interpolation = self.options.views.interpolation
+        return self.normalised(apply_views(pixels, parameters, size, windows, interpolation))
 
     def normalised(self, crops: Tensor) -> Tensor:
         """Crops in [0, 1] as the network takes them; a grey one becomes three channels here."""
@@ -208,18 +225,25 @@ class MicroBatch:
         return self._global_crops(self.plan.sizes.global_size)
 
     def gram_crops(self) -> Tensor:
-        """The same cuts for the Gram teacher, at its size: [2 * b, 3, G, G]."""
+        """The same cuts for the Gram teacher, at its size: [2 * b, 3, G, G].
+
+        They are not blurred, and their intensities are not changed, as in DINOv3: the anchor is
+        what the Gram teacher makes of the image itself. A CT has the named window of the student's
+        view, which decides what is to be seen at all, without the random change around it.
+        """
         size = self.plan.sizes.gram_size
         assert size is not None
-        return self._global_crops(size)
+        return self._global_crops(size, distorted=False)
 
-    def _global_crops(self, size: int) -> Tensor:
+    def _global_crops(self, size: int, *, distorted: bool = True) -> Tensor:
         draws = self.plan.global_draws_BVU[self.span]
         views = self.cutter.options.views
         return self.cutter.crops(
             self.canvases, draws, size, views.global_scale,
             scale_mm=views.global_scale_mm,
             windows_bVU=self.plan.global_windows_BVU[self.span],
+            distorted=distorted,
+            blur=views.blur_global,
         )  # fmt: skip
 
     def local_crops(self) -> Tensor:
@@ -261,12 +285,12 @@ class MicroBatch:
 
     def global_randomness(self) -> ForwardRandomness:
         """Of the student's forward of the global crops."""
-        return self._randomness(self.plan.global_keep_LBV, self.plan.global_rescale)
+        return self._randomness(self.plan.global_keep_LBV, self.plan.global_rescale_L)
 
     def local_randomness(self) -> ForwardRandomness:
         """Of the student's forward of the local crops."""
-        return self._randomness(self.plan.local_keep_LBV, self.plan.local_rescale)
+        return self._randomness(self.plan.local_keep_LBV, self.plan.local_rescale_L)
 
-    def _randomness(self, keep_LBV: np.ndarray, rescale: float) -> ForwardRandomness:
+    def _randomness(self, keep_LBV: np.ndarray, rescale_L: np.ndarray) -> ForwardRandomness:
         view_major = keep_LBV[:, :, self.span].swapaxes(2, 3)
-        return ForwardRandomness(view_major.reshape(*view_major.shape[:2], -1), rescale)
+        return ForwardRandomness(view_major.reshape(*view_major.shape[:2], -1), rescale_L)

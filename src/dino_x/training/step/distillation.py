@@ -25,6 +25,7 @@ def distilled_teacher(options: Options, student: Network) -> Network | None:
     sizes = {
         "patch size": (teacher.backbone.patch_size, student.backbone.patch_size),
         "prototypes": (len(teacher.dino_head.last_layer), len(student.dino_head.last_layer)),
+        "iBOT prototypes": (len(teacher.ibot_head.last_layer), len(student.ibot_head.last_layer)),
         "input channels": (teacher.backbone.channels, student.backbone.channels),
     }
     for what, (its, own) in sizes.items():

@@ -42,12 +42,14 @@ class GramTerm:
         student_patch_size: side of the student's patches, pixels.
         weight: of the term in this step, above 0.
         resize: how features of larger crops come to the student's grid.
+        antialias: whether they are smoothed before; DINOv3's are not.
     """
 
     backbone: Backbone
     student_patch_size: int
     weight: float
     resize: str
+    antialias: bool = False
 
     @torch.no_grad()
     def targets(self, micro: MicroBatch) -> Tensor:
@@ -65,7 +67,7 @@ class GramTerm:
             return patches_RNF
         grid_RFHW = patches_RNF.float() if patches_RNF.dtype.itemsize < 4 else patches_RNF
         grid_RFHW = grid_RFHW.mT.unflatten(2, (own, own))
-        resized = F.interpolate(grid_RFHW, (side, side), mode=self.resize, antialias=True)
+        resized = F.interpolate(grid_RFHW, (side, side), mode=self.resize, antialias=self.antialias)
         return resized.flatten(2).mT
 
 

@@ -18,7 +18,10 @@ class PlannedNetworks:
 
     Attributes:
         student, teacher: of the run, or a teacher that is distilled.
-        distilled: whether the teacher has a preparation of images of its own.
+        distilled: whether the teacher is a frozen one that is distilled. It then has a preparation
+            of images of its own, and no patch is hidden from the student: the iBOT term compares
+            patches that both networks see, at the places of the masks, as in DINOv3's
+            distillation (Simeoni et al. 2025, section 5.2, and the configuration released with it).
     """
 
     student: Network
@@ -34,11 +37,14 @@ class PlannedNetworks:
         return self.teacher(seen.global_crops(), None, None)
 
     def student_tokens(self, micro: MicroBatch, patches: Patches) -> tuple[Tensor, Tensor]:
-        """The student's tokens of masked global crops; only the patches that are asked for."""
+        """The student's tokens of global crops; only the patches that are asked for.
+
+        The crops are masked, but for distillation.
+        """
         needed = {"none": NO_PATCHES, "all": None}
         wanted = needed[patches] if patches in needed else micro.masked_index()
-        crops, masks = micro.global_crops(), micro.masks()
-        return self.student(crops, masks, micro.global_randomness(), wanted)
+        masks = None if self.distilled else micro.masks()
+        return self.student(micro.global_crops(), masks, micro.global_randomness(), wanted)
 
     def student_local_tokens(self, micro: MicroBatch) -> Tensor | None:
         """The student's CLS tokens of local crops."""

@@ -1,0 +1,53 @@
+"""What a step draws is a function of (seed, step)."""
+
+import numpy as np
+
+from dino_x.config.resolve import Facts, resolve
+from dino_x.training.step.batch_plan import draw_batch_plan
+from tests.conftest import TINY
+
+
+def plan(step=4, depth=6, **settings):
+    overrides = TINY | {name.replace("__", "."): value for name, value in settings.items()}
+    options = resolve(overrides | {"train.steps": 10}, Facts(80)).options
+    return draw_batch_plan(options, step, 80, depth, 8)
+
+
+def test_rope_is_rescaled_for_each_block_and_kind_of_crop():
+    """DINOv3: between 1/2 and 2 (pos_embed_rope_rescale_coords), drawn in each block."""
+    drawn = plan()
+    for rescale_L in (drawn.global_rescale_L, drawn.local_rescale_L):
+        assert rescale_L.shape == (6,)
+        assert len(set(rescale_L)) == 6
+        assert ((rescale_L >= 0.5) & (rescale_L <= 2)).all()
+    assert not set(drawn.global_rescale_L) & set(drawn.local_rescale_L)
+    many = np.concatenate([plan(step, depth=50).global_rescale_L for step in range(8)])
+    assert abs(np.log(many).mean()) < 0.1
+    assert abs(np.log(many).std() - np.log(2) / np.sqrt(3)) < 0.04  # log-uniform
+
+
+def test_rope_is_rescaled_once_a_forward_if_asked():
+    drawn = plan(model__rope_scope="forward")
+    for rescale_L in (drawn.global_rescale_L, drawn.local_rescale_L):
+        assert len(set(rescale_L)) == 1
+    assert drawn.global_rescale_L[0] == plan().global_rescale_L[0]
+    assert (plan(model__rope_rescale=None).global_rescale_L == 1).all()
+
+
+def test_what_is_drawn_depends_on_the_step_alone():
+    assert (plan(step=3).global_rescale_L == plan(step=3).global_rescale_L).all()
+    assert (plan(step=3).global_rescale_L != plan(step=4).global_rescale_L).all()
+
+
+def test_colours_are_drawn_apart_and_not_for_three_slices():
+    colour, slices = plan(), plan(data__slices=3)
+    for kind in ("global_draws_BVU", "local_draws_BVU"):
+        with_colour, without = getattr(colour, kind), getattr(slices, kind)
+        assert with_colour.shape[2] == without.shape[2] + 2
+        assert (with_colour[..., : without.shape[2]] == without).all()
+
+
+def test_the_small_preset_keeps_the_views_that_it_was_measured_with():
+    views = resolve({"preset": "small"}, Facts(80)).options.views
+    assert (views.blur_global, views.blur_unit, views.elongated) == (None, "scaled", True)
+    assert (views.saturation, views.grey, views.interpolation) == (0.0, 0.0, "bilinear")
