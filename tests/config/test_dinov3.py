@@ -9,6 +9,7 @@ from dino_x.cost.shapes import HeadShape
 from dino_x.errors import UserError
 from dino_x.model.teacher import build_student
 from dino_x.training.build import first_centering
+from dino_x.training.health.advice import advice
 from dino_x.training.prepare import check_patches
 from dino_x.training.schedules import values_at
 
@@ -175,3 +176,32 @@ def test_a_preset_whose_crops_the_patches_of_the_weights_do_not_divide_is_refuse
         check_patches(options, 14, 14)
     line = "views.global_size 256 is not a multiple of the patch size 14; nearest: 252, 266"
     assert str(error.value) == line
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "line"),
+    [
+        ("loss.regularizer", "sigrag", "loss.regularizer is one of koleo, sigreg, none; got"),
+        ("optim.clip_scope", "head", "optim.clip_scope is one of part, joint; got 'head'"),
+        ("model.rope_scope", "layer", "model.rope_scope is one of block, forward; got 'layer'"),
+        ("views.blur_unit", "mm", "views.blur_unit is one of pixels, scaled; got 'mm'"),
+        ("preset", "dinov3-vits", "preset is one of auto, small, dinov3, dinov3-vitl, dinov3-7b"),
+        ("views.early_share", 1.5, "views.early_share: "),
+        ("loss.sigreg_knots", 1, "loss.sigreg_knots: "),
+    ],
+)
+def test_values_that_are_not_known_are_one_line(name, wrong, line):
+    with pytest.raises(UserError) as error:
+        resolve({name: wrong}, Facts(1000))
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+
+
+def test_advice_names_the_regularizer_that_is_used():
+    for regularizer, option in (
+        ("koleo", "loss.koleo_weight=0.2"),
+        ("sigreg", "loss.sigreg_weight=0.1"),
+        ("none", "loss.regularizer=koleo"),
+    ):
+        options, _ = values("dinov3", loss__regularizer=regularizer, train__steps=10)
+        assert any(option in line for line in advice("dimensional", options)), regularizer

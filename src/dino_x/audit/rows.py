@@ -162,6 +162,7 @@ def make_rows(model: Model, index: Index, passes: int, seed: int, progress: Prog
                 crops = model.cutter.crops(
                     canvases, draws[span], views.global_size, views.global_scale,
                     scale_mm=views.global_scale_mm, windows_bVU=windows[span],
+                    blur=views.blur_global,
                 )  # fmt: skip
                 features_RF, bottlenecks_RD = model.network(crops)
                 bottlenecks.append(_by_image(bottlenecks_RD))

@@ -151,6 +151,17 @@ class ViewOptions(Section):
         " one of them.",
         min_length=1,
     )
+    early_share: Share = option(
+        0.0,
+        "Share of the steps, the first ones, with small crops; the others have the full size."
+        " FastDINOv2 has 0.75. 0 turns that off.",
+    )
+    early_global_size: PositiveInt | None = option(
+        None, "Side of a global crop in these steps, in pixels; null is half of global_size."
+    )
+    early_local_size: PositiveInt | None = option(
+        None, "Side of a local crop in these steps, in pixels; null is half of local_size."
+    )
     local_crops: int = option(8, "Number of local crops of an image.", ge=0)
     global_scale: Range = option(
         (0.32, 1.0), "Smallest and largest share of the image's area that a global crop shows."

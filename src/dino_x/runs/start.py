@@ -16,6 +16,7 @@ from dino_x.runs.checkpoint import checkpoints, load_newest
 from dino_x.runs.folder import RunFolder
 
 HANDED_ON = ("views.", "masks.")
+OF_ITS_OWN = "views.early_"  # the small crops that a run began with are no other run's
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ def inherited(overrides: Mapping[str, Any]) -> dict[str, Any]:
     if not name or is_size(name) or not run.exists:
         return {} if wanted == "run" else new_heads
     saved = run.settings()
-    values = {option: value for option, value in saved.items() if option.startswith(HANDED_ON)}
+    values = {
+        option: value
+        for option, value in saved.items()
+        if option.startswith(HANDED_ON) and not option.startswith(OF_ITS_OWN)
+    }
     heads = sizes_of_heads(saved)
     other_heads = wanted == "auto" and asks_for_others(overrides, heads)
     if wanted == "new" or other_heads or not has_heads(name):

@@ -166,6 +166,7 @@ class Online:
             return self.cutter.crops(
                 canvases, draws_IVU[span], views.global_size, views.global_scale,
                 scale_mm=views.global_scale_mm, windows_bVU=windows_IVU[span],
+                blur=views.blur_global,
             )  # fmt: skip
 
         found = retrieval_top1(*self._features(backbone, rows, two_views))

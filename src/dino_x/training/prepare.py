@@ -40,7 +40,7 @@ from dino_x.training.online import Online, labelled_rows
 from dino_x.training.step.batch_plan import Cutter
 from dino_x.training.steps import Steps
 from dino_x.training.trainer import Trainer
-from dino_x.views.sizes import crop_sizes
+from dino_x.views.sizes import crop_sizes, early_sizes, late_sizes
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,14 @@ def check_patches(options: Options, own: int, gram: int) -> None:
     """
     of_set = "views.sizes: " if options.views.sizes else ""
     sizes = [("views.global_size", options.views.global_size, own)]
-    for one in crop_sizes(options):
+    early = early_sizes(options)
+    if early is not None:
+        sizes.append(("views.early_global_size", early.global_size, own))
+        if options.views.local_crops:
+            sizes.append(("views.early_local_size", early.local_size, own))
+        if options.gram.weight:
+            sizes.append(("gram.size", early.gram_size or 0, gram))
+    for one in late_sizes(options):
         sizes.append(((of_set or "views.") + "global_size", one.global_size, own))
         if options.views.local_crops:
             sizes.append(((of_set or "views.") + "local_size", one.local_size, own))

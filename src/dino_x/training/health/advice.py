@@ -5,7 +5,7 @@ Each is ``section.key=value: why``, with a value that differs from the run's own
 
 from collections.abc import Callable
 
-from dino_x.config.options import Options
+from dino_x.config.options import LossOptions, Options
 from dino_x.config.policy import ROWS_PER_IMAGE
 
 MOST = 3
@@ -34,9 +34,21 @@ def _longer_warmup(options: Options) -> str:
     return f"optim.warmup={max(2 * now, 10)}: a gentler start (now {now})"
 
 
-def _more_koleo(options: Options, why: str) -> str:
-    now = options.loss.koleo_weight
-    return f"loss.koleo_weight={2 * now if now else 0.1:g}: {why} (now {now:g})"
+def _more_spread(options: Options, why: str) -> str:
+    """More weight for the term that spreads features, or such a term where there is none."""
+    loss = options.loss
+    if loss.regularizer == "none":
+        return f"loss.regularizer=koleo: {why} (now none)"
+    name, now = "loss.koleo_weight", loss.koleo_weight
+    if loss.regularizer == "sigreg":
+        name, now = "loss.sigreg_weight", loss.sigreg_weight
+    return f"{name}={2 * now if now else 0.1:g}: {why} (now {now:g})"
+
+
+def spread_weight(loss: LossOptions) -> float:
+    """Weight of the term that spreads features; 0 without one."""
+    weights = {"koleo": loss.koleo_weight, "sigreg": loss.sigreg_weight, "none": 0.0}
+    return weights[loss.regularizer]
 
 
 def _temperature(value: float) -> str:
@@ -86,20 +98,20 @@ def _point(options: Options) -> list[str]:
         )
     if coldest < COLD:
         lines.append(f"{_temperature(WARM)}: softer targets (now {coldest:g})")
-    if not loss.koleo_weight:
-        lines.append(_more_koleo(options, "images are pushed apart"))
+    if not spread_weight(loss):
+        lines.append(_more_spread(options, "images are pushed apart"))
     if softmax and loss.center_momentum > 0.95:
         lines.append(
             f"loss.center_momentum=0.9: a center that follows (now {loss.center_momentum:g})"
         )
     lines.append(_lower_rate(options, "smaller updates"))
-    lines.append(_more_koleo(options, "images are pushed apart"))
+    lines.append(_more_spread(options, "images are pushed apart"))
     return lines
 
 
 def _dimensional(options: Options) -> list[str]:
     return [
-        _more_koleo(options, "images are pushed apart"),
+        _more_spread(options, "images are pushed apart"),
         _lower_rate(options, "large updates put all images into few directions"),
         _longer_warmup(options),
     ]
