@@ -8,7 +8,6 @@ beside a pipeline of scikit-learn on the same pixels.
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np

@@ -146,7 +146,7 @@ def options_of(arm: Arm, seed: int, scale: dict[str, Any], images: int) -> Optio
     """The settings of a run: those of all runs, and what follows from the arm.
 
     The rate goes with the square root of the effective batch, the teacher's momentum to the power
-    of it (Busbridge et al. 2023), so that its memory is as many images long in all arms.
+    of it (``teacher.momentum_batch``), so that its memory is as many images long in all arms.
     """
     overrides = COMMON | scale["settings"]
     # How many images go through the network together changes nothing but time, unless it is what
@@ -157,7 +157,6 @@ def options_of(arm: Arm, seed: int, scale: dict[str, Any], images: int) -> Optio
         "train.micro_batch": min(micro, arm.effective),
         "train.steps": scale["images_seen"] // arm.effective,
         "train.seed": seed,
-        "teacher.momentum": 0.9 ** (arm.effective / 256),
         "loss.centering": arm.centering,
         "loss.koleo_group": "effective" if arm.koleo == arm.effective else arm.koleo,
         "loss.queue": arm.queue,

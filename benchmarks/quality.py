@@ -45,13 +45,14 @@ PIXEL_COMPONENTS = 64
 TINY = {
     "preset": "small", "model.name": "vit-tiny", "model.width": 256, "model.depth": 2,
     "model.heads": 4, "model.channels": 1, "views.global_size": 64,
-    "train.effective_batch": 64, "loss.centering": "sinkhorn", "teacher.momentum": 0.974,
+    "train.effective_batch": 64, "loss.centering": "sinkhorn",  # the momentum becomes 0.974
 }  # fmt: skip
 GO_ON = {
     "preset": "continue", "views.global_size": 70, "views.local_crops": 0,
     "train.effective_batch": 128, "loss.centering": "sinkhorn", "optim.lr": 2e-4,
     "optim.lr_batch": 128, "optim.lr_end": 2e-4, "optim.layer_decay": 0.9,
     "optim.patch_embed_lr": 0.2, "optim.weight_decay_end": 0.04, "teacher.momentum": 0.98,
+    "teacher.momentum_batch": None,
 }  # fmt: skip
 
 
@@ -332,7 +333,7 @@ def main() -> None:
 
 def measure(name: str, figures: Figures, arguments: argparse.Namespace) -> None:
     """Every run of an experiment that the figures do not hold yet."""
-    experiment, data, weights = EXPERIMENTS[name], arguments.data, arguments.weights
+    experiment, weights = EXPERIMENTS[name], arguments.weights
     if any(recipe.weights for recipe in experiment.recipes) and weights is None:
         raise SystemExit(f"{name} needs --weights, a folder that trained_weights.py makes")
     for recipe in experiment.recipes:
@@ -340,18 +341,30 @@ def measure(name: str, figures: Figures, arguments: argparse.Namespace) -> None:
             continue
         for set_name in arguments.sets or recipe.sets:
             if not figures.has(set=set_name, truth=True):
-                figures.add(truth(set_name, data))
+                figures.add(truth(set_name, arguments.data))
             for seed in arguments.seeds or recipe.seeds:
-                key = {"experiment": name, "set": set_name, "recipe": recipe.name, "seed": seed}
-                if figures.has(**key):
-                    continue
-                for line in train(recipe, set_name, seed, data, weights):
-                    figures.add({**key, **line})
-                    print(json.dumps({**key, "seen": line["seen"], "s": line["cpu_seconds"],
-                                      "cls": line["cls"]["val"]}), flush=True)  # fmt: skip
+                measure_once(name, recipe, set_name, seed, figures, arguments)
             if not figures.has(experiment=name, set=set_name, recipe="pixels"):
-                for line in baselines(experiment, set_name, data, weights):
+                for line in baselines(experiment, set_name, arguments.data, weights):
                     figures.add({"experiment": name, "set": set_name, **line})
+
+
+def measure_once(
+    name: str,
+    recipe: Recipe,
+    set_name: str,
+    seed: int,
+    figures: Figures,
+    arguments: argparse.Namespace,
+) -> None:
+    """One run, unless the figures hold it."""
+    key = {"experiment": name, "set": set_name, "recipe": recipe.name, "seed": seed}
+    if figures.has(**key):
+        return
+    for line in train(recipe, set_name, seed, arguments.data, arguments.weights):
+        figures.add({**key, **line})
+        shown = {"seen": line["seen"], "s": line["cpu_seconds"], "val": line["cls"]["val"]}
+        print(json.dumps({**key, **shown}), flush=True)
 
 
 if __name__ == "__main__":

@@ -153,20 +153,14 @@ def scores(features_ND: np.ndarray, images: Images) -> dict[str, Any]:
     found: dict[str, Any] = {"val": {}, "test": {}}
     for target in images.targets:
         classes_N = images.classes(target)
-        count = int(classes_N.max()) + 1
-
-        def knn(queries: np.ndarray) -> np.ndarray:
-            return knn_probabilities(
-                features_ND[train], classes_N[train], features_ND[queries], count, k=K_NEAREST
-            )
 
         on_val = {
-            "knn": knn(val),
+            "knn": neighbours(features_ND, classes_N, train, val),
             "linear": linear_probabilities(features_ND, classes_N, inner, val)[0],
         }
         given = Validation(train, val, "given")
         on_test = {
-            "knn": knn(test),
+            "knn": neighbours(features_ND, classes_N, train, test),
             "linear": linear_probabilities(features_ND, classes_N, given, test)[0],
         }
         for task, probabilities in on_val.items():
@@ -175,6 +169,16 @@ def scores(features_ND: np.ndarray, images: Images) -> dict[str, Any]:
         for task, probabilities in on_test.items():
             found["test"][f"{target}, {task}"] = packed(probabilities.argmax(axis=1))
     return found
+
+
+def neighbours(
+    features_ND: np.ndarray, classes_N: np.ndarray, train: np.ndarray, queries: np.ndarray
+) -> np.ndarray:
+    """The votes of the nearest training images, [Q, C]."""
+    count = int(classes_N.max()) + 1
+    return knn_probabilities(
+        features_ND[train], classes_N[train], features_ND[queries], count, k=K_NEAREST
+    )
 
 
 def inner_validation(images: Images) -> Validation:

@@ -27,13 +27,9 @@ from dino_x.demo import demo_folder, demo_labels
 
 BATCHES = (8, 16, 32, 64, 128)
 FLOOR = 256
+NOT_SCALED = {"teacher.momentum_batch": None}  # the teacher's momentum is 0.9 at every batch
 SOFTMAX = {"loss.centering": "softmax"}
 SINKHORN = {"loss.centering": "sinkhorn"}
-
-
-def slower(batch: int) -> dict[str, Any]:
-    """The teacher's memory is as many images long as at the floor (Busbridge et al. 2023)."""
-    return {"teacher.momentum": 0.9 ** (batch / FLOOR)}
 
 
 def slower_center(batch: int) -> dict[str, Any]:
@@ -51,16 +47,15 @@ NO_KOLEO = {"loss.koleo_weight": 0.0}
 WARM = {"teacher.temperature_start": 0.04, "teacher.temperature": 0.07}
 ARMS: dict[str, Callable[[int], dict[str, Any]]] = {
     "default": lambda batch: {},
-    "softmax": lambda batch: SOFTMAX | NO_KOLEO,
-    "softmax, slower": lambda batch: SOFTMAX | NO_KOLEO | slower(batch) | slower_center(batch),
-    "softmax, slower teacher": lambda batch: SOFTMAX | NO_KOLEO | slower(batch),
-    "softmax, slower, KoLeo": lambda b: SOFTMAX | KOLEO | slower(b) | slower_center(b),
-    "softmax, slower teacher, KoLeo": lambda batch: SOFTMAX | KOLEO | slower(batch),
-    "softmax, KoLeo": lambda batch: SOFTMAX | KOLEO,
-    "softmax, slower, warm": lambda b: SOFTMAX | NO_KOLEO | WARM | slower(b) | slower_center(b),
-    "SK": lambda batch: SINKHORN | KOLEO | slower(batch),
+    "softmax, no KoLeo, momentum not scaled": lambda batch: SOFTMAX | NO_KOLEO | NOT_SCALED,
+    "softmax, no KoLeo": lambda batch: SOFTMAX | NO_KOLEO | slower_center(batch),
+    "softmax": lambda batch: SOFTMAX | KOLEO | slower_center(batch),
+    "softmax, quick center": lambda batch: SOFTMAX | KOLEO,
+    "softmax, momentum not scaled": lambda batch: SOFTMAX | KOLEO | NOT_SCALED,
+    "softmax, no KoLeo, warm": lambda b: SOFTMAX | NO_KOLEO | WARM | slower_center(b),
+    "SK": lambda batch: SINKHORN | KOLEO,
+    "SK, queue, momentum not scaled": lambda b: SINKHORN | KOLEO | queue(b) | NOT_SCALED,
     "SK, queue": lambda batch: SINKHORN | KOLEO | queue(batch),
-    "SK, slower, queue": lambda batch: SINKHORN | KOLEO | queue(batch) | slower(batch),
 }
 
 

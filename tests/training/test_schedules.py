@@ -64,3 +64,14 @@ def test_dinov3s_values_at_the_start_the_end_and_in_between():
     assert values_at(300, options).teacher_temperature == pytest.approx(0.07)
     assert values_at(9, options).last_layer_frozen
     assert not values_at(10, options).last_layer_frozen
+
+
+@pytest.mark.parametrize(("batch", "momentum"), [(256, 0.9), (64, 0.9**0.25), (512, 0.81)])
+def test_the_small_presets_teacher_remembers_as_many_images_at_any_batch(batch, momentum):
+    """Busbridge et al. 2023: a batch k times as large stands for k steps."""
+    overrides = {"preset": "small", "train.steps": 100, "train.effective_batch": batch}
+    options = resolve(overrides, Facts(1000)).options
+    assert values_at(0, options).momentum == pytest.approx(momentum)
+    assert values_at(99, options).momentum == pytest.approx(1.0)
+    as_it_is = resolve(overrides | {"teacher.momentum_batch": None}, Facts(1000)).options
+    assert values_at(0, as_it_is).momentum == pytest.approx(0.9)

@@ -102,6 +102,12 @@ class TeacherOptions(Section):
     momentum: Share = option(
         0.992, "EMA momentum at the start; it rises to momentum_end along a cosine."
     )
+    momentum_batch: PositiveInt | None = option(
+        None,
+        "Effective batch that momentum is for: it becomes momentum ** (effective batch /"
+        " momentum_batch), so that the teacher remembers as many images at any batch. null takes"
+        " momentum as it is.",
+    )
     momentum_end: Share = option(1.0, "EMA momentum at the end.")
     temperature_start: float = option(0.04, "Temperature of the targets at the start.", gt=0)
     temperature: float = option(0.07, "Temperature of the targets after the warmup.", gt=0)

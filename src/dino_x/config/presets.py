@@ -46,6 +46,7 @@ SMALL: dict[str, Any] = {
     "views.grey": 0.0,
     "loss.koleo_weight": 0.05,
     "teacher.momentum": 0.9,
+    "teacher.momentum_batch": 256,
     "teacher.temperature_start": 0.03,
     "teacher.temperature": 0.03,
     "optim.lr": 0.003,

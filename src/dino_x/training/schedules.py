@@ -65,7 +65,7 @@ def values_at(step: int, options: Options) -> StepValues:
     return StepValues(
         lr=warmup_cosine(peak_lr(options), end_lr(options), step, steps, optim.warmup),
         weight_decay=cosine(optim.weight_decay, optim.weight_decay_end, step, steps),
-        momentum=cosine(teacher.momentum, teacher.momentum_end, step, steps),
+        momentum=cosine(first_momentum(options), teacher.momentum_end, step, steps),
         teacher_temperature=warmup_linear(
             teacher.temperature_start, teacher.temperature, step, teacher.temperature_warmup
         ),
@@ -74,6 +74,19 @@ def values_at(step: int, options: Options) -> StepValues:
         gram_weight=gram_weight(step, options.gram),
         local_weight=local_weight(step, options.loss, options.gram),
     )
+
+
+def first_momentum(options: Options) -> float:
+    """The EMA momentum at the start, for the effective batch.
+
+    Source: Busbridge et al. 2023, "How to scale your EMA": with a batch k times as large, one step
+    stands for k, so the momentum is raised to the power of k.
+    """
+    teacher = options.teacher
+    if teacher.momentum_batch is None:
+        return teacher.momentum
+    scaled: float = teacher.momentum ** (options.train.effective_batch / teacher.momentum_batch)
+    return scaled
 
 
 def gram_weight(step: int, gram: GramOptions) -> float:
