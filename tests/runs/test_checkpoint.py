@@ -124,3 +124,12 @@ def test_one_more_than_the_newest_can_be_kept(tmp_path):
     assert [int(path.stem[5:]) for path in checkpoints(tmp_path)] == [2, 4, 5]
     assert checkpoints(tmp_path, 4)[-1].name == "step-00000004.pt"
     assert load_newest(tmp_path, CPU, up_to=3)["step"] == 2
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x80", b"", b"not a checksum\n", b"0" * 63])
+def test_a_damaged_file_of_checksums_does_not_cost_a_whole_checkpoint(tmp_path, content):
+    path = save(tmp_path, 1, {"x": torch.tensor(3)}, keep=1)
+    path.with_suffix(".sha256").write_bytes(content)
+    assert load_newest(tmp_path, CPU)["x"] == 3
+    save(tmp_path, 1, {"x": torch.tensor(4)}, keep=1)
+    assert load_newest(tmp_path, CPU)["x"] == 4

@@ -18,6 +18,7 @@ from dino_x.model.pretrained import (
     first_line,
     quiet_transformers,
     read_preparation,
+    refuse_own_code,
 )
 from dino_x.model.weights import is_file_of_weights, load_start
 from dino_x.runs.checkpoint_model import make_model_at
@@ -59,13 +60,15 @@ def load_backbone(
     folder = find_model(name)
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder)
+            refuse_own_code(folder, name)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             preparation = read_preparation(folder, config)
             model, report = AutoModel.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype_of(precision),
                 use_safetensors=True,
+                trust_remote_code=False,
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -31,7 +31,7 @@ def random_weights(config: Any, seed: int = 0) -> nn.Module:
         config.layerscale_value = 1.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModel.from_config(config, dtype=torch.float32).eval()
+        return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
 
 
 def pixel_encoder() -> Encoder:

@@ -139,6 +139,28 @@ def find_model(name: str | Path) -> Path:
     return _from_hub(str(name))
 
 
+def refuse_own_code(folder: Path, name: str | Path) -> None:
+    """Refuse a model whose files name Python code that is to be run for it.
+
+    Code that comes with weights is never run here: it could do anything.
+
+    Args:
+        folder: of the model.
+        name: what the user called it.
+
+    Raises: UserError.
+    """
+    try:
+        stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # transformers says what is wrong with it
+    if isinstance(stated, dict) and stated.get("auto_map"):
+        raise UserError(
+            f"{name} comes with code of its own (auto_map in its config.json), which is never run;"
+            " convert it to an architecture that transformers has, or remove auto_map"
+        )
+
+
 def _from_hub(name: str) -> Path:
     """The model's folder in the hub's cache, downloaded if it is not there yet."""
     wanted = ["config.json", "preprocessor_config.json", "model*.safetensors*"]

@@ -25,6 +25,7 @@ from dino_x.model.pretrained import (
     first_line,
     quiet_transformers,
     read_preparation,
+    refuse_own_code,
 )
 
 FIXED = ("width", "depth", "registers", "layerscale")  # come with weights and stay
@@ -76,7 +77,8 @@ def _from_folder(name: str) -> Start:
     """The network of a run, a folder or a hub name, as transformers loads it."""
     folder = find_model(name)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        refuse_own_code(folder, name)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model '{name}' cannot be loaded: {first_line(error)}") from error
     if config.model_type not in CLASSES:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from string import hexdigits
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from dino_x.files import write_atomically
 from dino_x.model.pretrained import first_line
 
 PATTERN = "step-{:08d}.pt"
+HEX_DIGITS = 64  # of SHA-256
 
 
 def checkpoints(folder: Path, up_to: int | None = None) -> list[Path]:
@@ -45,8 +47,8 @@ def save(
         except RuntimeError as error:  # what torch makes of a full disk
             raise OSError(errno.ENOSPC, f"cannot be written ({error})") from error
         digests = [checksum(temporary)]
-        if path.is_file() and checksum_file(path).is_file():  # either may be there after a crash
-            digests += checksum_file(path).read_text().split()[:1]
+        if path.is_file():  # either may be there after a crash
+            digests += written_checksums(path)[:1]
         text = "".join(f"{digest}\n" for digest in digests)
         write_atomically(checksum_file(path), lambda file: file.write_text(text))
 
@@ -76,6 +78,19 @@ def checksum(path: Path) -> str:
 def checksum_file(path: Path) -> Path:
     """Where a checkpoint's checksum is."""
     return path.with_suffix(".sha256")
+
+
+def written_checksums(path: Path) -> list[str]:
+    """The checksums in the file beside a checkpoint; none if that cannot be read.
+
+    A damaged file of checksums must not cost a checkpoint that is whole: torch finds out itself
+    whether it can be loaded.
+    """
+    try:
+        words = checksum_file(path).read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return []
+    return [word for word in words if len(word) == HEX_DIGITS and set(word) <= set(hexdigits)]
 
 
 def load_newest(
@@ -114,7 +129,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 
     Raises: ValueError for another checksum; whatever torch raises for a damaged file.
     """
-    expected = checksum_file(path)
-    if expected.is_file() and checksum(path) not in expected.read_text().split():
+    expected = written_checksums(path)
+    if expected and checksum(path) not in expected:
         raise ValueError("its checksum is another")
     return torch.load(path, map_location=device, weights_only=True)

@@ -95,7 +95,9 @@ def _write(run: RunFolder, weights: dict[str, torch.Tensor], folder: Path) -> No
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     with quiet_transformers():
-        network = AutoModel.from_pretrained(run.model, use_safetensors=True)
+        network = AutoModel.from_pretrained(
+            run.model, use_safetensors=True, trust_remote_code=False
+        )
         network.load_state_dict({key: value.float() for key, value in weights.items()})
         network.save_pretrained(staging)
     if (run.model / PREPARATION).is_file():
