@@ -133,6 +133,7 @@ def evaluate(
     device: str = "auto",
     seed: int = 0,
     verbose: bool = False,
+    written_to: PathLike | None = None,
 ) -> dict[str, Any]:
     """Whether a model is any good: several tasks, beside random weights, raw pixels and others.
 
@@ -149,6 +150,7 @@ def evaluate(
         device: auto, cpu, cuda or mps.
         seed: of everything drawn.
         verbose: print the table of the command line.
+        written_to: a JSON file for the result, written before anything is printed.
 
     Returns: what ``evaluation.json`` holds; see ``docs/evaluation.md``.
 
@@ -156,6 +158,7 @@ def evaluate(
     """
     from dino_x.evaluation.suite import evaluate as run_tasks
     from dino_x.evaluation.table import print_table
+    from dino_x.files import write_json
     from dino_x.progress import progress_bar
 
     screen = console(verbose)
@@ -174,7 +177,11 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
+    if written_to is not None:
+        write_json(Path(written_to), result)
     print_table(result, screen)
+    if written_to is not None:
+        screen.print(f"written to {written_to}", highlight=False, soft_wrap=True)
     return result
 
 

@@ -77,9 +77,13 @@ def run_index(arguments: argparse.Namespace) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """``dino-x evaluate``."""
     from dino_x import api
-    from dino_x.files import write_json
+    from dino_x.files import check_place
+    from dino_x.runs.lock import RunLock
 
-    result = api.evaluate(
+    path = arguments.out or Path("evaluation.json")
+    check_place(path)
+    RunLock(path.parent).refuse_if_held()
+    api.evaluate(
         arguments.model,
         arguments.data,
         arguments.labels,
@@ -92,10 +96,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         seed=arguments.seed,
         verbose=True,
+        written_to=path,
     )
-    path = arguments.out or Path("evaluation.json")
-    write_json(path, result)
-    print(f"written to {path}")
 
 
 def run_batch_floor(arguments: argparse.Namespace) -> None:

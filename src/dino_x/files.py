@@ -24,6 +24,23 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a place that no file can be written to, before any work is done for it.
+
+    Raises: UserError.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text in UTF-8, whole or not at all. Raises: OSError."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -60,16 +60,19 @@ def pretrain(overrides: Mapping[str, Any], out: Path, resume: bool, console: Con
     where = process_info(os.environ)
     device = device_of(choose_device(str(overrides.get("train.device") or "auto")), where)
     run = RunFolder(out)
-    with joined(where, device) as ranks:
-        if ranks.rank > 0:
-            console = Console(quiet=True)
-        options = train_together(overrides, run, resume, device, ranks, console)
-    if where.rank == 0:
-        say_where(run, console)
-        if options.data.labels:
-            evaluate_run(options, run, console)
-        if options.report.page:
-            report_at_end(run.path, console)
+    try:
+        with joined(where, device) as ranks:
+            if ranks.rank > 0:
+                console = Console(quiet=True)
+            options = train_together(overrides, run, resume, device, ranks, console)
+        if where.rank == 0:
+            say_where(run, console)
+            if options.data.labels:
+                evaluate_run(options, run, console)
+            if options.report.page:
+                report_at_end(run.path, console)
+    finally:
+        run.lock.release()
     return run
 
 
@@ -127,6 +130,8 @@ def begin(
 ) -> None:
     """Take up the run's newest checkpoint, or make its folder."""
     trainer, index = prepared.trainer, prepared.index
+    if trainer.ranks.rank == 0:
+        trainer.run.hold()
     if resumed and trainer.ranks.rank == 0:
         trainer.run.remove_leftovers()
     if resumed:

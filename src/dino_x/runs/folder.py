@@ -19,6 +19,8 @@ from dino_x.errors import UserError
 from dino_x.files import write_json, write_text
 from dino_x.model.pretrained import split_name
 from dino_x.runs import checkpoint
+from dino_x.runs.lock import NAME as LOCK
+from dino_x.runs.lock import RunLock
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -44,6 +46,7 @@ class RunFolder:
         self.micro_batch = path / "micro_batch.json"
         self.trained_on = path / "trained_on.keys"
         self.split = path / "split.csv"
+        self.lock = RunLock(path)
 
     @property
     def exists(self) -> bool:
@@ -60,8 +63,20 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise UserError(f"{self.path} is a file; --out takes a folder")
-        if any(self.path.iterdir()):
+        self.lock.refuse_if_held()
+        if any(file.name != LOCK for file in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no run; choose another --out")
+
+    def hold(self) -> None:
+        """Make the folder if it is not there, and keep other processes from writing into it.
+
+        Raises: UserError if another process has it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 
     def create(self, options: Options, facts: dict[str, Any]) -> None:
         """Make the folder, and write its settings and its facts.
