@@ -32,11 +32,6 @@ SOFTMAX = {"loss.centering": "softmax"}
 SINKHORN = {"loss.centering": "sinkhorn"}
 
 
-def slower_center(batch: int) -> dict[str, Any]:
-    """The center's memory is as many images long as at the floor."""
-    return {"loss.center_momentum": 0.9 ** (batch / FLOOR)}
-
-
 def queue(batch: int) -> dict[str, Any]:
     """Rows of earlier steps bring those of a step to the floor's."""
     return {"loss.queue": 2 * (FLOOR - batch)}
@@ -48,11 +43,12 @@ WARM = {"teacher.temperature_start": 0.04, "teacher.temperature": 0.07}
 ARMS: dict[str, Callable[[int], dict[str, Any]]] = {
     "default": lambda batch: {},
     "softmax, no KoLeo, momentum not scaled": lambda batch: SOFTMAX | NO_KOLEO | NOT_SCALED,
-    "softmax, no KoLeo": lambda batch: SOFTMAX | NO_KOLEO | slower_center(batch),
-    "softmax": lambda batch: SOFTMAX | KOLEO | slower_center(batch),
-    "softmax, quick center": lambda batch: SOFTMAX | KOLEO,
+    "softmax, no KoLeo": lambda batch: SOFTMAX | NO_KOLEO,
+    "softmax": lambda batch: SOFTMAX | KOLEO,
+    "softmax, quick center": lambda batch: SOFTMAX | KOLEO | {"loss.center_batch": None},
+    "softmax, warm": lambda batch: SOFTMAX | KOLEO | WARM,
     "softmax, momentum not scaled": lambda batch: SOFTMAX | KOLEO | NOT_SCALED,
-    "softmax, no KoLeo, warm": lambda b: SOFTMAX | NO_KOLEO | WARM | slower_center(b),
+    "softmax, no KoLeo, warm": lambda b: SOFTMAX | NO_KOLEO | WARM,
     "SK": lambda batch: SINKHORN | KOLEO,
     "SK, queue, momentum not scaled": lambda b: SINKHORN | KOLEO | queue(b) | NOT_SCALED,
     "SK, queue": lambda batch: SINKHORN | KOLEO | queue(batch),

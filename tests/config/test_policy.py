@@ -5,13 +5,23 @@ from dino_x.config.policy import centering_policy
 from dino_x.errors import UserError
 
 
-@pytest.mark.parametrize("batch", [1, 64, 255])
-def test_auto_below_the_floor_is_softmax_without_koleo_and_says_the_ways_out(batch):
+@pytest.mark.parametrize(("batch", "queue"), [(1, 510), (64, 384), (255, 2)])
+def test_auto_below_the_floor_is_sinkhorn_with_a_queue_that_brings_the_rows_to_it(batch, queue):
     policy = centering_policy(LossOptions(), batch)
-    assert (policy.centering, policy.koleo_weight) == ("softmax", 0.0)
+    assert (policy.centering, policy.koleo_weight, policy.queue) == ("sinkhorn", 0.1, queue)
+    assert 2 * batch + policy.queue == 2 * 256
+    for words in (str(batch), "256", f"{queue:,}", "--centering softmax"):
+        assert words in policy.message
+    assert not policy.warning
+    assert "\n" not in policy.message
+
+
+@pytest.mark.parametrize("batch", [1, 64, 255])
+def test_the_fallback_is_softmax_with_koleo_and_says_the_ways_out(batch):
+    policy = centering_policy(LossOptions(on_small_batch="fallback"), batch)
+    assert (policy.centering, policy.koleo_weight) == ("softmax", 0.1)
     for words in (str(batch), "256", "--effective-batch", "--queue"):
         assert words in policy.message
-    assert "\n" not in policy.message
 
 
 @pytest.mark.parametrize("batch", [256, 4096])
@@ -23,7 +33,7 @@ def test_auto_from_the_floor_up_is_sinkhorn_over_all_of_it(batch):
 
 def test_the_floor_is_an_option():
     assert centering_policy(LossOptions(floor=32), 32).centering == "sinkhorn"
-    assert centering_policy(LossOptions(floor=512), 256).centering == "softmax"
+    assert centering_policy(LossOptions(floor=512), 256).queue == 512
 
 
 def test_what_was_chosen_is_kept_and_a_small_batch_warns():
@@ -37,23 +47,14 @@ def test_a_queue_that_reaches_the_floor_with_the_batch_makes_auto_sinkhorn():
     policy = centering_policy(LossOptions(queue=480), 16)
     assert (policy.centering, policy.koleo_weight, policy.warning) == ("sinkhorn", 0.1, False)
     assert "480" in policy.message
-    assert centering_policy(LossOptions(queue=478), 16).centering == "softmax"
-
-
-@pytest.mark.parametrize("batch", [8, 100, 255])
-def test_the_queue_that_is_advised_is_enough(batch):
-    message = centering_policy(LossOptions(), batch).message
-    advised = int(message.rsplit("--queue ", 1)[1].rstrip(")"))
-    assert centering_policy(LossOptions(queue=advised), batch).centering == "sinkhorn"
-    assert (
-        centering_policy(LossOptions(queue=max(0, advised // 2 - 1)), batch).centering == "softmax"
-    )
+    assert centering_policy(LossOptions(queue=478), 16).queue == 480
+    assert centering_policy(LossOptions(queue=900), 16).queue == 900
 
 
 def test_what_auto_does_below_the_floor_is_an_option():
     policy = centering_policy(LossOptions(on_small_batch="warn"), 16)
     assert (policy.centering, policy.warning) == ("sinkhorn", True)
-    with pytest.raises(UserError, match="16 is below the floor of 256.*--queue 512"):
+    with pytest.raises(UserError, match="16 is below the floor of 256.*--queue 480"):
         centering_policy(LossOptions(on_small_batch="error"), 16)
     assert centering_policy(LossOptions(on_small_batch="error"), 256).centering == "sinkhorn"
 

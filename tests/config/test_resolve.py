@@ -21,9 +21,11 @@ def test_nothing_is_left_open_but_the_micro_batch():
 
 def test_the_policy_for_small_batches_is_part_of_it():
     resolved = resolve({"train.effective_batch": 16}, Facts(500))
-    assert resolved.options.loss.centering == "softmax"
-    assert resolved.options.loss.koleo_weight == 0
-    assert "softmax" in resolved.policy.message
+    assert resolved.options.loss.centering == "sinkhorn"
+    assert resolved.options.loss.queue == 480
+    assert "480" in resolved.policy.message
+    fallback = {"train.effective_batch": 16, "loss.on_small_batch": "fallback"}
+    assert resolve(fallback, Facts(500)).options.loss.centering == "softmax"
     with pytest.raises(UserError, match="below the floor"):
         resolve({"train.effective_batch": 16, "loss.on_small_batch": "error"}, Facts(500))
 

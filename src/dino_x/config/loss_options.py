@@ -18,10 +18,11 @@ class LossOptions(Section):
         "Smallest effective batch for which auto chooses Sinkhorn-Knopp; 256 is this"
         " project's own choice.",
     )
-    on_small_batch: Literal["fallback", "warn", "error"] = option(
-        "fallback",
-        "What auto does below the floor: fallback takes softmax centering, warn takes"
-        " Sinkhorn-Knopp with a warning, error stops.",
+    on_small_batch: Literal["queue", "fallback", "warn", "error"] = option(
+        "queue",
+        "What auto does below the floor: queue takes Sinkhorn-Knopp with teacher outputs of earlier"
+        " steps that bring its rows to the floor, fallback takes softmax centering (DINOv1), warn"
+        " takes Sinkhorn-Knopp as it is with a warning, error stops.",
     )
     queue: int = option(
         0,
@@ -36,6 +37,12 @@ class LossOptions(Section):
         " classes of unequal size. 1: no centering at all.",
     )
     center_momentum: Share = option(0.9, "Momentum of the running mean of softmax centering.")
+    center_batch: PositiveInt | None = option(
+        None,
+        "Effective batch that center_momentum is for: it becomes center_momentum ** (effective"
+        " batch / center_batch), so that the mean is over as many images at any batch. null takes"
+        " center_momentum as it is.",
+    )
     student_temperature: float = option(0.1, "Temperature of the student's softmax.", gt=0)
     dino_weight: float = option(
         1.0, "Weight of the DINO term, a mean over pairs of a view and another global view.", ge=0

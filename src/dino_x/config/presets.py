@@ -47,6 +47,7 @@ SMALL: dict[str, Any] = {
     "loss.koleo_weight": 0.05,
     "teacher.momentum": 0.9,
     "teacher.momentum_batch": 256,
+    "loss.center_batch": 256,
     "teacher.temperature_start": 0.03,
     "teacher.temperature": 0.03,
     "optim.lr": 0.003,

@@ -81,7 +81,11 @@ def resolve(overrides: Mapping[str, Any], facts: Facts) -> Resolved:
     options = check({**base, **overrides, "preset": preset})
     options = with_values(options, found_values(options, facts))
     policy = centering_policy(options.loss, options.train.effective_batch)
-    decided = {"loss.centering": policy.centering, "loss.koleo_weight": policy.koleo_weight}
+    decided = {
+        "loss.centering": policy.centering,
+        "loss.koleo_weight": policy.koleo_weight,
+        "loss.queue": policy.queue,
+    }
     return Resolved(with_values(options, decided), f"preset {preset}, {why}", policy)
 
 

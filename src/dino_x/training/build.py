@@ -103,7 +103,7 @@ def step_of_run(
     loss = options.loss
     return ExactStep(
         PlannedNetworks(built.state.student, built.targets_of, built.state.distilled is not None),
-        centering=centering_of(loss),
+        centering=centering_of(loss, options.train.effective_batch),
         statistic=statistic_of(options, step=0),
         dino_weight=loss.dino_weight,
         ibot_weight=loss.ibot_weight,
@@ -115,10 +115,11 @@ def step_of_run(
     )
 
 
-def centering_of(loss: LossOptions) -> Centering:
+def centering_of(loss: LossOptions, effective_batch: int) -> Centering:
     """Sinkhorn-Knopp or softmax centering, as the options say."""
     if loss.centering != "sinkhorn":
-        return Softmax(loss.center_momentum)
+        steps = effective_batch / loss.center_batch if loss.center_batch else 1.0
+        return Softmax(loss.center_momentum**steps)
     implementation = "streaming" if loss.implementation == "fused" else "reference"
     return Sinkhorn(loss.sinkhorn_iterations, loss.sinkhorn_relaxation, implementation)
 
