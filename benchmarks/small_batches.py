@@ -107,9 +107,19 @@ def trained(settings: dict[str, Any], batch: int, seed: int, images: int) -> dic
     states = [json.loads(line) for line in lines]
     return {
         **{name: round(value, 4) for name, value in figures.items()},
-        "states": sorted({str(state.get("state")) for state in states}),
+        "states": named(states),
         "cpu_seconds": round(time.process_time() - started),
     }
+
+
+def named(lines: list[dict[str, Any]]) -> list[str]:
+    """What health named, from which step on, and whether it was over before the end."""
+    over = {(line["state"], line["since"]) for line in lines if line.get("resolved")}
+    found = dict.fromkeys((line["state"], line["since"]) for line in lines)
+    return [
+        f"{state} from step {since}" + (", then over" if (state, since) in over else "")
+        for state, since in found
+    ]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -126,9 +136,9 @@ def print_table(lines: list[dict[str, Any]]) -> None:
     print("|---|---:|---:|" + "---:|" * len(columns) + "---|")
     for (arm, batch), group in sorted(groups.items()):
         means = [float(np.mean([line[column] for line in group])) for column in columns]
-        named = ", ".join(sorted({state for line in group for state in line["states"]})) or "-"
+        states = "; ".join(sorted({state for line in group for state in line["states"]})) or "-"
         cells = " | ".join(f"{mean:.3f}" for mean in means)
-        print(f"| {arm} | {batch} | {len(group)} | {cells} | {named} |")
+        print(f"| {arm} | {batch} | {len(group)} | {cells} | {states} |")
 
 
 if __name__ == "__main__":
