@@ -176,6 +176,36 @@ def test_a_resume_of_nothing_starts_anew_and_says_so(films, tmp_path, capsys):
     assert len(metrics(tmp_path / "run")) == 2
 
 
+def test_a_resume_destroys_nothing_in_a_folder_that_is_no_run(films, tmp_path, refused):
+    other = tmp_path / "other"
+    (other / "checkpoints").mkdir(parents=True)
+    mine = other / "checkpoints" / "step-00000001.pt"
+    mine.write_bytes(b"somebody's work")
+    refused(pretrain(films, other, *QUICK, "--resume"), "holds checkpoints but no config.yaml")
+    assert mine.read_bytes() == b"somebody's work"
+    letters = tmp_path / "letters"
+    letters.mkdir()
+    (letters / "model").write_text("a letter")
+    refused(pretrain(films, letters, *QUICK, "--resume"), "is not empty and holds no run")
+    assert [file.name for file in letters.iterdir()] == ["model"]
+
+
+def test_a_resume_of_a_run_whose_settings_are_gone_says_what_is_missing(films, tmp_path, refused):
+    run = tmp_path / "run"
+    assert pretrain(films, run, *QUICK) == 0
+    (run / "config.yaml").unlink()
+    before = sorted(file.name for file in run.rglob("*"))
+    refused(pretrain(films, run, *QUICK, "--resume"), "no config.yaml, without which")
+    assert sorted(file.name for file in run.rglob("*")) == before
+
+
+def test_a_start_that_was_killed_before_its_settings_is_started_anew(films, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "facts.json").write_text("{}")
+    assert pretrain(films, run, *QUICK, "--resume") == 0
+
+
 def test_a_resume_needs_no_settings_and_a_finished_run_stays_as_it_is(films, tmp_path):
     run = tmp_path / "run"
     assert pretrain(films, run, *QUICK) == 0

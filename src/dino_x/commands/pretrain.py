@@ -135,10 +135,9 @@ def begin(
     if resumed and trainer.ranks.rank == 0:
         trainer.run.remove_leftovers()
     if resumed:
-        if trainer.ranks.rank == 0:
-            check_same_content(trainer.run, keys_of_images(index.rows))
         trainer.resume(lambda line: console.print(line, style="yellow", soft_wrap=True))
         if trainer.ranks.rank == 0:
+            check_same_content(trainer.run, keys_of_images(index.rows))
             trainer.run.lengthen(trainer.options, trainer.done)
     elif trainer.ranks.rank == 0:
         if resume:
@@ -162,8 +161,7 @@ def settings(overrides: Mapping[str, Any], run: RunFolder, resume: bool) -> dict
     Raises: UserError if there is a run and no ``--resume``, or a resume changes a setting.
     """
     if not (resume and run.exists):
-        if not resume or run.path.is_file():
-            run.refuse_if_taken()
+        run.refuse_if_taken()
         if not overrides.get("data.paths"):
             raise UserError("nothing to train on; name a folder of images with --data")
         return dict(overrides)

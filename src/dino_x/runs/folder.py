@@ -64,8 +64,18 @@ class RunFolder:
         if not self.path.is_dir():
             raise UserError(f"{self.path} is a file; --out takes a folder")
         self.lock.refuse_if_held()
-        if any(file.name != LOCK for file in self.path.iterdir()):
+        foreign = [file.name for file in self.path.iterdir() if not self._is_of_a_start(file)]
+        if self.checkpoints.name in foreign:
+            raise UserError(
+                f"{self.path} holds checkpoints but no {CONFIG}, without which no run can be"
+                " resumed: put it back, or choose another --out"
+            )
+        if foreign:
             raise UserError(f"{self.path} is not empty and holds no run; choose another --out")
+
+    def _is_of_a_start(self, file: Path) -> bool:
+        """Whether a file is what a run leaves that ended before its settings were written."""
+        return file in (self.facts, self.path / LOCK) or file.name.endswith(".partial")
 
     def hold(self) -> None:
         """Make the folder if it is not there, and keep other processes from writing into it.
