@@ -50,6 +50,7 @@ from dino_x.training.steps import Steps
 
 COMMON = {
     "preset": "small", "model.name": "vit-tiny", "optim.lr_batch": 256, "loss.floor": 1,
+    "teacher.temperature_start": 0.03, "teacher.temperature": 0.03, "loss.center_batch": None,
 }  # fmt: skip
 SCALES: dict[str, dict[str, Any]] = {
     "cpu": {

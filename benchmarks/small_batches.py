@@ -39,16 +39,15 @@ def queue(batch: int) -> dict[str, Any]:
 
 KOLEO = {"loss.koleo_weight": 0.05}
 NO_KOLEO = {"loss.koleo_weight": 0.0}
-WARM = {"teacher.temperature_start": 0.04, "teacher.temperature": 0.07}
+COLD = {"teacher.temperature_start": 0.03, "teacher.temperature": 0.03}
 ARMS: dict[str, Callable[[int], dict[str, Any]]] = {
     "default": lambda batch: {},
-    "softmax, no KoLeo, momentum not scaled": lambda batch: SOFTMAX | NO_KOLEO | NOT_SCALED,
-    "softmax, no KoLeo": lambda batch: SOFTMAX | NO_KOLEO,
+    "softmax, no KoLeo, momentum not scaled": lambda batch: SOFTMAX | NO_KOLEO | COLD | NOT_SCALED,
+    "softmax, no KoLeo": lambda batch: SOFTMAX | NO_KOLEO | COLD,
     "softmax": lambda batch: SOFTMAX | KOLEO,
     "softmax, quick center": lambda batch: SOFTMAX | KOLEO | {"loss.center_batch": None},
-    "softmax, warm": lambda batch: SOFTMAX | KOLEO | WARM,
+    "softmax, colder": lambda batch: SOFTMAX | KOLEO | COLD,
     "softmax, momentum not scaled": lambda batch: SOFTMAX | KOLEO | NOT_SCALED,
-    "softmax, no KoLeo, warm": lambda b: SOFTMAX | NO_KOLEO | WARM,
     "SK": lambda batch: SINKHORN | KOLEO,
     "SK, queue, momentum not scaled": lambda b: SINKHORN | KOLEO | queue(b) | NOT_SCALED,
     "SK, queue": lambda batch: SINKHORN | KOLEO | queue(batch),

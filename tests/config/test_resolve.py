@@ -26,6 +26,11 @@ def test_the_policy_for_small_batches_is_part_of_it():
     assert "480" in resolved.policy.message
     fallback = {"train.effective_batch": 16, "loss.on_small_batch": "fallback"}
     assert resolve(fallback, Facts(500)).options.loss.centering == "softmax"
+    fallen = resolve(fallback | {"preset": "small"}, Facts(500)).options
+    assert (fallen.teacher.temperature_start, fallen.teacher.temperature) == (0.04, 0.07)  # DINO's
+    own = {"preset": "small", "teacher.temperature": 0.05}
+    assert resolve(fallback | own, Facts(500)).options.teacher.temperature == 0.05
+    assert resolve({"preset": "small"}, Facts(500)).options.teacher.temperature == 0.03
     with pytest.raises(UserError, match="below the floor"):
         resolve({"train.effective_batch": 16, "loss.on_small_batch": "error"}, Facts(500))
 

@@ -92,6 +92,8 @@ DINOV3_7B: dict[str, Any] = {
     "optim.beta2": 0.99,
     "optim.clip": 30.0,
 }
+# Softmax centering collapses to a point at the small preset's temperature; DINO's does not.
+SOFTMAX: dict[str, Any] = {"teacher.temperature_start": 0.04, "teacher.temperature": 0.07}
 FROZEN = 0.25  # share of the steps in which new heads alone are trained
 # DINOv3's high-resolution adaptation (section 5.1 and the configuration released with it): rate,
 # weight decay and momentum are constant after the warmup; 5e-5 at 1,024 is 7.1e-5 at 2,048.

@@ -22,6 +22,7 @@ from dino_x.config.presets import (
     PASSES,
     PASSES_OF,
     SMALL_IMAGES,
+    SOFTMAX,
     check,
     preset_values,
     stage_values,
@@ -86,6 +87,9 @@ def resolve(overrides: Mapping[str, Any], facts: Facts) -> Resolved:
         "loss.koleo_weight": policy.koleo_weight,
         "loss.queue": policy.queue,
     }
+    if policy.centering == "softmax":
+        asked = overrides.keys() | facts.inherited.keys()
+        decided |= {name: value for name, value in SOFTMAX.items() if name not in asked}
     return Resolved(with_values(options, decided), f"preset {preset}, {why}", policy)
 
 
