@@ -9,7 +9,7 @@ Nothing may sort or sample by a key: the salt differs between users, and so woul
 What needs an order takes the order in which the keys first appear.
 """
 
-from __future__ import annotations
+from __future__ import re
 
 import contextlib
 import hashlib
@@ -109,3 +109,33 @@ def _kept(path: Path) -> bytes:
             " new keys, and indexes are made from the beginning"
         )
     return value
+
+
+def patient_key(number: str, issuer: str) -> str | None:
+    """The key of a patient: that of the number, and that of the issuer if it is named.
+
+    Numbers that stand for nobody, as de-identification leaves them, have none.
+    """
+    if is_placeholder(number):
+        return None
+    patient, by = key("patient", number), key("issuer", issuer)
+    return f"{patient}-{by}" if patient and by else patient
+
+
+def is_placeholder(number: str) -> bool:
+    """Whether a PatientID is a word or a number that is written where there is none.
+
+    >>> is_placeholder("Anonymous"), is_placeholder("0000"), is_placeholder("PAT-0000")
+    (True, True, False)
+    """
+    bare = re.sub(r"[^A-Z0-9]", "", number.upper())
+    return bool(number.strip(" \0")) and (not bare or set(bare) <= {"0", "X"} or bare in _NOBODY)
+
+
+_NOBODY = {
+    "ANON", "ANONYM", "ANONYMOUS", "ANONYMIZED", "ANONYMISED", "ANONYMIZE", "ANONYMOUSPATIENT",
+    "ANONPATIENT", "DEIDENTIFIED", "DEID", "REMOVED", "REDACTED", "UNKNOWN", "UNKNOWNPATIENT",
+    "NONE", "NULL", "NAN", "NA", "NOID", "NOPATIENTID", "PATIENT", "PATIENTID", "ID", "TEST",
+    "TESTPATIENT", "DUMMY", "DEFAULT", "EMPTY", "UNDEFINED", "NOTAVAILABLE", "HIDDEN", "PSEUDONYM",
+    "NONAME", "NOBODY",
+}  # fmt: skip

@@ -30,7 +30,7 @@ from pydicom.uid import (
     JPEGExtended12Bit,
 )
 
-from dino_x.data.identity import key
+from dino_x.data.identity import is_placeholder, key, patient_key
 from dino_x.data.image import Unreadable, check_size
 from dino_x.data.readers.codestream import check_codestream
 from dino_x.data.readers.dicom_terms import PHOTOMETRICS, term
@@ -320,37 +320,7 @@ def _keys(elements: Dataset) -> tuple[str | None, str | None]:
     number, issuer, series = (_text(elements, tag) for tag in _IDENTIFIERS)
     for tag in _IDENTIFIERS:
         elements.pop(tag, None)
-    return _patient_key(number, issuer), key("series", series)
-
-
-def _patient_key(number: str, issuer: str) -> str | None:
-    """The key of a patient: that of the number, and that of the issuer if it is named.
-
-    Numbers that stand for nobody, as de-identification leaves them, have none.
-    """
-    if is_placeholder(number):
-        return None
-    patient, by = key("patient", number), key("issuer", issuer)
-    return f"{patient}-{by}" if patient and by else patient
-
-
-def is_placeholder(number: str) -> bool:
-    """Whether a PatientID is a word or a number that is written where there is none.
-
-    >>> is_placeholder("Anonymous"), is_placeholder("0000"), is_placeholder("PAT-0000")
-    (True, True, False)
-    """
-    bare = re.sub(r"[^A-Z0-9]", "", number.upper())
-    return bool(number.strip(" \0")) and (not bare or set(bare) <= {"0", "X"} or bare in _NOBODY)
-
-
-_NOBODY = {
-    "ANON", "ANONYM", "ANONYMOUS", "ANONYMIZED", "ANONYMISED", "ANONYMIZE", "ANONYMOUSPATIENT",
-    "ANONPATIENT", "DEIDENTIFIED", "DEID", "REMOVED", "REDACTED", "UNKNOWN", "UNKNOWNPATIENT",
-    "NONE", "NULL", "NAN", "NA", "NOID", "NOPATIENTID", "PATIENT", "PATIENTID", "ID", "TEST",
-    "TESTPATIENT", "DUMMY", "DEFAULT", "EMPTY", "UNDEFINED", "NOTAVAILABLE", "HIDDEN", "PSEUDONYM",
-    "NONAME", "NOBODY",
-}  # fmt: skip
+    return patient_key(number, issuer), key("series", series)
 
 
 def _text(elements: Dataset, tag: BaseTag | int) -> str:
