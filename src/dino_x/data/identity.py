@@ -9,11 +9,12 @@ Nothing may sort or sample by a key: the salt differs between users, and so woul
 What needs an order takes the order in which the keys first appear.
 """
 
-from __future__ import re
+from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import threading
 from functools import lru_cache
