@@ -5,7 +5,12 @@ from dino_x.config.policy import centering_policy
 from dino_x.errors import UserError
 
 
-@pytest.mark.parametrize(("batch", "queue"), [(1, 510), (64, 384), (255, 2)])
+def test_a_batch_of_one_has_no_koleo():
+    for loss in (LossOptions(), LossOptions(on_small_batch="fallback")):
+        assert centering_policy(loss, 1).koleo_weight == 0
+
+
+@pytest.mark.parametrize(("batch", "queue"), [(2, 508), (64, 384), (255, 2)])
 def test_auto_below_the_floor_is_sinkhorn_with_a_queue_that_brings_the_rows_to_it(batch, queue):
     policy = centering_policy(LossOptions(), batch)
     assert (policy.centering, policy.koleo_weight, policy.queue) == ("sinkhorn", 0.1, queue)
@@ -16,7 +21,7 @@ def test_auto_below_the_floor_is_sinkhorn_with_a_queue_that_brings_the_rows_to_i
     assert "\n" not in policy.message
 
 
-@pytest.mark.parametrize("batch", [1, 64, 255])
+@pytest.mark.parametrize("batch", [2, 64, 255])
 def test_the_fallback_is_softmax_with_koleo_and_says_the_ways_out(batch):
     policy = centering_policy(LossOptions(on_small_batch="fallback"), batch)
     assert (policy.centering, policy.koleo_weight) == ("softmax", 0.1)

@@ -38,6 +38,7 @@ def centering_policy(loss: LossOptions, effective_batch: int) -> Policy:
 
     Raises: UserError below the floor, if ``loss.on_small_batch`` is ``error``.
     """
+    koleo_weight = loss.koleo_weight if effective_batch > 1 else 0.0  # it needs a neighbour
     if loss.centering == "softmax":
         message = "softmax centering with a running mean, as chosen"
         return Policy("softmax", loss.koleo_weight, loss.queue, message)
@@ -59,12 +60,12 @@ def centering_policy(loss: LossOptions, effective_batch: int) -> Policy:
             f"{scope_of(loss, effective_batch, needed)}: {small}, and the queue brings the rows to"
             " it; --centering softmax takes DINOv1's centering instead"
         )
-        return Policy("sinkhorn", loss.koleo_weight, needed, message)
+        return Policy("sinkhorn", koleo_weight, needed, message)
     message = (
         f"softmax centering (DINOv1): {small} for Sinkhorn-Knopp; a queue (--queue {needed}) or a"
         " larger --effective-batch (memory does not grow) was better where it was measured"
     )
-    return Policy("softmax", loss.koleo_weight, loss.queue, message)
+    return Policy("softmax", koleo_weight, loss.queue, message)
 
 
 def scope_of(loss: LossOptions, effective_batch: int, queue: int) -> str:

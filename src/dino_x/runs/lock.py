@@ -67,9 +67,14 @@ class RunLock:
             except FileExistsError:
                 self._remove_left_over()
                 continue
-            with os.fdopen(descriptor, "w") as file:
-                file.write(json.dumps(_self()))
             self._held = True
+            self._stop.clear()
+            try:
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(json.dumps(_self()))
+            except OSError:  # a full disk; a lock that says nothing would keep all out
+                self.release()
+                raise
             threading.Thread(target=self._touch, daemon=True).start()
             return
         raise self._refusal(self.holder())

@@ -17,6 +17,7 @@ def test_an_image_is_decoded_once_a_step(films, tmp_path, monkeypatch):
     monkeypatch.setattr(
         loader_module.registry, "read", lambda ref: (seen.append(ref.path), read(ref))[1]
     )
+    monkeypatch.setattr("dino_x.training.prepare.is_plain", lambda *_: True)  # looks at a few
     settings = {
         "data__cache_mb": 0, "data__verify": "headers", "train__steps": 3, "online__every": 0,
         "report__snapshots": "false", "report__page": "false", "model__channels": 1,
