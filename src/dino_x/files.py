@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write an object as indented JSON in UTF-8, whole or not at all. Raises: OSError."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):  # of names that are not UTF-8
+        text = json.dumps(value, indent=2)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:
