@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON read with a clear error."""
+"""Files written whole or not at all, JSON read with a clear error, and texts without paths."""
 
 import json
 import os
@@ -71,3 +71,31 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path} cannot be read: it is not valid JSON") from error
+
+
+_PATH = re.compile(
+    r"""(?<![\w.~/\\])           # not within a word or an address
+    (?:~[\w-]*|[A-Za-z]:)?        # of a user, or a drive
+    [/\\](?:[^\s/\\'":;,()<>][^/\\'":;,()<>\n]*[/\\])+  # folders, whose names may hold spaces
+    ([^\s/\\'":;,()<>]*)         # the last part
+    """,
+    re.VERBOSE,
+)
+
+
+def without_paths(text: str) -> str:
+    """A text for people elsewhere: of each absolute path only the last part is left.
+
+    >>> without_paths("no such folder: /home/anna b/study/run; see https://example.org/a/b")
+    'no such folder: run; see https://example.org/a/b'
+    """
+    return _PATH.sub(lambda found: found[1], text)
+
+
+def last_part(name: str) -> str:
+    """The last part of a path with folders; any other name as it is.
+
+    >>> last_part("../anna/run/"), last_part("vit-small")
+    ('run', 'vit-small')
+    """
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
