@@ -150,7 +150,8 @@ def evaluate(
         device: auto, cpu, cuda or mps.
         seed: of everything drawn.
         verbose: print the table of the command line.
-        written_to: a JSON file for the result, written before anything is printed.
+        written_to: a JSON file for the result, written before anything is printed. If an
+            evaluation on other labels is there, that one is given another name.
 
     Returns: what ``evaluation.json`` holds; see ``docs/evaluation.md``.
 
@@ -160,6 +161,7 @@ def evaluate(
     from dino_x.evaluation.table import print_table
     from dino_x.files import write_json
     from dino_x.progress import progress_bar
+    from dino_x.runs.evaluations import keep_former
 
     screen = console(verbose)
     with progress_bar(screen, "evaluating") as progress:
@@ -177,9 +179,16 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
+    former = None
     if written_to is not None:
+        former = keep_former(Path(written_to), result)
         write_json(Path(written_to), result)
     print_table(result, screen)
+    if former is not None:
+        screen.print(
+            f"the evaluation on other labels that was there is now {former}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if written_to is not None:
         screen.print(f"written to {written_to}", highlight=False, soft_wrap=True)
     return result

@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from dino_x.errors import SaidElsewhereError, StoppedError, UserError
@@ -76,11 +75,15 @@ def run_index(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """``dino-x evaluate``."""
+    from rich.console import Console
+
     from dino_x import api
     from dino_x.files import check_place
+    from dino_x.report.write import report_again
+    from dino_x.runs.evaluations import place_of
     from dino_x.runs.lock import RunLock
 
-    path = arguments.out or Path("evaluation.json")
+    path = arguments.out or place_of(arguments.model)
     check_place(path)
     RunLock(path.parent).refuse_if_held()
     api.evaluate(
@@ -98,6 +101,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         verbose=True,
         written_to=path,
     )
+    report_again(path, Console())
 
 
 def run_batch_floor(arguments: argparse.Namespace) -> None:

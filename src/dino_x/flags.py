@@ -176,7 +176,12 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument(
         "--against", nargs="+", default=[], metavar="MODEL", help="Other models to compare with."
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="File for the result.")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.json",
+        help="File for the result; by default evaluation.json in the run, whose page is made anew.",
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument(
         "--seed", type=int, default=0, help="Seed of everything drawn, random weights included."
@@ -229,7 +234,7 @@ def add_report(commands: Any) -> None:
     parser = commands.add_parser("report", help="Write one HTML page about a run.")
     parser.add_argument("path", type=Path, metavar="RUN")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.html", help="The page; by default RUN/parser.html."
+        "--out", type=Path, metavar="FILE.html", help="The page; by default RUN/report.html."
     )
     parser.add_argument(
         "--no-images",

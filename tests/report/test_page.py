@@ -1,7 +1,9 @@
 """The page: what is in it, what must not be, and that it is there whatever the run lacks."""
 
+import json
 import os
 import re
+import shutil
 import time
 from html import unescape
 
@@ -225,3 +227,26 @@ def test_bad_input_is_one_line(make, arguments, pattern, tmp_path, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert re.search(pattern, lines[0]), lines[0]
+
+
+def test_an_evaluation_goes_into_the_run_and_its_page_is_made_anew(
+    real_run, films, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(real_run, run)
+    before = (run / "report.html").read_text()
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{file},{n % 2},{n}" for n, file in enumerate(sorted(films.rglob("*.png")))]
+    (tmp_path / "parity.csv").write_text("\n".join(["path,label,patient", *rows]))
+    command = ["evaluate", "--model", run, "--data", films, "--labels", tmp_path / "parity.csv",
+               "--tasks", "knn"]  # fmt: skip
+    assert main([str(word) for word in command]) == 0
+    said = capsys.readouterr().out
+    assert json.loads((run / "evaluation.json").read_text())["settings"]["labels"] == "parity.csv"
+    former = json.loads((run / "evaluation-1.json").read_text())
+    assert former["settings"]["labels"] == "folder"
+    assert f"report    {run / 'report.html'}" in said
+    assert not (tmp_path / "evaluation.json").exists()
+    now = (run / "report.html").read_text()
+    assert "Linear probe" in before
+    assert "Linear probe" not in now

@@ -34,6 +34,7 @@ from dino_x.report.settings import meaning_of, plain, shown
 from dino_x.report.tables import Table, table_of
 from dino_x.report.verdict import state_of
 from dino_x.runs.checkpoint import checkpoints
+from dino_x.runs.evaluations import SUBJECT
 from dino_x.training.report import duration
 
 LAST_SHARE = 0.1  # of the steps, whose mean is the final number of a curve
@@ -43,8 +44,6 @@ SCALES = (
     "loss.regularizer", "loss.koleo_weight", "loss.koleo_group", "loss.sigreg_weight",
     "teacher.temperature", "loss.centering",
 )  # fmt: skip
-# Of the settings of an evaluation, those that make it another one.
-EVALUATED = ("labels", "label_column", "masks", "split_by", "tested_split")
 
 
 @dataclass(frozen=True)
@@ -336,7 +335,7 @@ def same_evaluation(runs: Sequence[RunData]) -> bool | None:
         return None
 
     def identity(result: dict[str, Any]) -> str:
-        asked = {name: result.get("settings", {}).get(name) for name in EVALUATED}
+        asked = {name: result.get("settings", {}).get(name) for name in SUBJECT}
         return str([asked, result.get("counts"), result.get("patients"), result.get("masks")])
 
     return len({identity(result) for result in found}) == 1

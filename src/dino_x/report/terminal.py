@@ -26,8 +26,7 @@ def print_comparison(result: SideBySide, console: Console) -> None:
     )
     if not result.scored:
         console.print(
-            "No run is evaluated: dino-x evaluate --model RUN --data FOLDER --labels LABELS.csv"
-            " --out RUN/evaluation.json",
+            "No run is evaluated: dino-x evaluate --model RUN --data FOLDER --labels LABELS.csv",
             soft_wrap=True, highlight=False,
         )  # fmt: skip
     else:

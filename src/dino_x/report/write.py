@@ -10,6 +10,7 @@ from dino_x.report import curves, settings, tables, verdict
 from dino_x.report.galleries import galleries
 from dino_x.report.page import ReportPage, render, write_page
 from dino_x.report.run_data import RunData, read_run
+from dino_x.runs.folder import RunFolder
 
 PATIENT_SECONDS = 120.0  # for the sample's images where somebody asked for the page
 QUICK_SECONDS = 15.0  # at the end of a run
@@ -128,3 +129,15 @@ def report_at_end(path: Path, console: Console) -> None:
         )  # fmt: skip
     else:
         console.print(f"report    {out}", highlight=False, soft_wrap=True, markup=False)
+
+
+def report_again(evaluation: Path, console: Console) -> None:
+    """Make the page of a run anew after its evaluation was written into the run.
+
+    A file elsewhere is of no run, and a run with ``report.page=false`` gets no page.
+    """
+    run = RunFolder(evaluation.parent)
+    if run.evaluation != evaluation or not run.exists:
+        return
+    if run.settings().get("report.page") is not False:
+        report_at_end(run.path, console)
