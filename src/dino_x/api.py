@@ -213,6 +213,8 @@ def export(
     *,
     which: str = "teacher",
     step: int | None = None,
+    push: str | None = None,
+    public: bool = False,
     verbose: bool = False,
 ) -> Path:
     """Write a model for other tools, and check what was written.
@@ -223,6 +225,9 @@ def export(
         format: transformers, timm or onnx.
         which: the run's ``teacher``, which is what training is for, or its ``student``.
         step: of a checkpoint of the run; the newest by default.
+        push: a name on the hub, ``OWNER/NAME``, to upload the folder to; nothing leaves this
+            machine without it.
+        public: whether everyone may read it there; by default it is private.
         verbose: print what was compared.
 
     Returns: the folder.
@@ -237,7 +242,15 @@ def export(
         raise UserError(f"format '{format}' is none of {', '.join(FORMATS)}")
     if which not in ("teacher", "student"):
         raise UserError(f"which is '{which}', which is neither teacher nor student")
+    if push is not None:
+        from dino_x.exporting.hub import check_push
+
+        check_push(push, public)
     write(name_at(model, step, which), Path(to), format, console(verbose))
+    if push is not None:
+        from dino_x.exporting.hub import push as upload
+
+        upload(Path(to), push, public, console(verbose))
     return Path(to)
 
 

@@ -134,6 +134,8 @@ def run_export(arguments: argparse.Namespace) -> None:
         arguments.format,
         which=arguments.which,
         step=arguments.step,
+        push=arguments.push,
+        public=arguments.public,
         verbose=True,
     )
 

@@ -227,6 +227,12 @@ def add_export(commands: Any) -> None:
     parser.add_argument(
         "--step", type=int, metavar="N", help="Of a checkpoint of the run; by default the last."
     )
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="Upload the folder to the Hugging Face hub, privately; nothing leaves without this.",
+    )
+    parser.add_argument("--public", action="store_true", help="Let everyone read what is pushed.")
 
 
 def add_report(commands: Any) -> None:
