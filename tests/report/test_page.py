@@ -112,6 +112,31 @@ def test_a_healthy_run_is_called_healthy(tmp_path):
     assert "✕ problem" not in text
 
 
+def test_a_run_too_short_to_judge_has_no_green_mark(tmp_path, real_run):
+    page = check((real_run / "report.html").read_text()).text  # four steps
+    assert "Nothing was found, but 4 steps with 2 looks are too few to call it healthy." in page
+    assert ": 4 steps are too few to judge it." in page
+    assert "No sign of a collapse" not in page
+    early = report(make_run(tmp_path / "run", done=12)).read_text()
+    assert "12 steps with 3 looks are too few" in check(early).text
+
+
+def test_with_softmax_the_loss_is_compared_with_the_entropy_of_the_mean_target(tmp_path):
+    """Log K is 4.16, the mean target has 0.9 of it, 3.74; the loss ends at 3.14."""
+    words = "The DINO loss is 3.14, and guessing costs the entropy of the mean target = 3.74"
+    softmax = report(make_run(tmp_path / "a", loss__centering="softmax")).read_text()
+    assert f"{words}: the run has left it." in check(softmax).text
+    assert "guessing 3.74" in check(softmax).text.replace("guessing stays at 3.74", "guessing 3.74")
+    sinkhorn = report(make_run(tmp_path / "b", loss__centering="sinkhorn")).read_text()
+    assert "guessing costs log K = 4.16: the run has left it." in check(sinkhorn).text
+    run = make_run(tmp_path / "c", loss__centering="softmax")
+    text = (run / "metrics.jsonl").read_text().replace(
+        '"health/mean_target_entropy": 0.9', '"health/mean_target_entropy": 0.72'
+    )  # fmt: skip
+    (run / "metrics.jsonl").write_text(text)
+    assert "= 2.99: it has not left it yet" in check(report(run).read_text()).text
+
+
 def test_without_health_it_says_so(tmp_path):
     text = check(report(make_run(tmp_path / "run", health=False)).read_text()).text
     assert "Health was not measured in this run." in text

@@ -29,7 +29,8 @@ class ChartKind:
 LOSS = [
     ChartKind(
         "Loss terms", {"dino": "DINO", "ibot": "iBOT"},
-        "Guessing costs log K: a run learns once it is below.", "log K",
+        "A run learns once it is below what guessing costs: log K, or with softmax centering the"
+        " entropy of the mean target.", "log K",
     ),
     ChartKind(
         "KoLeo", {"koleo": "KoLeo"},
@@ -168,6 +169,10 @@ def draw_kind(kind: ChartKind, run: RunData, key: str) -> DrawnChart:
     curves = {label: run.curves[name] for name, label in kind.names.items() if name in run.curves}
     lines = [PlotLine(label, curve.steps, curve.values) for label, curve in curves.items()]
     reference = reference_of(kind.reference, run)
+    if kind.reference == "log K" and (guessing := guessing_line(run)) is not None:
+        lines.append(guessing)
+        curves[guessing.label] = run.curves["health/mean_target_entropy"]
+        reference = None
     first = min(line.x[0] for line in lines)
     last = max(line.x[-1] for line in lines)
     chart = Chart(
@@ -184,6 +189,15 @@ def draw_kind(kind: ChartKind, run: RunData, key: str) -> DrawnChart:
         meaning=kind.meaning,
         numbers=[numbers_of(line) for line in lines],
     )
+
+
+def guessing_line(run: RunData) -> PlotLine | None:
+    """What guessing costs with softmax centering, over the run; None where it is log K."""
+    prototypes = run.settings.get("head.prototypes")
+    entropy = run.curves.get("health/mean_target_entropy")
+    if run.settings.get("loss.centering") != "softmax" or entropy is None or not prototypes:
+        return None
+    return PlotLine("guessing", entropy.steps, entropy.values * math.log(prototypes))
 
 
 def reference_of(reference: str | float | None, run: RunData) -> tuple[float, str] | None:
