@@ -315,11 +315,12 @@ def overlaid(curve: RecordedCurve, runs: Sequence[RunData], key: str) -> DrawnCh
     reference = references.pop() if len(references) == 1 else None
     chart = Chart(
         curve.title, lines, reference, bounds=curve.kind.bounds, described_by=f"{key}-words",
-        styles=styles,
+        styles=styles, unit=curve.kind.unit,
     )  # fmt: skip
     return DrawnChart(
         key=key,
         title=curve.title,
+        unit=curve.kind.unit,
         svg=draw(chart),
         legend=legend,
         words=in_words(lines, reference),
