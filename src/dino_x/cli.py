@@ -144,6 +144,14 @@ def run_report(arguments: argparse.Namespace) -> None:
     """``dino-x report``."""
     from dino_x import api
 
+    if arguments.watch is not None:
+        from rich.console import Console
+
+        from dino_x.report.watch import watch
+
+        images = not arguments.no_images
+        watch(arguments.path, arguments.out, Console(), images=images, every=arguments.watch)
+        return
     page = api.Run(arguments.path).report(arguments.out, images=not arguments.no_images)
     print(f"written to {page}")
 

@@ -247,6 +247,15 @@ def add_report(commands: Any) -> None:
         action="store_true",
         help="Leave images out, for example if text is burnt into them.",
     )
+    parser.add_argument(
+        "--watch",
+        type=int,
+        nargs="?",
+        const=60,
+        metavar="SECONDS",
+        help="Write the page again every 60 (or so many) seconds until the run ends; an open page"
+        " loads itself anew.",
+    )
 
 
 def add_compare(commands: Any) -> None:

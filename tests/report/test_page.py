@@ -16,7 +16,14 @@ from dino_x.report import write
 from dino_x.report.write import report
 from tests.report.conftest import QUICK
 from tests.report.pages import check
-from tests.report.runs import OLD_EVALUATION, evaluation_of, make_run, numbers, write_findings
+from tests.report.runs import (
+    OLD_EVALUATION,
+    evaluation_of,
+    figure,
+    make_run,
+    numbers,
+    write_findings,
+)
 from tests.training.runs import pretrain
 
 
@@ -27,8 +34,8 @@ def test_every_run_ends_with_a_page_that_is_whole(real_run, films, capsys):
     assert "trained on 28 images for 4 of 4 steps of 8 images (1.1 passes)" in page.text
     for heading in ("In short", "Evaluation", "Attention", "Nearest neighbours", "Settings"):
         assert heading in page.text
-    # 6 images at 4 steps and themselves, 6 of attention, 6 with 5 neighbours each
-    assert len(page.all("img")) == 6 * 5 + 6 + 6 * 6
+    # 6 images with two large maps, and at 4 steps; 6 of attention, 6 with 5 neighbours each
+    assert len(page.all("img")) == 6 * 3 + 6 * 5 + 6 + 6 * 6
     assert "There is no model" not in page.text
     assert not list(real_run.glob("*.partial"))
 
@@ -47,8 +54,9 @@ def test_without_images_none_is_shown_and_it_says_so(real_run, tmp_path, capsys)
     page = check(out.read_text())
     assert page.text.count("Images are left out of this page") == 3
     labels = [picture["alt"] for picture in page.all("img")]
-    assert len(labels) == 6 * 4 + 6  # maps and attention only
+    assert len(labels) == 6 * 2 + 6 * 4 + 6  # maps and attention only
     assert not any(alt.startswith("Sample") or alt == "Image 1" for alt in labels)
+    assert not any("over the image" in alt for alt in labels)
     assert capsys.readouterr().out == f"written to {out}\n"
 
 
@@ -67,7 +75,7 @@ def test_a_run_told_to_keep_no_images_has_none_in_its_page(films, tmp_path):
     assert pretrain(films, out, *QUICK, report__page=True, report__images=False) == 0
     page = check((out / "report.html").read_text())
     assert "Images are left out" in page.text
-    assert len(page.all("img")) == 6 * 4 + 6
+    assert len(page.all("img")) == 6 * 2 + 6 * 4 + 6
 
 
 def test_images_that_are_gone_cost_only_their_section(films, tmp_path):
@@ -81,7 +89,7 @@ def test_images_that_are_gone_cost_only_their_section(films, tmp_path):
     page = check(report(out).read_text())
     assert "The run's images are not where they were" in page.text
     assert "Jane" not in page.text
-    assert len(page.all("img")) == 6 * 5 + 6  # maps and attention need no files
+    assert len(page.all("img")) == 6 * 3 + 6 * 5 + 6  # maps and attention need no files
 
 
 def test_a_damaged_model_costs_only_its_sections(real_run, tmp_path):
@@ -92,7 +100,7 @@ def test_a_damaged_model_costs_only_its_sections(real_run, tmp_path):
     page = check(report(run).read_text())
     assert page.text.count("The run's model cannot be loaded") == 2
     assert "Jane" not in page.text
-    assert len(page.all("img")) == 6 * 5  # the maps
+    assert len(page.all("img")) == 6 * 3 + 6 * 5  # the maps
 
 
 def test_findings_are_told_where_they_are(full_page):
@@ -275,3 +283,27 @@ def test_an_evaluation_goes_into_the_run_and_its_page_is_made_anew(
     now = (run / "report.html").read_text()
     assert "Linear probe" in before
     assert "Linear probe" not in now
+
+
+def test_an_evaluation_with_details_shows_each_class_and_the_units(tmp_path):
+    class_of = {"recall": figure(0.9), "precision": figure(0.8), "specificity": figure(0.7),
+                "auroc": figure(0.95), "images": 50}  # fmt: skip
+    curve = {"false_positive_rate": [0, 0.25, 1], "true_positive_rate": [0, 0.75, 1]}
+    evaluation = evaluation_of(0.85)
+    evaluation["details"] = {"knn": {
+        "confusion": [[45, 5], [20, 30]],
+        "classes": {"ill": class_of, "well": class_of | {"precision": None}},
+        "roc": {"ill": curve, "well": curve},
+    }}  # fmt: skip
+    of_patients = {name: {"knn": {"20": {"balanced_accuracy": figure(0.99)}}}
+                   for name in ("model", "random")}  # fmt: skip
+    evaluation["units"] = {"patient": {
+        "count": 31, "mixed": 2, "results": of_patients, "verdicts": {"knn": {}},
+    }}  # fmt: skip
+    page = check(report(make_run(tmp_path / "run", evaluation=evaluation)).read_text())
+    for words in (
+        "Each class by the model, kNN", "taken for well", "45 90%", "20 40%", "never answered",
+        "AUROC: well 0.950", "patient 31 0.990 (0.970 to 1.010)",
+        "2 patients have images of different classes and are left out.",
+    ):  # fmt: skip
+        assert words in page.text, words

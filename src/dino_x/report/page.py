@@ -17,8 +17,10 @@ from markupsafe import Markup, escape
 
 from dino_x.errors import UserError
 from dino_x.files import write_text
+from dino_x.report.class_details import ClassDetails, UnitTable
 from dino_x.report.curves import DrawnChart
 from dino_x.report.run_data import Finding
+from dino_x.report.scatter import FeatureMap, legend_symbol
 from dino_x.report.settings import Setting
 from dino_x.report.tables import Table
 from dino_x.report.verdict import Sentence, Tile
@@ -35,6 +37,7 @@ class Picture:
         label: the few words below it.
         sides: width and height in which it is shown, pixels.
         blocky: enlarged without smoothing, so that places are seen as such.
+        mark: ``right`` or ``wrong`` for a neighbour whose label is that of the query, or is not.
     """
 
     uri: str
@@ -42,6 +45,7 @@ class Picture:
     label: str
     sides: tuple[int, int]
     blocky: bool = False
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,14 @@ class ReportPage:
     more_evaluation: list[Table]
     tested_on: str
     warnings: list[str]
+    first_last: Gallery
     maps: Gallery
     attention: Gallery
     neighbours: Gallery
+    feature_maps: list[FeatureMap]
+    details: list[ClassDetails]
+    units: UnitTable | None
+    refresh: int | None
     has_model: bool
     snippet: str
     images_shown: bool
@@ -107,6 +116,7 @@ def render(template: str, **content: Any) -> str:
             style=style(),
             script=script(),
             script_hash=script_hash(),
+            refresh=getattr(content["page"], "refresh", None),
         )
     )
 
@@ -119,6 +129,7 @@ def environment() -> Environment:
                         trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     found.filters["svg"] = Markup
     found.filters["breakable"] = breakable
+    found.filters["symbol"] = lambda style: Markup(legend_symbol(style))
     return found
 
 

@@ -50,8 +50,8 @@ def feature_maps(
         groups: the group of each image by the name of the kind, such as ``label``; None where it
             is not known.
 
-    Returns: none for fewer than ``FEWEST`` images; the groups of a kind that is known for fewer than
-        nine tenths of the images, or is the same for all, are left out.
+    Returns: none for fewer than ``FEWEST`` images. A kind that is known for fewer than nine tenths
+        of the images, or is the same for all, is left out.
     """
     if len(features_ND) < FEWEST:
         return []
@@ -142,7 +142,8 @@ def symbol(x: float, y: float, style: int) -> str:
     """A point whose shape tells groups apart without colour."""
     shape = (
         "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0", "m-2.8-2.8h5.6v5.6h-5.6Z", "m0-3.6l3.4 6h-6.8Z",
-        "m0-3.8l3.8 3.8l-3.8 3.8l-3.8-3.8Z", "m0 3.6l3.4-6h-6.8Z", "m-3-1h2v-2h2v2h2v2h-2v2h-2v-2h-2Z",
+        "m0-3.8l3.8 3.8l-3.8 3.8l-3.8-3.8Z", "m0 3.6l3.4-6h-6.8Z",
+        "m-3-1h2v-2h2v2h2v2h-2v2h-2v-2h-2Z",
     )[style % STYLES]  # fmt: skip
     return f'<path class="point dot s{style % STYLES}" d="M{x:.1f} {y:.1f}{shape}"/>'
 

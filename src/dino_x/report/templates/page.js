@@ -11,8 +11,8 @@
 
   function shown(value) {
     const size = Math.abs(value);
-    if (value !== 0 && (size >= 1e6 || size < 1e-3)) return value.toExponential(2);
-    return String(Number(value.toPrecision(size >= 100 ? 6 : 4)));
+    if (value !== 0 && (size >= 1e9 || size < 1e-3)) return value.toExponential(2);
+    return String(Number(value.toPrecision(size >= 100 ? 9 : 4)));
   }
 
   function say(text, x, y) {
@@ -26,7 +26,7 @@
   function nearest(values, wanted) {
     let best = 0;
     values.forEach((value, i) => {
-      if (Math.abs(value - wanted) < Math.abs(values[best] - wanted)) best = i;
+      if (Math.abs(value - wanted) <= Math.abs(values[best] - wanted)) best = i;
     });
     return best;
   }
@@ -63,7 +63,7 @@
         marks.append(dot);
         words.push((data.lines.length > 1 ? one.label + " " : "") + shown(one.y[near]));
       }
-      say(`${data.x} ${Math.round(step)}: ${words.join(", ")} ${data.unit}`.trimEnd(), x, y);
+      say(`${data.x} ${shown(step)}: ${words.join(", ")} ${data.unit}`.trimEnd(), x, y);
     }
     function leave() {
       marks.replaceChildren();
