@@ -8,7 +8,7 @@ import pytest
 
 from dino_x.data.image import ImageRef
 from dino_x.report.looking import EmbeddedImages
-from dino_x.report.neighbours import groups_of, labels_of, neighbour_gallery
+from dino_x.report.neighbours import groups_of, known_of, neighbour_gallery
 from dino_x.report.run_data import read_run
 from tests.report.runs import make_run
 
@@ -53,12 +53,18 @@ def test_patients_are_numbered_and_never_named():
 
 
 @pytest.mark.parametrize(("text", "found"), [("ill", {"ill"}), ("", {None})])
-def test_labels_are_the_runs_own(films, tmp_path, text, found):
+def test_labels_and_patients_are_those_of_the_runs_own_labels(films, tmp_path, text, found):
     files = sorted(films.rglob("*.png"))
     table = tmp_path / "labels.csv"
-    table.write_text("\n".join(["path,label", *(f"{file},{text}" for file in files)]))
+    rows = [f"{file},{text},Doe{n // 2}" for n, file in enumerate(files)]
+    table.write_text("\n".join(["path,label,patient", *rows]))
     run = make_run(tmp_path / "run", done=1, data__paths=[str(films)], data__labels=str(table))
     refs = [replace(looked().refs[0], path=file) for file in files]
-    assert set(labels_of(read_run(run), refs)) == found
+    known = known_of(read_run(run), refs)
+    assert set(known.labels) == found
+    if text:
+        assert known.refs[0].patient == known.refs[1].patient != known.refs[2].patient
+        groups = groups_of(known.refs, known.labels)
+        assert set(groups["patient"]) == {f"patient {n}" for n in range(1, len(files) // 2 + 1)}
     table.unlink()
-    assert set(labels_of(read_run(run), refs)) == {None}
+    assert set(known_of(read_run(run), refs).labels) == {None}

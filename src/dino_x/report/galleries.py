@@ -1,7 +1,7 @@
 """The pictures of the page: maps over training, attention, neighbours, each with its words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from dino_x.report.maps import (
     read_snapshots,
     share_for_half,
 )
-from dino_x.report.neighbours import LEFT_OUT, groups_of, labels_of, neighbour_gallery
+from dino_x.report.neighbours import LEFT_OUT, groups_of, known_of, neighbour_gallery
 from dino_x.report.page import Gallery, Picture, PictureRow
 from dino_x.report.pictures import colour_map, heat_map, sides, thumbnail
 from dino_x.report.run_data import RunData
@@ -143,9 +143,10 @@ def model_galleries(
         attention = Gallery("", missing=gone)
     if looked is None:
         return attention, Gallery("", missing=gone), []
-    labels = labels_of(run, looked.refs)
-    maps = feature_maps(looked.features_ND, groups_of(looked.refs, labels))
-    return attention, neighbour_gallery(looked, images, labels), maps
+    known = known_of(run, looked.refs)
+    looked = replace(looked, refs=known.refs)
+    maps = feature_maps(looked.features_ND, groups_of(looked.refs, known.labels))
+    return attention, neighbour_gallery(looked, images, known.labels), maps
 
 
 def attention_gallery(

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from dino_x.data.image import ImageRef
 from dino_x.data.index.label_kinds import MOST_CLASSES
-from dino_x.data.index.labels import label_of
+from dino_x.data.index.labels import items_of
 from dino_x.data.storage.member import as_path
 from dino_x.errors import UserError
 from dino_x.report.looking import EmbeddedImages
@@ -20,26 +21,46 @@ LEFT_OUT = "Images are left out of this page (--no-images, or report.images=fals
 Labels = list[str | None]
 
 
-def labels_of(run: RunData, refs: Sequence[ImageRef]) -> Labels:
-    """The label of each image by the run's own labels; None where there is none.
+@dataclass(frozen=True)
+class Known:
+    """What the run's own labels say of images.
+
+    Attributes:
+        labels: of each image; None where there is none.
+        refs: the images, with the patients of the labels where their headers name none.
+    """
+
+    labels: Labels
+    refs: list[ImageRef]
+
+
+def known_of(run: RunData, refs: Sequence[ImageRef]) -> Known:
+    """What the run's own labels say of images; nothing if they are not where they were.
 
     Numbers such as an age are no labels: hardly two images have the same.
     """
-    labels, nothing = run.settings.get("data.labels"), [None] * len(refs)
+    labels, nothing = run.settings.get("data.labels"), Known([None] * len(refs), list(refs))
     if not labels:
-        return list(nothing)
+        return nothing
     try:
-        found = label_of(
+        items = items_of(
             labels,
             [ref.path for ref in refs],
             data_paths=[as_path(path) for path in run.settings.get("data.paths") or []],
             label_column=str(run.settings.get("data.label_column") or "label"),
         )
-    except UserError:  # they are not where they were
-        return list(nothing)
-    if len(set(found.values())) > MOST_CLASSES:
-        return list(nothing)
-    return [found.get(ref.path) for ref in refs]
+    except UserError:
+        return nothing
+    item_of = {item.file: item for item in items}
+    patient_of = {item.file: f"labels: {item.patient}" for item in items if item.patient}
+    named = [
+        replace(ref, patient=patient_of.get(ref.path)) if ref.patient is None else ref
+        for ref in refs
+    ]
+    if len({item.label for item in items}) > MOST_CLASSES:
+        return Known(nothing.labels, named)
+    found = [item_of.get(ref.path) for ref in refs]
+    return Known([None if item is None else item.label for item in found], named)
 
 
 def groups_of(refs: Sequence[ImageRef], labels: Labels) -> dict[str, Labels]:

@@ -4,7 +4,7 @@ N images, D features.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -41,7 +41,7 @@ class FeatureMap:
 
 
 def feature_maps(
-    features_ND: np.ndarray, groups: dict[str, Sequence[str | None]]
+    features_ND: np.ndarray, groups: Mapping[str, Sequence[str | None]]
 ) -> list[FeatureMap]:
     """A map for each kind of group that the images differ in.
 

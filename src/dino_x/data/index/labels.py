@@ -219,14 +219,26 @@ def label_of(
     label_column: str = "label",
 ) -> dict[Path, str]:
     """The class of each file that has one; see ``load_labels`` for arguments and errors."""
+    items = items_of(labels, files, data_paths=data_paths, label_column=label_column)
+    return {item.file: item.label for item in items}
+
+
+def items_of(
+    labels: str | Path,
+    files: list[Path],
+    *,
+    data_paths: Sequence[str | Path],
+    label_column: str = "label",
+) -> list[Item]:
+    """The files that have a label, with their patient; see ``load_labels``."""
     roots = folders_of(data_paths)
     if not files:
-        return {}
+        return []
     if str(labels) == "folder":
         items, _ = items_from_folders(files, roots)
     else:
         items, _ = items_from_csv(Path(labels), files, roots, label_column)
-    return {item.file: item.label for item in items}
+    return items
 
 
 def _with_patients_of(items: list[Item], frames: dict[Path, list[ImageRef]]) -> list[Item]:

@@ -23,6 +23,11 @@
     tip.style.top = (y + 22 + box.height > innerHeight ? y - box.height - 10 : y + 16) + "px";
   }
 
+  function within(svg, event) {
+    const place = new DOMPoint(event.clientX, event.clientY);
+    return place.matrixTransform(svg.getScreenCTM().inverse());
+  }
+
   function nearest(values, wanted) {
     let best = 0;
     values.forEach((value, i) => {
@@ -70,9 +75,7 @@
       tip.hidden = true;
     }
     svg.addEventListener("pointermove", (event) => {
-      const box = svg.getBoundingClientRect();
-      const place = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
-      const wanted = xLow + ((place - left) / (right - left)) * (xHigh - xLow);
+      const wanted = xLow + ((within(svg, event).x - left) / (right - left)) * (xHigh - xLow);
       put(nearest(steps, wanted), event.clientX, event.clientY);
     });
     svg.addEventListener("pointerleave", leave);
@@ -89,10 +92,7 @@
   function points(svg) {
     const all = JSON.parse(svg.dataset.points);
     svg.addEventListener("pointermove", (event) => {
-      const box = svg.getBoundingClientRect();
-      const width = svg.viewBox.baseVal.width;
-      const x = ((event.clientX - box.left) / box.width) * width;
-      const y = ((event.clientY - box.top) / box.width) * width;
+      const { x, y } = within(svg, event);
       const far = (point) => Math.hypot(point[0] - x, point[1] - y);
       const best = all.reduce((one, other) => (far(other) < far(one) ? other : one));
       if (far(best) < 12) say(best[2], event.clientX, event.clientY);
