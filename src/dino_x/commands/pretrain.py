@@ -38,6 +38,7 @@ from dino_x.runs.going_on import check_same_content, restore_settings, saved_set
 from dino_x.runs.origin import write_origin
 from dino_x.runs.start import inherited
 from dino_x.runs.trained_on import keep_keys, keep_split, kept_split, keys_of_images
+from dino_x.terminal import Terminal
 from dino_x.training.images import early_checks, images_of
 from dino_x.training.micro_batch import remember, remembered
 from dino_x.training.prepare import Prepared, files_hash, online, prepare, step_of
@@ -63,7 +64,7 @@ def pretrain(overrides: Mapping[str, Any], out: Path, resume: bool, console: Con
     try:
         with joined(where, device) as ranks:
             if ranks.rank > 0:
-                console = Console(quiet=True)
+                console = Terminal(quiet=True)
             options = train_together(overrides, run, resume, device, ranks, console)
         if where.rank == 0:
             say_where(run, console)
@@ -108,7 +109,7 @@ def train_together(
     check_same(ranks, "images", files_hash(index) if ranks.world_size > 1 else "")
     if ranks.world_size == 1:  # several would wait for the one that fills it longer than they can
         fill_cache(prepared, console)
-    check_same(ranks, "settings", f"{__version__} {options.model_dump_json()}")
+    check_same(ranks, "settings", f"{__version__} {options.model_dump()}")
     all_or_none(ranks, lambda: begin(prepared, labelled, resumed, resume, console))
     announce(prepared, held_out, console, asked)
     train(prepared, run, console)
