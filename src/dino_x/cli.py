@@ -72,8 +72,6 @@ def run_index(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """``dino-x evaluate``."""
-    from rich.console import Console
-
     from dino_x import api
     from dino_x.files import check_place
     from dino_x.report.write import report_again
@@ -98,7 +96,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         verbose=True,
         written_to=path,
     )
-    report_again(path, Console())
+    report_again(path, Terminal())
 
 
 def run_batch_floor(arguments: argparse.Namespace) -> None:
@@ -140,12 +138,10 @@ def run_report(arguments: argparse.Namespace) -> None:
     from dino_x import api
 
     if arguments.watch is not None:
-        from rich.console import Console
-
         from dino_x.report.watch import watch
 
         images = not arguments.no_images
-        watch(arguments.path, arguments.out, Console(), images=images, every=arguments.watch)
+        watch(arguments.path, arguments.out, Terminal(), images=images, every=arguments.watch)
         return
     page = api.Run(arguments.path).report(arguments.out, images=not arguments.no_images)
     print(visible(f"written to {page}"))

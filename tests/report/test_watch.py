@@ -1,6 +1,7 @@
 """The page of a run that is training is written again until the run ends."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -13,8 +14,6 @@ from tests.report.runs import STEPS, make_run, numbers
 
 
 def test_the_page_is_written_until_the_run_ends(tmp_path):
-    import json
-
     run = make_run(tmp_path / "run", done=10)
     pages, said = [], io.StringIO()
 
@@ -36,6 +35,14 @@ def test_the_page_is_written_until_the_run_ends(tmp_path):
     assert "finished after 40 steps" in check(last).text
     assert "refresh" not in last.split("<title>")[0]
     assert said.getvalue().count("step 25 of 40") == 1
+
+
+def test_ctrl_c_leaves_a_page_that_stays(tmp_path):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    page = watch(make_run(tmp_path / "run", done=10), None, Console(quiet=True), wait=interrupted)
+    assert "refresh" not in page.read_text().split("<title>")[0]
 
 
 def test_watching_too_often_or_nothing_is_refused(tmp_path, capsys):

@@ -51,7 +51,10 @@ def watch(
             line = f"step {run.done:,} of {run.steps:,}  {page}"
             console.print(line, highlight=False, soft_wrap=True, markup=False)
             shown = run.done
-        wait(every)
+        try:
+            wait(every)
+        except KeyboardInterrupt:  # the page that stays does not load itself anew
+            break
     page = report(path, out, images=images)
     console.print(f"written to {page}", highlight=False, soft_wrap=True, markup=False)
     return page
