@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dino_x.report.compare import Scored, SideBySide
+from dino_x.report.compare import SideBySide
+from dino_x.report.compare_scores import Scored
 
 
 def print_comparison(result: SideBySide, console: Console) -> None:
