@@ -1,6 +1,8 @@
 """The commands of the command line and their flags."""
 
 import argparse
+import contextlib
+import math
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -51,6 +53,27 @@ class Parser(argparse.ArgumentParser):
         return known
 
 
+def whole_number(text: str) -> int:
+    """An argument that is a whole number from 0, of a size that every library takes.
+
+    Raises: argparse.ArgumentTypeError.
+    """
+    with contextlib.suppress(ValueError):
+        value = int(text)
+        if 0 <= value < 2**63:
+            return value
+    raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^63 - 1, got {text[:40]}")
+
+
+def number(text: str) -> float:
+    """An argument that is a finite number. Raises: argparse.ArgumentTypeError."""
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if math.isfinite(value):
+            return value
+    raise argparse.ArgumentTypeError(f"expected a finite number, got {text[:40]}")
+
+
 def build_parser() -> Parser:
     """All commands and their flags."""
     parser = Parser(
@@ -96,16 +119,22 @@ def add_plan(commands: Any) -> None:
         "--card", metavar="NAME", help="GPU to calculate for: h100, a100-80, rtx4090, t4, ..."
     )
     parser.add_argument(
-        "--gpus", type=int, default=1, metavar="N", help="Number of GPUs that share each step."
+        "--gpus",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="Number of GPUs that share each step.",
     )
     parser.add_argument(
         "--mfu",
-        type=float,
+        type=number,
         metavar="SHARE",
         help="Share of the GPU's peak that is reached, 0 to 1.",
     )
-    parser.add_argument("--price", type=float, metavar="PER_HOUR", help="Price of one GPU.")
-    parser.add_argument("--images", type=int, metavar="N", help="Number of images, without --data.")
+    parser.add_argument("--price", type=number, metavar="PER_HOUR", help="Price of one GPU.")
+    parser.add_argument(
+        "--images", type=whole_number, metavar="N", help="Number of images, without --data."
+    )
     parser.add_argument(
         "--no-measure", action="store_true", help="Do not try a step on this machine."
     )
@@ -141,7 +170,7 @@ def add_index(commands: Any) -> None:
     parser.add_argument("--axes", default=axes.default, help=axes.description)
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="Headers read at a time; by default the number of cores.",
     )
@@ -184,7 +213,10 @@ def add_evaluate(commands: Any) -> None:
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument(
-        "--seed", type=int, default=0, help="Seed of everything drawn, random weights included."
+        "--seed",
+        type=whole_number,
+        default=0,
+        help="Seed of everything drawn, random weights included.",
     )
 
 
@@ -203,12 +235,12 @@ def add_floor(commands: Any) -> None:
     )
     parser.add_argument(
         "--repeats",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="Number of draws; by default 10, fewer above 1,024 prototypes.",
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N")
 
 
 def add_export(commands: Any) -> None:
@@ -225,7 +257,10 @@ def add_export(commands: Any) -> None:
         "--which", choices=["teacher", "student"], default="teacher", help="Of the run's networks."
     )
     parser.add_argument(
-        "--step", type=int, metavar="N", help="Of a checkpoint of the run; by default the last."
+        "--step",
+        type=whole_number,
+        metavar="N",
+        help="Of a checkpoint of the run; by default the last.",
     )
     parser.add_argument(
         "--push",
@@ -274,7 +309,7 @@ def add_demo(commands: Any) -> None:
         metavar="RUN",
         help="Folder to make; by default runs/demo, or demo-2, ...",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N")
 
 
 def add_options(commands: Any) -> None:
