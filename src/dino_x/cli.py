@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from dino_x.errors import SaidElsewhereError, StoppedError, UserError
@@ -75,9 +74,11 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """``dino-x evaluate``."""
     from dino_x import api
     from dino_x.files import check_place
+    from dino_x.report.write import report_again
+    from dino_x.runs.evaluations import place_of
     from dino_x.runs.lock import RunLock
 
-    path = arguments.out or Path("evaluation.json")
+    path = arguments.out or place_of(arguments.model)
     check_place(path)
     RunLock(path.parent).refuse_if_held()
     api.evaluate(
@@ -95,6 +96,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         verbose=True,
         written_to=path,
     )
+    report_again(path, Terminal())
 
 
 def run_batch_floor(arguments: argparse.Namespace) -> None:
@@ -125,6 +127,8 @@ def run_export(arguments: argparse.Namespace) -> None:
         arguments.format,
         which=arguments.which,
         step=arguments.step,
+        push=arguments.push,
+        public=arguments.public,
         verbose=True,
     )
 
@@ -133,6 +137,12 @@ def run_report(arguments: argparse.Namespace) -> None:
     """``dino-x report``."""
     from dino_x import api
 
+    if arguments.watch is not None:
+        from dino_x.report.watch import watch
+
+        images = not arguments.no_images
+        watch(arguments.path, arguments.out, Terminal(), images=images, every=arguments.watch)
+        return
     page = api.Run(arguments.path).report(arguments.out, images=not arguments.no_images)
     print(visible(f"written to {page}"))
 
