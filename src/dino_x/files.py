@@ -1,5 +1,6 @@
 """Files written whole or not at all, JSON read with a clear error, and texts without paths."""
 
+import errno
 import json
 import os
 import re
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dino_x.errors import UserError
+
+MOST_TEXT = 64 * 2**20  # bytes
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -60,13 +63,33 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, of a size that texts have.
+
+    Raises: OSError; ValueError for other bytes, or more of them, as a device gives without end.
+    """
+    with path.open("rb") as file:
+        data = file.read(MOST_TEXT + 1)
+    if len(data) > MOST_TEXT:
+        raise OSError(errno.EFBIG, "it is larger than any text that is meant", str(path))
+    return data.decode()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The object in a JSON text. Raises: ValueError, also for one that is nested without end."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
 def read_json(path: Path) -> Any:
     """The object in a JSON file.
 
     Raises: UserError if the file cannot be read or holds no valid JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from dino_x.errors import UserError
+from dino_x.files import read_json
 from dino_x.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Run:
         Raises: UserError if this is no run.
         """
         file = self._folder().evaluation
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return read_json(file) if file.is_file() else None
 
     def resume(self, *, verbose: bool = False) -> Run:
         """Continue the run from its newest checkpoint.

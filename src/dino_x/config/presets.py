@@ -12,6 +12,7 @@ from dino_x.config.options import FREE_ON_RESUME, Options
 from dino_x.config.other_names import hint
 from dino_x.config.yaml_files import KeyTwiceError, load_yaml
 from dino_x.errors import UserError, nearest
+from dino_x.files import read_text
 
 SMALL_IMAGES = 100_000  # below this many images, auto is the small preset
 ONLINE_TIMES = 10  # a run is evaluated while it trains, where online.every is not given,
@@ -166,7 +167,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises: UserError if it is not there or not YAML of that form.
     """
     try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
+        values = load_yaml(read_text(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except KeyTwiceError as error:

@@ -1,6 +1,5 @@
 """Models on disk or on the hub: where their files are, and how they want their images."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from transformers.utils import logging as transformers_logging
 
 from dino_x.config.options import WindowOptions
 from dino_x.errors import UserError
+from dino_x.files import parse_json, read_text
 
 PREPARATION = "preprocessor_config.json"
 OWN_PROCESSOR = "DinoXPreparation"  # no class of transformers, see ``prepared_with``
@@ -152,7 +157,7 @@ def refuse_own_code(folder: Path, name: str | Path) -> None:
     Raises: UserError.
     """
     try:
-        stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        stated = parse_json(read_text(folder / "config.json"))
     except (OSError, ValueError):
         return  # transformers says what is wrong with it
     if isinstance(stated, dict) and stated.get("auto_map"):
@@ -171,6 +176,8 @@ def _from_hub(name: str) -> Path:
             return cached
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise UserError(f"no such model folder: {name}, which can be no name on the hub") from error
     missing = f"no folder '{name}' here and no such model in the local cache"
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT)  # one request, no retries
@@ -209,7 +216,7 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
         assumed = IMAGENET if channels == 3 else (GREY[0] * channels, GREY[1] * channels)
         return Preparation(_square(config.image_size, folder), *assumed, stated=False)
     try:
-        stated = json.loads(file.read_text(encoding="utf-8"))
+        stated = parse_json(read_text(file))
         size = stated.get("size")
         if stated.get("do_center_crop"):
             size = stated.get("crop_size") or size
@@ -223,8 +230,8 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
         means, stds = _channels(mean, channels, file), _channels(std, channels, file)
         slices = int(stated.get("dino_x_slices", 1))
         windows = WindowOptions.model_validate(stated.get("dino_x_windows", {}))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}") from error
     return Preparation(
         image_size,
         tuple(mean / scale for mean in means),

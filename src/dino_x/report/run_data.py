@@ -1,7 +1,6 @@
 """What a RUN folder says, of a run that is finished, still training, or was killed."""
 
 import csv
-import json
 import math
 import time
 from collections import defaultdict
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dino_x.errors import UserError
-from dino_x.files import read_json
+from dino_x.files import parse_json, read_json
 from dino_x.runs.folder import CONFIG, RunFolder
 from dino_x.runs.model_folder import model_step, newest_step
 
@@ -176,7 +175,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except ValueError:
                 continue
             if isinstance(value, dict):

@@ -1,12 +1,12 @@
 """``dino-x report``: from a RUN folder to its page."""
 
 import contextlib
-import json
 from pathlib import Path
 
 from rich.console import Console
 
 from dino_x.errors import UserError
+from dino_x.files import parse_json, read_text
 from dino_x.model.pretrained import OWN_PROCESSOR
 from dino_x.report import curves, settings, tables, verdict
 from dino_x.report.class_details import class_details, unit_table
@@ -130,7 +130,7 @@ def page_of(run: RunData, images: bool, seconds: float, refresh: int | None = No
 def snippet_of(run: RunData) -> str:
     """The code that gets features of the images that a run was trained on."""
     try:
-        stated = json.loads((run.path / "model" / "preprocessor_config.json").read_text())
+        stated = parse_json(read_text(run.path / "model" / "preprocessor_config.json"))
         own = stated.get("image_processor_type") == OWN_PROCESSOR
         channels = len(stated.get("image_mean", [0, 0, 0]))
     except (OSError, ValueError, AttributeError, TypeError):

@@ -1,9 +1,9 @@
 """Where the result of an evaluation goes, and what becomes of the one that was there."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from dino_x.files import parse_json, read_text
 from dino_x.runs.folder import RunFolder
 
 # Of the settings of an evaluation, those that make it another one.
@@ -32,7 +32,7 @@ def keep_former(path: Path, result: dict[str, Any]) -> Path | None:
         which the new one replaces.
     """
     try:
-        former = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        former = parse_json(read_text(path))["settings"]
         if all(former.get(name) == result["settings"].get(name) for name in SUBJECT):
             return None
     except FileNotFoundError:

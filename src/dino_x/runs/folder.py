@@ -1,7 +1,6 @@
 """The RUN folder: settings, metrics, checkpoints, the model."""
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -16,7 +15,7 @@ from dino_x.config.options import Options
 from dino_x.config.presets import check, read_config
 from dino_x.data.image import DEFAULT, Reading
 from dino_x.errors import UserError
-from dino_x.files import write_json, write_text
+from dino_x.files import parse_json, read_text, write_json, write_text
 from dino_x.model.pretrained import split_name
 from dino_x.runs import checkpoint
 from dino_x.runs.lock import NAME as LOCK
@@ -136,7 +135,7 @@ class RunFolder:
         """
         try:
             if self.facts.is_file():
-                return dict(json.loads(self.facts.read_text(errors="replace")))
+                return dict(parse_json(read_text(self.facts)))
             text = self.settings_file.read_text(errors="replace")
         except (OSError, ValueError, TypeError):
             return {}
@@ -182,7 +181,7 @@ def _whole_lines(path: Path, steps: int) -> Iterator[tuple[dict[str, Any], int]]
     with path.open("rb") as file:
         for line in file:
             try:
-                value = json.loads(line)
+                value = parse_json(line)
                 if not line.endswith(b"\n") or value["step"] > steps:
                     return
             except (ValueError, KeyError):

@@ -1,6 +1,5 @@
 """What a resumed run takes from its folder, and what the user may change about it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from dino_x.config.presets import check, differing, dotted
 from dino_x.data.storage.archives import is_remote
 from dino_x.errors import UserError
+from dino_x.files import parse_json
 from dino_x.runs import checkpoint
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.model_folder import MADE_OF
@@ -36,7 +36,7 @@ def restore_settings(run: RunFolder) -> bool:
     if saved is None or MADE_OF not in saved:
         return False
     try:
-        run.write_settings(check(dotted(json.loads(saved[MADE_OF])["options"])))
+        run.write_settings(check(dotted(parse_json(saved[MADE_OF])["options"])))
     except OSError as error:
         raise UserError(f"cannot write to {run.path}: {error.strerror}") from error
     return True

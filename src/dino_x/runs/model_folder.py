@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from dino_x.config.options import Options
 from dino_x.config.presets import check, dotted
 from dino_x.errors import UserError
+from dino_x.files import parse_json, read_text
 from dino_x.losses.checks import NotFiniteError
 from dino_x.model.backbone import Backbone, save_vit
 from dino_x.model.pretrained import (
@@ -65,7 +66,7 @@ def write_model(run: RunFolder, state: dict[str, Any]) -> None:
 
     Raises: OSError, SafetensorError if it cannot be written.
     """
-    made = json.loads(state[MADE_OF])
+    made = parse_json(state[MADE_OF])
     options = check(dotted(made["options"]))
     save_vit(
         vit_weights(state["teacher"]),
@@ -97,7 +98,7 @@ def empty_network(config: dict[str, Any]) -> PreTrainedModel:
 def model_step(run: RunFolder) -> int | None:
     """The step that RUN/model is of; None if there is no model, or it does not say."""
     try:
-        stated = json.loads((run.model / PREPARATION).read_text(encoding="utf-8"))
+        stated = parse_json(read_text(run.model / PREPARATION))
     except (OSError, ValueError):
         return None
     step = stated.get(STEP) if isinstance(stated, dict) else None

@@ -30,7 +30,7 @@ from dino_x.data.index.headers import Record
 from dino_x.data.storage.archives import Archive, address
 from dino_x.data.storage.member import Member, as_path
 from dino_x.errors import UserError
-from dino_x.files import write_atomically
+from dino_x.files import parse_json, write_atomically
 
 VERSION = 3
 _METADATA = b"dino_x.index"
@@ -299,7 +299,7 @@ def _facts(rows: pa.Table, path: Path) -> dict[str, Any]:
     metadata = rows.schema.metadata or {}
     if _METADATA not in metadata:
         raise UserError(f"{path} is a Parquet file, but no index made by `dino-x index`")
-    facts: dict[str, Any] = json.loads(metadata[_METADATA])
+    facts: dict[str, Any] = parse_json(metadata[_METADATA])
     if facts["version"] != VERSION or rows.schema.names != SCHEMA.names:
         raise UserError(f"{path} is an index of another version; remove it, and it is made again")
     return facts
