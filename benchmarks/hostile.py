@@ -4,8 +4,8 @@
 
 Makes a small run, an index, an evaluation and weights; damages their files in many ways (cut off,
 emptied, bits flipped, other text, other JSON, numbers that cannot be, a folder in their place,
-gone); makes archives that were built to hang or to swell a reader; and gives commands names, numbers
-and paths that nobody means. Each command runs in a fork of this process under watch. It must end
+gone); makes archives that were built to hang or to swell a reader; and gives commands names,
+numbers and paths that nobody means. Each command runs in a fork of this process under watch. It must end
 with status 0 or 2, with one line if it is 2, within 10 s of the processor's time and 1 GB. Exit
 status 1 if one does not. Linux only.
 """
@@ -181,7 +181,8 @@ def damages(draw: random.Random) -> dict[str, Callable[[Path], None]]:
         path.write_text(json.dumps(_other(value, draw)) + "\n")
 
     texts = {
-        "another list": "[1, 2]", "a number": "17", "null": "null", "a text": '"text"', "words": "no",
+        "another list": "[1, 2]", "a number": "17", "null": "null", "a text": '"text"',
+        "words": "no",
         "deep": "[" * 100_000, "deep objects": '{"a":' * 20_000, "a large number": "1e99999",
         "many digits": "9" * 10_000, "escapes": '"\\ud800\x1b[31m"', "an object": "{}",
         "yaml tag": "!!python/object/apply:os.system ['true']", "a key of null": "{null: 1}",
@@ -251,9 +252,8 @@ def of_data(place: Place, draw: random.Random) -> Iterator[tuple[str, list[str]]
         if kind == "tar":
             name = draw.choice(list(TARS))
             (data / "a.tar").write_bytes(TARS[name])
-            what = draw.choice((["index", str(data), "--out", out + ".parquet"],
-                                ["index", str(data / "a.tar"), "--out", out + ".parquet"]))  # fmt: skip
-            yield f"tar: {name}", what
+            named = draw.choice((data, data / "a.tar"))
+            yield f"tar: {name}", ["index", str(named), "--out", f"{out}.parquet"]
             continue
         way = draw.choice(list(ways))
         if kind == "index":
@@ -283,7 +283,8 @@ def of_data(place: Place, draw: random.Random) -> Iterator[tuple[str, list[str]]
 
 WORDS = (
     "", " ", "-1", "0", "1e999", "nan", ".inf", "9" * 5000, "x" * 5000, "a\0b", "\x1b[31m", "[b]",
-    "../..", "/dev/null", "/dev/full", "/proc/self/mem", "caf\udce9", "$(true)", "{a: 1, a: 2}", "~",
+    "../..", "/dev/null", "/dev/full", "/proc/self/mem", "caf\udce9", "$(true)", "{a: 1, a: 2}",
+    "~",
     "*", "%s%n", "\u202etxt.exe", "a" * 250, "s3://", "file:///etc", "hf://x/y", "@step-1",
 )  # fmt: skip
 
@@ -356,15 +357,16 @@ def tried(folder: Path, arguments: argparse.Namespace) -> dict[str, list[tuple[s
             if outcome.fault or arguments.show:
                 line = outcome.error.strip().splitlines()[-1:] or [""]
                 took = time.monotonic() - begin
-                print(f"{outcome.fault or outcome.status} | {name} | {took:.0f} s | {line[0][:150]}",
-                      flush=True)  # fmt: skip
+                what = outcome.fault or outcome.status
+                print(f"{what} | {name} | {took:.0f} s | {line[0][:150]}", flush=True)
     return outcomes
 
 
 def print_table(outcomes: dict[str, list[tuple[str, Outcome]]]) -> int:
     """What became of all of them, in Markdown; 1 if one was bad."""
     print(
-        "\n| commands | number | status 0 | status 2 | tracebacks | other faults | most s | most MB |"
+        "\n| commands | number | status 0 | status 2 | tracebacks | other faults | most s"
+        " | most MB |"
     )
     print("|---|" + "---:|" * 7)
     bad = 0
