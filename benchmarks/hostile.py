@@ -5,9 +5,9 @@
 Makes a small run, an index, an evaluation and weights; damages their files in many ways (cut off,
 emptied, bits flipped, other text, other JSON, numbers that cannot be, a folder in their place,
 gone); makes archives that were built to hang or to swell a reader; and gives commands names,
-numbers and paths that nobody means. Each command runs in a fork of this process under watch. It must end
-with status 0 or 2, with one line if it is 2, within 10 s of the processor's time and 1 GB. Exit
-status 1 if one does not. Linux only.
+numbers and paths that nobody means. Each command runs in a fork of this process under watch. It
+must end with status 0 or 2, with one line if it is 2, within 10 s of the processor's time and 1 GB.
+Exit status 1 if one does not. Linux only.
 """
 
 import argparse

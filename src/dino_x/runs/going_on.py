@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 
-from dino_x.config.presets import check, differing, dotted
+from dino_x.config.presets import check, differing
 from dino_x.data.storage.archives import is_remote
 from dino_x.errors import UserError
-from dino_x.files import parse_json
 from dino_x.runs import checkpoint
 from dino_x.runs.folder import RunFolder
-from dino_x.runs.model_folder import MADE_OF
+from dino_x.runs.model_folder import kept_options
 from dino_x.runs.trained_on import kept_keys
 
 STEPS = "train.steps"
@@ -33,10 +32,11 @@ def restore_settings(run: RunFolder) -> bool:
         saved = checkpoint.load_newest(run.checkpoints, torch.device("cpu"))
     except UserError:  # all are damaged, or are no checkpoints of ours
         return False
-    if saved is None or MADE_OF not in saved:
+    options = None if saved is None else kept_options(saved)
+    if options is None:
         return False
     try:
-        run.write_settings(check(dotted(parse_json(saved[MADE_OF])["options"])))
+        run.write_settings(options)
     except OSError as error:
         raise UserError(f"cannot write to {run.path}: {error.strerror}") from error
     return True

@@ -57,6 +57,13 @@ def made_of(
     )
 
 
+def kept_options(state: dict[str, Any]) -> Options | None:
+    """The options of the run that a checkpoint is of; None in those of older versions."""
+    if MADE_OF not in state:
+        return None
+    return check(dotted(parse_json(state[MADE_OF])["options"]))
+
+
 def write_model(run: RunFolder, state: dict[str, Any]) -> None:
     """Write the model of a checkpoint into RUN/model.
 
