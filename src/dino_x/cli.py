@@ -100,6 +100,23 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     )
 
 
+def run_embed(arguments: argparse.Namespace) -> None:
+    """``dino-x embed``."""
+    from dino_x import api
+    from dino_x.commands.feature_table import Place
+
+    Place(arguments.out, arguments.patches).check()
+    api.load(arguments.model, device=arguments.device).embed_to(
+        arguments.out,
+        arguments.data,
+        patches=arguments.patches,
+        index=arguments.index,
+        where=arguments.where,
+        batch_size=arguments.batch_size,
+        verbose=True,
+    )
+
+
 def run_batch_floor(arguments: argparse.Namespace) -> None:
     """``dino-x batch-floor``."""
     from rich.console import Console
@@ -176,6 +193,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "plan": run_plan,
     "index": run_index,
     "evaluate": run_evaluate,
+    "embed": run_embed,
     "batch-floor": run_batch_floor,
     "export": run_export,
     "report": run_report,

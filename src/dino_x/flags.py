@@ -65,6 +65,7 @@ def build_parser() -> Parser:
         add_plan,
         add_index,
         add_evaluate,
+        add_embed,
         add_floor,
         add_export,
         add_report,
@@ -181,6 +182,27 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="Seed of everything drawn, random weights included."
     )
+
+
+def add_embed(commands: Any) -> None:
+    """Add ``dino-x embed``."""
+    parser = commands.add_parser("embed", help="Features of images, as a table.")
+    parser.add_argument("--model", required=True, metavar="RUN_OR_FOLDER")
+    parser.add_argument("--data", nargs="+", required=True, metavar="PATH")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE.parquet", help="Table: .parquet or .csv."
+    )
+    parser.add_argument(
+        "--patches", type=Path, metavar="FILE.npy",
+        help="File for the features of all patches, in the order of the table.",
+    )  # fmt: skip
+    parser.add_argument("--index", metavar="FILE.parquet", help="An index of the data.")
+    parser.add_argument(
+        "--where", metavar="CONDITION", help="Embed the images that meet it, as in pretrain."
+    )
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N",
+                        help="Number of images that go through the network together.")  # fmt: skip
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
 
 
 def add_floor(commands: Any) -> None:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from dino_x.cost.memory import GIB
 from dino_x.planning.plan import Plan
-from dino_x.training.report import duration
+from dino_x.progress import duration
 
 BAR = 12  # characters of the longest bar
 BESIDE = 104  # columns of a terminal that has room for both tables beside each other

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dino_x.config.model_sizes import SIZES
+from dino_x.progress import duration
 from dino_x.report import scores
 from dino_x.report.plots import three_digits
 from dino_x.report.run_data import Finding, RunData
-from dino_x.training.report import duration
 
 Judgement = Literal["good", "watch", "problem", "note"]
 BASELINES = ("random", "pixels", "start")  # what a model has to beat to be worth anything

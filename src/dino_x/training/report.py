@@ -9,11 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dino_x.progress import LINE_SECONDS, duration
 from dino_x.runs.append_only import GrowingFile, json_line
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.tensorboard import TensorBoardFile
-
-LINE_SECONDS = 10  # between lines where there is no terminal for a bar
 
 
 class TrainingReport:
@@ -133,13 +132,3 @@ def online_summary(values: dict[str, Any]) -> str:
     if "online/retrieval_top1" in values:
         return f"retrieval {100 * values['online/retrieval_top1']:.1f}%"
     return ""
-
-
-def duration(seconds: float) -> str:
-    """A duration in words, such as ``2 h 05 min``, ``3 min 10 s`` or ``12 s``."""
-    seconds = round(seconds)
-    if seconds >= 3600:
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    if seconds >= 60:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds} s"
