@@ -10,7 +10,7 @@ from dino_x.version import __version__
 
 FLAGS = {  # flag: (option, what it shows as its value)
     "--model": ("model.name", "NAME"),
-    "--preset": ("preset", "auto|small|dinov3|continue|highres"),
+    "--preset": ("preset", "auto|try|small|dinov3|continue|highres"),
     "--effective-batch": ("train.effective_batch", "N"),
     "--micro-batch": ("train.micro_batch", "N|auto"),
     "--steps": ("train.steps", "N"),

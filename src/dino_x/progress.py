@@ -74,3 +74,18 @@ def duration(seconds: float) -> str:
     if seconds >= 60:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds} s"
+
+
+def roughly(seconds: float) -> str:
+    """An estimated duration in words, to two digits.
+
+    >>> roughly(12), roughly(214), roughly(77_000), roughly(400_000)
+    ('less than a minute', '4 min', '21 h', '4.6 days')
+    """
+    if seconds < 60:
+        return "less than a minute"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 2 * 86_400:
+        return f"{seconds / 3600:.2g} h"
+    return f"{seconds / 86_400:,.1f} days"

@@ -1,6 +1,7 @@
 """From what the user asked for to a finished run."""
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from dino_x.config.options import Options
 from dino_x.config.resolve import Facts, resolve
 from dino_x.data.index.index import Skipped, write_skipped
 from dino_x.data.index.labels import Labelled
+from dino_x.data.storage.archives import address
 from dino_x.distributed.shares import usable
 from dino_x.distributed.world import (
     all_or_none,
@@ -66,7 +68,7 @@ def pretrain(overrides: Mapping[str, Any], out: Path, resume: bool, console: Con
                 console = Console(quiet=True)
             options = train_together(overrides, run, resume, device, ranks, console)
         if where.rank == 0:
-            say_where(run, console)
+            say_where(run, options, console)
             if options.data.labels:
                 evaluate_run(options, run, console)
             if options.report.page:
@@ -225,12 +227,16 @@ def list_skipped(skipped: list[Skipped], run: RunFolder, console: Console) -> No
         console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
-def say_where(run: RunFolder, console: Console) -> None:
-    """Where the model is and how to load it."""
-    console.print(
-        f"model     {run.model}  (load it with transformers.AutoModel.from_pretrained)",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+def say_where(run: RunFolder, options: Options, console: Console) -> None:
+    """Where the model is, and what gives its features."""
+    data = shlex.join(address(path) for path in options.data.paths)
+    out = f"--out {shlex.quote(run.path.name)}.parquet"
+    lines = {
+        "model": f"{run.model}, for transformers.AutoModel.from_pretrained",
+        "features": f"dino-x embed --model {shlex.quote(str(run.path))} --data {data} {out}",
+    }
+    for name, line in lines.items():
+        console.print(f"{name:<10}{line}", highlight=False, soft_wrap=True, markup=False)
 
 
 def evaluate_run(options: Options, run: RunFolder, console: Console) -> None:

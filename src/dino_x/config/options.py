@@ -259,10 +259,11 @@ class Options(Section):
     """All options of a run."""
 
     preset: Literal[
-        "auto", "small", "dinov3", "dinov3-vitl", "dinov3-7b", "continue", "highres"
+        "auto", "try", "small", "dinov3", "dinov3-vitl", "dinov3-7b", "continue", "highres"
     ] = option(
         "auto",
-        "Preset that the defaults come from. dinov3 is dinov3-vitl, DINOv3's recipe for a ViT-L"
+        "Preset that the defaults come from. try trains a very small network in minutes, on a CPU,"
+        " too. dinov3 is dinov3-vitl, DINOv3's recipe for a ViT-L"
         " on ImageNet; dinov3-7b is the recipe of its largest model.",
     )
     data: DataOptions = DataOptions()

@@ -104,6 +104,8 @@ def after(plan: Plan) -> dict[str, str]:
     if plan.seconds is not None:
         step = plan.seconds / (plan.steps or 1)
         lines["time"] = f"{duration(plan.seconds)} for the run, {number(step)} s a step"
+    if plan.outlook is not None:
+        lines |= plan.outlook.lines()
     if plan.cost is not None:
         each = ""
         if plan.step.processes > 1:
