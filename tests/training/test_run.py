@@ -120,7 +120,7 @@ def test_the_other_commands_take_the_run(run, films, tmp_path, capsys):
     again = json.loads((tmp_path / "evaluation.json").read_text())["results"]
     assert again == json.loads((run / "evaluation.json").read_text())["results"]
     assert main(["options"]) == 0
-    assert "optim.lr: 0.004  (small: 0.003)" in capsys.readouterr().out
+    assert "optim.lr: 0.004  (try: 0.003)  (small: 0.003)" in capsys.readouterr().out
 
 
 def test_images_that_are_tested_on_are_not_trained_on(films, tmp_path, monkeypatch):
