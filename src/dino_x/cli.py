@@ -12,6 +12,7 @@ from typing import Any
 
 from dino_x.errors import SaidElsewhereError, StoppedError, UserError
 from dino_x.flags import FLAGS, build_parser
+from dino_x.terminal import Terminal, visible
 
 
 def overrides_in(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -27,17 +28,13 @@ def overrides_in(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
     """``dino-x pretrain``."""
-    from rich.console import Console
-
     from dino_x.commands.pretrain import pretrain
 
-    pretrain(overrides_in(arguments), arguments.out, arguments.resume, Console())
+    pretrain(overrides_in(arguments), arguments.out, arguments.resume, Terminal())
 
 
 def run_plan(arguments: argparse.Namespace) -> None:
     """``dino-x plan``."""
-    from rich.console import Console
-
     from dino_x.cost.gpus import gpu_of
     from dino_x.planning.plan import Request, check_place, plan, save
     from dino_x.planning.table import print_plan
@@ -51,7 +48,7 @@ def run_plan(arguments: argparse.Namespace) -> None:
         images=arguments.images,
     )
     check_place(arguments.json)
-    console = Console()
+    console = Terminal()
     result = plan(overrides_in(arguments), request, console)
     print_plan(result, console)
     save(result, arguments.json)
@@ -119,15 +116,13 @@ def run_embed(arguments: argparse.Namespace) -> None:
 
 def run_batch_floor(arguments: argparse.Namespace) -> None:
     """``dino-x batch-floor``."""
-    from rich.console import Console
-
     from dino_x.audit.batch_floor import batch_floor
 
     batch_floor(
         arguments.model,
         arguments.data,
         arguments.out,
-        Console(),
+        Terminal(),
         labels=arguments.labels,
         label_column=arguments.label_column,
         rare_class=arguments.rare_class,
@@ -156,29 +151,25 @@ def run_report(arguments: argparse.Namespace) -> None:
     from dino_x import api
 
     page = api.Run(arguments.path).report(arguments.out, images=not arguments.no_images)
-    print(f"written to {page}")
+    print(visible(f"written to {page}"))
 
 
 def run_compare(arguments: argparse.Namespace) -> None:
     """``dino-x compare``."""
-    from rich.console import Console
-
     from dino_x.report.compare import compare, compare_page
     from dino_x.report.terminal import print_comparison
 
-    print_comparison(compare(arguments.paths), Console())
+    print_comparison(compare(arguments.paths), Terminal())
     if arguments.out:
         compare_page(arguments.paths, arguments.out)
-        print(f"written to {arguments.out}")
+        print(visible(f"written to {arguments.out}"))
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
     """``dino-x demo``."""
-    from rich.console import Console
-
     from dino_x.commands.demo import run_demo as demo
 
-    demo(arguments.out, arguments.seed, Console())
+    demo(arguments.out, arguments.seed, Terminal())
 
 
 def run_options(arguments: argparse.Namespace) -> None:
@@ -217,6 +208,11 @@ def prepare_libraries() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
+def say(text: str) -> None:
+    """A line about what went wrong."""
+    print(visible(f"dino-x: {text}"), file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it did what it was asked, 2 with one line on stderr if it could not.
 
@@ -234,16 +230,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except StoppedError as stopped:
         if stopped.says:
-            print(f"dino-x: {stopped}", file=sys.stderr)
+            say(str(stopped))
         return stopped.status
     except UserError as error:
-        print(f"dino-x: {error}", file=sys.stderr)
+        say(str(error))
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if not (full or (error.filename and error.strerror)):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"dino-x: {where}{error.strerror}; make room and try again", file=sys.stderr)
+        say(f"{where}{error.strerror}{'; make room and try again' * full}")
         return 2
     except KeyboardInterrupt:
         print(

@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all, and JSON read with a clear error."""
+"""Files written whole or not at all, JSON read with a clear error, and texts without paths."""
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,16 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content is on the disk. Raises: OSError."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def check_place(path: Path) -> None:
@@ -48,7 +54,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write an object as indented JSON in UTF-8, whole or not at all. Raises: OSError."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):  # of names that are not UTF-8
+        text = json.dumps(value, indent=2)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -62,3 +71,31 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path} cannot be read: it is not valid JSON") from error
+
+
+_PATH = re.compile(
+    r"""(?<![\w.~/\\])           # not within a word or an address
+    (?:~[\w-]*|[A-Za-z]:)?        # of a user, or a drive
+    [/\\](?:[^\s/\\'":;,()<>][^/\\'":;,()<>\n]*[/\\])+  # folders, whose names may hold spaces
+    ([^\s/\\'":;,()<>]*)         # the last part
+    """,
+    re.VERBOSE,
+)
+
+
+def without_paths(text: str) -> str:
+    """A text for people elsewhere: of each absolute path only the last part is left.
+
+    >>> without_paths("no such folder: /home/anna b/study/run; see https://example.org/a/b")
+    'no such folder: run; see https://example.org/a/b'
+    """
+    return _PATH.sub(lambda found: found[1], text)
+
+
+def last_part(name: str) -> str:
+    """The last part of a path with folders; any other name as it is.
+
+    >>> last_part("../anna/run/"), last_part("vit-small")
+    ('run', 'vit-small')
+    """
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from dino_x.errors import UserError
+from dino_x.terminal import Terminal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -228,4 +229,4 @@ def text(value: PathLike | None) -> str | None:
 
 def console(verbose: bool) -> Console:
     """Where messages go: to the screen, or nowhere."""
-    return Console(quiet=not verbose)
+    return Terminal(quiet=not verbose)

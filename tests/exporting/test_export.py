@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -138,6 +139,24 @@ def test_settings_tell_no_path_of_a_model_that_is_gone():
     assert "teacher: old" in text
     hub = [{"kind": "hub", "name": "facebook/dinov2-base"}]
     assert "facebook/dinov2-base" in public({"model.name": "facebook/dinov2-base"}, hub)
+
+
+def test_the_card_tells_no_path_of_other_models_nor_a_condition(run, tmp_path):
+    """What was compared with --against, and chosen with --where, is often called after people."""
+    copy = shutil.copytree(run, tmp_path / "secret" / "run")
+    evaluation = json.loads((copy / "evaluation.json").read_text())
+    others = ("/home/secret/study", "../secret/old run/", "facebook/dinov2-base")
+    for other in others:
+        evaluation["results"][other] = evaluation["results"]["model"]
+    (copy / "evaluation.json").write_text(json.dumps(evaluation))
+    settings = yaml.safe_load((copy / "config.yaml").read_text())
+    settings["data"]["where"] = "path LIKE '%secret%'"
+    settings["data"]["index"] = "/home/secret/i.parquet"
+    (copy / "config.yaml").write_text(yaml.safe_dump(settings))
+    export(copy, tmp_path / "to", "transformers", Console(quiet=True))
+    card = (tmp_path / "to" / "README.md").read_text()
+    assert "| study | old run | facebook/dinov2-base |" in card
+    assert "secret" not in card
 
 
 @pytest.mark.parametrize(

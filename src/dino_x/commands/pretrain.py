@@ -36,10 +36,11 @@ from dino_x.machine.device import choose_device, describe_device
 from dino_x.progress import progress_bar
 from dino_x.report.write import report_at_end
 from dino_x.runs.folder import RunFolder
-from dino_x.runs.going_on import check_same_content, saved_settings
+from dino_x.runs.going_on import check_same_content, restore_settings, saved_settings
 from dino_x.runs.origin import write_origin
 from dino_x.runs.start import inherited
 from dino_x.runs.trained_on import keep_keys, keep_split, kept_split, keys_of_images
+from dino_x.terminal import Terminal
 from dino_x.training.images import early_checks, images_of
 from dino_x.training.micro_batch import remember, remembered
 from dino_x.training.prepare import Prepared, files_hash, online, prepare, step_of
@@ -65,7 +66,7 @@ def pretrain(overrides: Mapping[str, Any], out: Path, resume: bool, console: Con
     try:
         with joined(where, device) as ranks:
             if ranks.rank > 0:
-                console = Console(quiet=True)
+                console = Terminal(quiet=True)
             options = train_together(overrides, run, resume, device, ranks, console)
         if where.rank == 0:
             say_where(run, options, console)
@@ -87,7 +88,7 @@ def train_together(
     console: Console,
 ) -> Options:
     """What all processes of a run do, each with its share of the images; the resolved options."""
-    resumed = resume and run.exists
+    resumed = resume and broadcast_from_rank0(ranks, lambda: is_there(run, console))
     named = "train.micro_batch" in overrides
     overrides = all_or_none(ranks, lambda: settings(overrides, run, resume))
     early = all_or_none(ranks, lambda: early_checks(overrides, ranks))
@@ -110,11 +111,21 @@ def train_together(
     check_same(ranks, "images", files_hash(index) if ranks.world_size > 1 else "")
     if ranks.world_size == 1:  # several would wait for the one that fills it longer than they can
         fill_cache(prepared, console)
-    check_same(ranks, "settings", f"{__version__} {options.model_dump_json()}")
+    check_same(ranks, "settings", f"{__version__} {options.model_dump()}")
     all_or_none(ranks, lambda: begin(prepared, labelled, resumed, resume, console))
     announce(prepared, held_out, console, asked)
     train(prepared, run, console)
     return options
+
+
+def is_there(run: RunFolder, console: Console) -> bool:
+    """Whether there is a run to resume; settings that are missing are made again, and said."""
+    if restore_settings(run):
+        console.print(
+            f"{run.settings_file} was missing: it is made again from the newest checkpoint",
+            style="yellow", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    return run.exists
 
 
 def fill_cache(prepared: Prepared, console: Console) -> None:

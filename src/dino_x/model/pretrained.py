@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from dino_x.config.options import WindowOptions
 from dino_x.errors import UserError
 
+PREPARATION = "preprocessor_config.json"
 OWN_PROCESSOR = "DinoXPreparation"  # no class of transformers, see ``prepared_with``
 HUB_TIMEOUT = 5.0  # seconds to learn that there is no network, not the 23 s of the hub's retries
 # Only used where no preprocessor_config.json says otherwise.
@@ -163,7 +164,7 @@ def refuse_own_code(folder: Path, name: str | Path) -> None:
 
 def _from_hub(name: str) -> Path:
     """The model's folder in the hub's cache, downloaded if it is not there yet."""
-    wanted = ["config.json", "preprocessor_config.json", "model*.safetensors*"]
+    wanted = ["config.json", PREPARATION, "model*.safetensors*"]
     try:
         cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
         if (cached / "config.json").is_file() and list(cached.glob("model*.safetensors")):
@@ -203,7 +204,7 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
     channels = getattr(config, "num_channels", None)
     if not isinstance(channels, int) or channels < 1:
         raise UserError(f"{folder} is no vision model ({config.model_type})")
-    file = folder / "preprocessor_config.json"
+    file = folder / PREPARATION
     if not file.is_file():
         assumed = IMAGENET if channels == 3 else (GREY[0] * channels, GREY[1] * channels)
         return Preparation(_square(config.image_size, folder), *assumed, stated=False)

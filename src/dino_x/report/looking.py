@@ -86,7 +86,7 @@ def sample_refs(
             ).rows
             rows = [row for row in every if row.kind not in NEVER_SHOWN]
             return [rows[position] for position in rng.permutation(len(rows))[:count]]
-        _, taken, others = sources_of(folders)
+        _, taken, others, _ = sources_of(folders)
     except UserError as error:  # its message names the path and files beside it
         raise UserError(GONE) from error
     files: list[Record | Candidate] = [*(record for record in taken if record.refs), *others]

@@ -40,6 +40,13 @@ class Tile:
 
 def state_of(run: RunData) -> Sentence:
     """Where the run is."""
+    if run.unsaved:
+        model = "there is no model"
+        if run.model_step is not None:
+            model = f"the model is of step {run.model_step:,}"
+        return Sentence(
+            "watch", f"all {run.done:,} steps are done, but {model}: pretrain --resume writes it"
+        )
     if run.finished:
         return Sentence("good", f"finished after {run.done:,} steps")
     if not run.done:

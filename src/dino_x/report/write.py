@@ -1,15 +1,19 @@
 """``dino-x report``: from a RUN folder to its page."""
 
+import contextlib
 import json
 from pathlib import Path
 
 from rich.console import Console
 
+from dino_x.errors import UserError
 from dino_x.model.pretrained import OWN_PROCESSOR
 from dino_x.report import curves, settings, tables, verdict
 from dino_x.report.galleries import galleries
 from dino_x.report.page import ReportPage, render, write_page
 from dino_x.report.run_data import RunData, read_run
+from dino_x.runs.folder import RunFolder
+from dino_x.runs.model_folder import bring_up
 
 PATIENT_SECONDS = 120.0  # for the sample's images where somebody asked for the page
 QUICK_SECONDS = 15.0  # at the end of a run
@@ -56,6 +60,8 @@ def report(
 
     Raises: UserError if there is no run, or the file cannot be written.
     """
+    with contextlib.suppress(UserError):  # the page then says that the model is behind
+        bring_up(RunFolder(path))
     run = read_run(path)
     images = images and run.settings.get("report.images") is not False
     page = page_of(run, images, QUICK_SECONDS if quick else PATIENT_SECONDS)

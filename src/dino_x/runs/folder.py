@@ -46,12 +46,13 @@ class RunFolder:
         self.micro_batch = path / "micro_batch.json"
         self.trained_on = path / "trained_on.keys"
         self.split = path / "split.csv"
+        self.settings_file = path / CONFIG
         self.lock = RunLock(path)
 
     @property
     def exists(self) -> bool:
         """Whether a run was started here."""
-        return (self.path / CONFIG).is_file()
+        return self.settings_file.is_file()
 
     def refuse_if_taken(self) -> None:
         """Raise UserError if there is something here that a new run would overwrite."""
@@ -111,7 +112,7 @@ class RunFolder:
             f"#   dino-x pretrain --config {CONFIG} --out ANOTHER_FOLDER\n"
             + yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
         )
-        write_text(self.path / CONFIG, text)
+        write_text(self.settings_file, text)
 
     def lengthen(self, options: Options, done: int) -> None:
         """Keep the new number of steps of a run that goes on for longer, and note it.
@@ -136,7 +137,7 @@ class RunFolder:
         try:
             if self.facts.is_file():
                 return dict(json.loads(self.facts.read_text(errors="replace")))
-            text = (self.path / CONFIG).read_text(errors="replace")
+            text = self.settings_file.read_text(errors="replace")
         except (OSError, ValueError, TypeError):
             return {}
         found: dict[str, Any] = dict(re.findall(r"^# ([^ :]+): (.*)$", text, re.MULTILINE))
@@ -145,7 +146,7 @@ class RunFolder:
 
     def settings(self) -> dict[str, Any]:
         """The run's resolved options as ``section.key`` values."""
-        return read_config(self.path / CONFIG)
+        return read_config(self.settings_file)
 
     def remove_leftovers(self) -> None:
         """Remove the half-written files of a run that was killed; whole files stay."""
