@@ -1,11 +1,13 @@
 """The commands of the command line and their flags."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from dino_x.config.other_names import hint
-from dino_x.errors import UserError
+from dino_x.errors import UserError, nearest
+from dino_x.help_texts import START, example, sentence
 from dino_x.version import __version__
 
 FLAGS = {  # flag: (option, what it shows as its value)
@@ -28,17 +30,42 @@ FLAGS = {  # flag: (option, what it shows as its value)
 }
 
 
+GROUPS = {  # of the flags in `FLAGS`, in the help
+    "what to train": ("--model", "--preset"),
+    "batch and length": ("--effective-batch", "--micro-batch", "--steps", "--seed"),
+    "loss": ("--prototypes", "--centering", "--queue", "--koleo-group"),
+    "images": ("--labels", "--cache", "--index", "--where"),
+    "machine": ("--device", "--precision"),
+}
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help whose examples keep their lines, with room for the longest command."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 26, **options})
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line with the way out."""
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and stop with status 2."""
         prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
+        choice = re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)$", message)
+        if choice is not None:
+            message = not_one_of(choice[1], choice[2], re.findall(r"[\w.-]+", choice[3]))
+        elif message.startswith(prefix):
             word = message.removeprefix(prefix).split()[0]
-            known, flags = self.known_options(), {name: flag for flag, (name, _) in FLAGS.items()}
-            message = f"unknown option '{word}'{hint(word.partition('=')[0], known, flags)}"
+            message = f"unknown option '{word}'{self.hint(word)}"
         raise UserError(f"{message}; see {self.prog} --help")
+
+    def hint(self, word: str) -> str:
+        """A hint for a word that is no flag of any command."""
+        known, flags = self.known_options(), {name: flag for flag, (name, _) in FLAGS.items()}
+        if not word.startswith("-") and Path(word).exists():
+            return f"; did you mean '--data {word}'?"
+        return hint(word.partition("=")[0], known, flags)
 
     def known_options(self) -> list[str]:
         """Every flag of this parser and its commands."""
@@ -51,12 +78,27 @@ class Parser(argparse.ArgumentParser):
         return known
 
 
+def not_one_of(what: str, word: str, known: list[str]) -> str:
+    """A message for a word that is none of those that are known, with the nearest of them."""
+    if what != "COMMAND":
+        return f"{what} is one of {', '.join(known)}; got '{word}'{nearest(word, known)}"
+    from dino_x.config.presets import known_options
+
+    plain = word.strip("-").replace("-", "_")
+    other = nearest(word, known)
+    if not other and hint(plain, known_options()):
+        other = f"; for an option of that name: dino-x options {word}"
+    return f"there is no command '{word}'{other}"
+
+
 def build_parser() -> Parser:
     """All commands and their flags."""
     parser = Parser(
         prog="dino-x",
-        description="DINOv3-style pretraining on medical images, with an effective batch that is"
-        " exact whatever the micro-batch.",
+        description="DINOv3-style pretraining on medical images, with an effective batch that is\n"
+        "exact whatever the micro-batch.",
+        epilog=START,
+        formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"dino-x {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -64,6 +106,7 @@ def build_parser() -> Parser:
         add_pretrain,
         add_plan,
         add_index,
+        add_views,
         add_evaluate,
         add_embed,
         add_floor,
@@ -74,6 +117,9 @@ def build_parser() -> Parser:
         add_options,
     ):
         add(commands)
+    for command, its in commands.choices.items():
+        its.description, its.epilog = sentence(command), example(command)
+        its.formatter_class = Help
     return parser
 
 
@@ -111,7 +157,7 @@ def add_plan(commands: Any) -> None:
         "--no-measure", action="store_true", help="Do not try a step on this machine."
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE.json", help="File for all numbers of the parser."
+        "--json", type=Path, metavar="FILE.json", help="File for all numbers of the plan."
     )
 
 
@@ -136,8 +182,13 @@ def add_index(commands: Any) -> None:
     for flag in ("slice_axis", "modality"):
         field = DataOptions.model_fields[flag]
         words = get_args(field.annotation)
-        parser.add_argument(f"--{flag.replace('_', '-')}", default=field.default, choices=words,
-                           help=field.description)  # fmt: skip
+        parser.add_argument(
+            f"--{flag.replace('_', '-')}",
+            default=field.default,
+            choices=words,
+            metavar="|".join([*words[:3], "..."][: len(words)]),
+            help=field.description,
+        )
     axes = DataOptions.model_fields["axes"]
     parser.add_argument("--axes", default=axes.default, help=axes.description)
     parser.add_argument(
@@ -146,6 +197,14 @@ def add_index(commands: Any) -> None:
         metavar="N",
         help="Headers read at a time; by default the number of cores.",
     )
+
+
+def add_views(commands: Any) -> None:
+    """Add ``dino-x views``."""
+    parser = commands.add_parser("views", help="What the network will see, as a picture.")
+    add_run_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("views.png"), metavar="FILE.png",
+                        help="The picture; by default views.png.")  # fmt: skip
 
 
 def add_evaluate(commands: Any) -> None:
@@ -251,7 +310,7 @@ def add_report(commands: Any) -> None:
     parser = commands.add_parser("report", help="Write one HTML page about a run.")
     parser.add_argument("path", type=Path, metavar="RUN")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.html", help="The page; by default RUN/parser.html."
+        "--out", type=Path, metavar="FILE.html", help="The page; by default RUN/report.html."
     )
     parser.add_argument(
         "--no-images",
@@ -281,12 +340,16 @@ def add_demo(commands: Any) -> None:
 
 def add_options(commands: Any) -> None:
     """Add ``dino-x options``."""
-    commands.add_parser("options", help="List every option of a run, its default and its meaning.")
+    parser = commands.add_parser("options", help="Options of a run: values, presets, meaning.")
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD",
+        help="Only options with these words: a section, a name, or a word of the meaning.",
+    )  # fmt: skip
 
 
 def add_run_options(parser: Parser) -> None:
     """What says how a run trains, for `pretrain` and `plan`."""
-    from dino_x.config.options import Options
+    from dino_x.config.presets import field_of
 
     parser.add_argument(
         "--data", nargs="+", metavar="PATH",
@@ -301,11 +364,9 @@ def add_run_options(parser: Parser) -> None:
         "--allow-partial", action="store_const", const=True, dest="model.allow_partial",
         help="Start from weights of which less than 99%% can be loaded.",
     )  # fmt: skip
-    for flag, (name, metavar) in FLAGS.items():
-        *sections, key = name.split(".")
-        owner: Any = Options
-        for section in sections:
-            owner = owner.model_fields[section].annotation
-        parser.add_argument(
-            flag, dest=name, metavar=metavar, help=owner.model_fields[key].description
-        )
+    for title, flags in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            name, metavar = FLAGS[flag]
+            meaning = field_of(name).description
+            group.add_argument(flag, dest=name, metavar=metavar, help=meaning)

@@ -218,20 +218,6 @@ def collect_overrides(
     return overrides | {name: value for name, value in flags.items() if value is not None}
 
 
-def options_text() -> str:
-    """Every option, its default, what presets set instead, and its meaning."""
-    lines = []
-    for name, value in dotted(Options().model_dump()).items():
-        instead = [
-            f"  ({preset}: {as_yaml(values[name])})"
-            for preset, values in SHOWN.items()
-            if name in values
-        ]
-        lines += [f"{name}: {as_yaml(value)}{''.join(instead)}"]
-        lines += [f"    {field_of(name).description}"]
-    return "\n".join(lines)
-
-
 def as_yaml(value: Any) -> str:
     """A value as one would write it in a configuration file, numbers to 4 digits."""
     if isinstance(value, tuple | list):
