@@ -30,7 +30,7 @@ def test_the_first_picture_is_what_evaluation_sees(films):
     for number, ref in enumerate(index.rows[:4]):
         image = read(ref)
         expected = to_square(windowed(image, resolve({}, Facts(1)).options.windows), 3, 32)
-        np.testing.assert_allclose(found.whole_nCSS[number], expected, atol=0.02)
+        np.testing.assert_allclose(found.whole_nCSS[number], expected, atol=0.06)
 
 
 def test_crops_and_masks_are_there_and_follow_the_options(films):
