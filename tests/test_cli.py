@@ -11,8 +11,9 @@ import pytest
 from dino_x.cli import COMMANDS, main
 from dino_x.config.options_text import options_text
 from dino_x.config.presets import SHOWN, known_options
-from dino_x.flags import FLAGS, GROUPS, build_parser
+from dino_x.flags import build_parser
 from dino_x.help_texts import TEXTS
+from dino_x.parsing import FLAGS, GROUPS
 from tests.training.runs import pretrain
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dino_x.errors import SaidElsewhereError, StoppedError, UserError
-from dino_x.flags import FLAGS, build_parser
+from dino_x.flags import build_parser
+from dino_x.parsing import FLAGS
 from dino_x.terminal import Terminal, visible
 
 

@@ -1,94 +1,11 @@
 """The commands of the command line and their flags."""
 
-import argparse
-import re
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
-from dino_x.config.other_names import hint
-from dino_x.errors import UserError, nearest
 from dino_x.help_texts import START, example, sentence
+from dino_x.parsing import FLAGS, GROUPS, Help, Parser, number, whole_number
 from dino_x.version import __version__
-
-FLAGS = {  # flag: (option, what it shows as its value)
-    "--model": ("model.name", "NAME"),
-    "--preset": ("preset", "auto|try|small|dinov3|continue|highres"),
-    "--effective-batch": ("train.effective_batch", "N"),
-    "--micro-batch": ("train.micro_batch", "N|auto"),
-    "--steps": ("train.steps", "N"),
-    "--prototypes": ("head.prototypes", "N"),
-    "--centering": ("loss.centering", "auto|sinkhorn|softmax"),
-    "--queue": ("loss.queue", "N"),
-    "--koleo-group": ("loss.koleo_group", "effective|N"),
-    "--seed": ("train.seed", "N"),
-    "--device": ("train.device", "auto|cpu|cuda|mps"),
-    "--precision": ("train.precision", "fp32|bf16|fp64"),
-    "--labels": ("data.labels", "folder|FILE.csv"),
-    "--cache": ("data.cache", "DIR"),
-    "--index": ("data.index", "FILE.parquet"),
-    "--where": ("data.where", "CONDITION"),
-}
-
-
-GROUPS = {  # of the flags in `FLAGS`, in the help
-    "what to train": ("--model", "--preset"),
-    "batch and length": ("--effective-batch", "--micro-batch", "--steps", "--seed"),
-    "loss": ("--prototypes", "--centering", "--queue", "--koleo-group"),
-    "images": ("--labels", "--cache", "--index", "--where"),
-    "machine": ("--device", "--precision"),
-}
-
-
-class Help(argparse.RawDescriptionHelpFormatter):
-    """Help whose examples keep their lines, with room for the longest command."""
-
-    def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog, **{"max_help_position": 26, **options})
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line with the way out."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and stop with status 2."""
-        prefix = "unrecognized arguments: "
-        choice = re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)$", message)
-        if choice is not None:
-            message = not_one_of(choice[1], choice[2], re.findall(r"[\w.-]+", choice[3]))
-        elif message.startswith(prefix):
-            word = message.removeprefix(prefix).split()[0]
-            message = f"unknown option '{word}'{self.hint(word)}"
-        raise UserError(f"{message}; see {self.prog} --help")
-
-    def hint(self, word: str) -> str:
-        """A hint for a word that is no flag of any command."""
-        known, flags = self.known_options(), {name: flag for flag, (name, _) in FLAGS.items()}
-        if not word.startswith("-") and Path(word).exists():
-            return f"; did you mean '--data {word}'?"
-        return hint(word.partition("=")[0], known, flags)
-
-    def known_options(self) -> list[str]:
-        """Every flag of this parser and its commands."""
-        known: list[str] = []
-        for action in self._actions:
-            known += action.option_strings
-            if isinstance(action, argparse._SubParsersAction):
-                for command in action.choices.values():
-                    known += command.known_options()
-        return known
-
-
-def not_one_of(what: str, word: str, known: list[str]) -> str:
-    """A message for a word that is none of those that are known, with the nearest of them."""
-    if what != "COMMAND":
-        return f"{what} is one of {', '.join(known)}; got '{word}'{nearest(word, known)}"
-    from dino_x.config.presets import known_options
-
-    plain = word.strip("-").replace("-", "_")
-    other = nearest(word, known)
-    if not other and hint(plain, known_options()):
-        other = f"; for an option of that name: dino-x options {word}"
-    return f"there is no command '{word}'{other}"
 
 
 def build_parser() -> Parser:
@@ -143,16 +60,22 @@ def add_plan(commands: Any) -> None:
         "--card", metavar="NAME", help="GPU to calculate for: h100, a100-80, rtx4090, t4, ..."
     )
     parser.add_argument(
-        "--gpus", type=int, default=1, metavar="N", help="Number of GPUs that share each step."
+        "--gpus",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="Number of GPUs that share each step.",
     )
     parser.add_argument(
         "--mfu",
-        type=float,
+        type=number,
         metavar="SHARE",
         help="Share of the GPU's peak that is reached, 0 to 1.",
     )
-    parser.add_argument("--price", type=float, metavar="PER_HOUR", help="Price of one GPU.")
-    parser.add_argument("--images", type=int, metavar="N", help="Number of images, without --data.")
+    parser.add_argument("--price", type=number, metavar="PER_HOUR", help="Price of one GPU.")
+    parser.add_argument(
+        "--images", type=whole_number, metavar="N", help="Number of images, without --data."
+    )
     parser.add_argument(
         "--no-measure", action="store_true", help="Do not try a step on this machine."
     )
@@ -193,7 +116,7 @@ def add_index(commands: Any) -> None:
     parser.add_argument("--axes", default=axes.default, help=axes.description)
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="Headers read at a time; by default the number of cores.",
     )
@@ -239,7 +162,10 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="File for the result.")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument(
-        "--seed", type=int, default=0, help="Seed of everything drawn, random weights included."
+        "--seed",
+        type=whole_number,
+        default=0,
+        help="Seed of everything drawn, random weights included.",
     )
 
 
@@ -259,7 +185,7 @@ def add_embed(commands: Any) -> None:
     parser.add_argument(
         "--where", metavar="CONDITION", help="Embed the images that meet it, as in pretrain."
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N",
+    parser.add_argument("--batch-size", type=whole_number, default=64, metavar="N",
                         help="Number of images that go through the network together.")  # fmt: skip
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
 
@@ -279,12 +205,12 @@ def add_floor(commands: Any) -> None:
     )
     parser.add_argument(
         "--repeats",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="Number of draws; by default 10, fewer above 1,024 prototypes.",
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N")
 
 
 def add_export(commands: Any) -> None:
@@ -301,7 +227,10 @@ def add_export(commands: Any) -> None:
         "--which", choices=["teacher", "student"], default="teacher", help="Of the run's networks."
     )
     parser.add_argument(
-        "--step", type=int, metavar="N", help="Of a checkpoint of the run; by default the last."
+        "--step",
+        type=whole_number,
+        metavar="N",
+        help="Of a checkpoint of the run; by default the last.",
     )
 
 
@@ -335,7 +264,7 @@ def add_demo(commands: Any) -> None:
         metavar="RUN",
         help="Folder to make; by default runs/demo, or demo-2, ...",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N")
 
 
 def add_options(commands: Any) -> None:

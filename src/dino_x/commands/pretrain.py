@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ from dino_x.losses.ranks import Ranks
 from dino_x.machine.device import choose_device, describe_device
 from dino_x.progress import progress_bar
 from dino_x.report.write import report_at_end
+from dino_x.runs.environment import add_start, describe
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.going_on import check_same_content, restore_settings, saved_settings
 from dino_x.runs.origin import write_origin
@@ -63,6 +65,8 @@ def pretrain(overrides: Mapping[str, Any], out: Path, resume: bool, console: Con
     where = process_info(os.environ)
     device = device_of(choose_device(str(overrides.get("train.device") or "auto")), where)
     run = RunFolder(out)
+    if where.rank == 0:
+        run.log.listen(console)
     try:
         with joined(where, device) as ranks:
             if ranks.rank > 0:
@@ -74,7 +78,14 @@ def pretrain(overrides: Mapping[str, Any], out: Path, resume: bool, console: Con
                 evaluate_run(options, run, console)
             if options.report.page:
                 report_at_end(run.path, console)
+    except UserError as error:
+        run.log.hear(f"dino-x: {error}")
+        raise
+    except Exception:
+        run.log.hear(traceback.format_exc())
+        raise
     finally:
+        run.log.close()
         run.lock.release()
     return run
 
@@ -164,6 +175,8 @@ def begin(
         keep_keys(trainer.run, keys_of_images(index.rows))
         keep_split(trainer.run, labelled.made if labelled is not None else {})
     if trainer.ranks.rank == 0:
+        start = describe(describe_device(trainer.cutter.device), trainer.ranks.world_size)
+        add_start(trainer.run.environment, start)
         remember(trainer.run, prepared.micro_batch, prepared.devices)
         list_skipped(index.skipped, trainer.run, console)
 

@@ -141,10 +141,10 @@ def bounds(field: Any) -> str:
             check for inner in getattr(part, "__metadata__", ()) for check in unfolded(inner)
         ]
     said = [
-        text.format(f"{getattr(check, bound):g}")
+        text.format(f"{limit:g}")
         for bound, text in BOUNDS.items()
         for check in checks
-        if getattr(check, bound, None) is not None
+        if (limit := getattr(check, bound, None)) is not None and is_telling(limit)
     ]
     return " ".join(dict.fromkeys(said))
 
@@ -152,3 +152,8 @@ def bounds(field: Any) -> str:
 def unfolded(check: Any) -> list[Any]:
     """The checks of a pydantic field, or the check itself."""
     return list(getattr(check, "metadata", [])) or [check]
+
+
+def is_telling(limit: float) -> bool:
+    """Whether a bound says something of an option; others only keep sizes within reason."""
+    return limit == 0 or 1e-4 <= abs(limit) <= 1e4

@@ -180,7 +180,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises: UserError if it is not there or not YAML of that form.
     """
     try:
-        values = load_yaml(path.read_text())
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except KeyTwiceError as error:
@@ -204,9 +204,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"--set takes section.key=value, got '{text}'")
     try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {name}: '{value}' is not a value") from error
+        return name.strip(), load_yaml(value)
+    except (yaml.YAMLError, KeyTwiceError) as error:
+        raise UserError(f"--set {name}: '{value[:80]}' is not a value") from error
 
 
 def collect_overrides(
@@ -259,7 +259,7 @@ def describe(error: ValidationError, flat: Mapping[str, Any]) -> str:
         numbers = " or a whole number from 1" if takes_number(name) else ""
         listed = ", ".join(map(str, words)) + numbers
         return f"{name} is one of {listed}; got '{value}'{nearest(str(value), words)}"
-    return f"{name}: {first['msg'].lower()}; got '{value}'"
+    return f"{name}: {first['msg'].lower()}; got '{str(value)[:80]}'"
 
 
 def field_of(name: str) -> Any:

@@ -29,7 +29,7 @@ GIT_SECONDS = 5
 
 
 def describe(device: str, processes: int) -> dict[str, Any]:
-    """This start of a run.
+    """What there is to say of a start of a run, which is now.
 
     Args:
         device: as it is said to the user.

@@ -64,11 +64,15 @@ class TrainingReport:
         self.line(every=LINE_SECONDS_WITHIN)
 
     def line(self, every: float, last: bool = False) -> None:
-        """Print what is shown as a line, where there is no terminal, and not too often."""
+        """Write what is shown as a line, not too often: to train.log, and to where no bar is."""
         now = time.monotonic()
-        if self.live is None and (last or now - self.last_line > every):
+        if not last and now - self.last_line <= every:
+            return
+        self.last_line = now
+        if self.live is None:
             self.say(self.display.text)
-            self.last_line = now
+        else:
+            self.run.log.hear(self.display.text)
 
     def went_back(self, done: int) -> None:
         """Continue after ``done`` steps; metrics.jsonl was cut there."""
