@@ -27,6 +27,7 @@ FLAGS = {  # flag: (option, what it shows as its value)
     "--cache": ("data.cache", "DIR"),
     "--index": ("data.index", "FILE.parquet"),
     "--where": ("data.where", "CONDITION"),
+    "--log": ("report.log", "wandb|mlflow|trackio"),
 }
 
 
@@ -36,6 +37,7 @@ GROUPS = {  # of the flags in `FLAGS`, in the help
     "loss": ("--prototypes", "--centering", "--queue", "--koleo-group"),
     "images": ("--labels", "--cache", "--index", "--where"),
     "machine": ("--device", "--precision"),
+    "records": ("--log",),
 }
 
 

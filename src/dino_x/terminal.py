@@ -48,9 +48,10 @@ class Terminal(Console):
         super().print(*objects, **options)
         if self.listener is None or all(isinstance(part, Control) for part in objects):
             return
-        copy = Terminal(file=io.StringIO(), width=COPY_WIDTH, color_system=None)
+        heard = io.StringIO()
+        copy = Terminal(file=heard, width=COPY_WIDTH, color_system=None)
         copy.print(*objects, **options)
-        self.listener(copy.file.getvalue())
+        self.listener(heard.getvalue())
 
     def render_str(self, text: str, **options: Any) -> Text:
         """A text as rich shows it, with control characters spelled out."""

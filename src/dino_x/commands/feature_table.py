@@ -285,7 +285,7 @@ def embed_rest(job: Job, parts: Sequence[Part], console: Console) -> list[Part]:
         with progress_bar(console, "embedding", done_before=first) as progress:
             for start, end, positions, flat_MF in stretches(job, first, progress):
                 block = block_of(job, positions, flat_MF)
-                if grid is not None:
+                if grid is not None and block.grid_MPPD is not None:
                     grid.add(block.grid_MPPD)
                 skipped = reasons(job, sorted(set(range(start, end)) - set(positions)))
                 parts.append(write_part(job.place.parts, start, end, block, skipped))

@@ -44,6 +44,7 @@ from dino_x.runs.start import inherited
 from dino_x.runs.trained_on import keep_keys, keep_split, kept_split, keys_of_images
 from dino_x.terminal import Terminal
 from dino_x.training.images import early_checks, images_of
+from dino_x.training.loggers import open_logger
 from dino_x.training.micro_batch import remember, remembered
 from dino_x.training.prepare import Prepared, files_hash, online, prepare, step_of
 from dino_x.training.report import NoReport, TrainingReport
@@ -210,8 +211,9 @@ def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
         with prepared.loader, known_to_all(trainer.ranks, skipped), memory:
             trainer.train(NoReport())
         return
+    logger = open_logger(options, run, lambda line: warn(line, console))
     report = TrainingReport(
-        run, console, options.train.steps, trainer.done, options.head.prototypes
+        run, console, options.train.steps, trainer.done, options.head.prototypes, logger
     )
     of_all = skipped
     try:
@@ -249,6 +251,11 @@ def list_skipped(skipped: list[Skipped], run: RunFolder, console: Console) -> No
     except OSError as error:
         line = f"{run.skipped} cannot be written ({error.strerror})"
         console.print(line, style="yellow", highlight=False, soft_wrap=True)
+
+
+def warn(line: str, console: Console) -> None:
+    """Print a line that one should see."""
+    console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
 def say_where(run: RunFolder, options: Options, console: Console) -> None:

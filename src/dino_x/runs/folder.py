@@ -50,6 +50,7 @@ class RunFolder:
         self.trained_on = path / "trained_on.keys"
         self.split = path / "split.csv"
         self.settings_file = path / CONFIG
+        self.logged = path / "logger.json"
         self.environment = path / ENVIRONMENT
         self.lock = RunLock(path)
         self.log = TrainLog(path / TRAIN_LOG)

@@ -14,6 +14,7 @@ from dino_x.runs.append_only import GrowingFile, json_line
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.tensorboard import TensorBoardFile
 from dino_x.training.display import Display
+from dino_x.training.loggers import Logger, NoLogger
 from dino_x.training.step.passes import Passes
 
 LINE_SECONDS_WITHIN = 60.0  # between lines of a log within a step
@@ -24,7 +25,13 @@ class TrainingReport:
     """Writes each step's metrics and shows them; a full disk costs TensorBoard's file at most."""
 
     def __init__(
-        self, run: RunFolder, console: Console, steps: int, done: int, prototypes: int
+        self,
+        run: RunFolder,
+        console: Console,
+        steps: int,
+        done: int,
+        prototypes: int,
+        logger: Logger | None = None,
     ) -> None:
         self.console = console
         self.steps = steps
@@ -33,6 +40,7 @@ class TrainingReport:
         self.warned = False  # that something cannot be written
         self.file = GrowingFile(run.metrics, self.warn)
         self.tensorboard = TensorBoardFile(run.tensorboard, done, self.finding)
+        self.logger = logger or NoLogger()
         self.last_line = time.monotonic()
         self.online = ""
         self.display = Display(steps, first=done, done=done)
@@ -48,6 +56,7 @@ class TrainingReport:
         self.online = online_summary(values) or self.online
         self.file.append(json_line(values))
         self.tensorboard.step(values)
+        self.logger.step(values["step"], values)
         self.warned = bool(self.file.waiting)
         loss, details = self.summary(values)
         self.display.step_done(values["step"], loss, health, [self.online, *details])
@@ -122,6 +131,7 @@ class TrainingReport:
         self.file.flush()
         self.file.close()
         self.tensorboard.close()
+        self.logger.close()
 
 
 class NoReport:

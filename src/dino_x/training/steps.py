@@ -12,6 +12,7 @@ from dino_x.distributed.processes import processes_of
 from dino_x.distributed.shares import largest_share
 from dino_x.exact import CenteringState, KoLeo, SIGReg, StepResult, update_teacher
 from dino_x.exact.probe import NO_PROBE, StepProbe
+from dino_x.exact.statistics import BatchStatistic
 from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone
@@ -225,7 +226,7 @@ class Steps:
             self.state.optimizer.zero_grad(set_to_none=True)
 
 
-def passes_of(batch: PlannedBatch, statistic: KoLeo | SIGReg) -> Passes:
+def passes_of(batch: PlannedBatch, statistic: BatchStatistic) -> Passes:
     """The passes of a step: a second one where the statistic spans micro-batches."""
     spanning = statistic.weight and statistic.spans(batch.sizes, batch.images)
     names = ("targets", "statistic", "gradients") if spanning else ("targets", "gradients")
