@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/demo
 	$(BIN)/dino-x demo
@@ -18,8 +18,13 @@ lint: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages of docs/ as a site: everything is on this machine, the search too.
+docs: .venv/docs
+	$(BIN)/zensical build --clean --strict
+	@echo "site/ is built; $(BIN)/zensical serve shows it at http://localhost:8000"
+
 clean:
-	rm -rf .venv
+	rm -rf .venv site
 
 .venv/demo: pyproject.toml requirements-tested.txt | .venv/pip
 	$(BIN)/pip install -q -c requirements-tested.txt -e .
@@ -28,6 +33,10 @@ clean:
 .venv/dev: pyproject.toml requirements-tested.txt | .venv/pip
 	$(BIN)/pip install -q -c requirements-tested.txt -e '.[dev]'
 	touch $@ .venv/demo
+
+.venv/docs: pyproject.toml | .venv/pip
+	$(BIN)/pip install -q 'zensical>=0.0.70'
+	touch $@
 
 .venv/pip:
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) here: install Python 3.11 or\

@@ -9,7 +9,6 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from dino_x.errors import SaidElsewhereError, StoppedError, UserError
@@ -85,9 +84,11 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """``dino-x evaluate``."""
     from dino_x import api
     from dino_x.files import check_place
+    from dino_x.report.write import report_again
+    from dino_x.runs.evaluations import place_of
     from dino_x.runs.lock import RunLock
 
-    path = arguments.out or Path("evaluation.json")
+    path = arguments.out or place_of(arguments.model)
     check_place(path)
     RunLock(path.parent).refuse_if_held()
     api.evaluate(
@@ -105,6 +106,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         verbose=True,
         written_to=path,
     )
+    report_again(path, Terminal())
 
 
 def run_embed(arguments: argparse.Namespace) -> None:
@@ -152,6 +154,8 @@ def run_export(arguments: argparse.Namespace) -> None:
         arguments.format,
         which=arguments.which,
         step=arguments.step,
+        push=arguments.push,
+        public=arguments.public,
         verbose=True,
     )
 
@@ -160,6 +164,12 @@ def run_report(arguments: argparse.Namespace) -> None:
     """``dino-x report``."""
     from dino_x import api
 
+    if arguments.watch is not None:
+        from dino_x.report.watch import watch
+
+        images = not arguments.no_images
+        watch(arguments.path, arguments.out, Terminal(), images=images, every=arguments.watch)
+        return
     page = api.Run(arguments.path).report(arguments.out, images=not arguments.no_images)
     print(visible(f"written to {page}"))
 

@@ -159,7 +159,12 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument(
         "--against", nargs="+", default=[], metavar="MODEL", help="Other models to compare with."
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="File for the result.")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.json",
+        help="File for the result; by default evaluation.json in the run, whose page is made anew.",
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument(
         "--seed",
@@ -232,6 +237,12 @@ def add_export(commands: Any) -> None:
         metavar="N",
         help="Of a checkpoint of the run; by default the last.",
     )
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="Upload the folder to the Hugging Face hub, privately; nothing leaves without this.",
+    )
+    parser.add_argument("--public", action="store_true", help="Let everyone read what is pushed.")
 
 
 def add_report(commands: Any) -> None:
@@ -245,6 +256,15 @@ def add_report(commands: Any) -> None:
         "--no-images",
         action="store_true",
         help="Leave images out, for example if text is burnt into them.",
+    )
+    parser.add_argument(
+        "--watch",
+        type=int,
+        nargs="?",
+        const=60,
+        metavar="SECONDS",
+        help="Write the page again every 60 (or so many) seconds until the run ends; an open page"
+        " loads itself anew.",
     )
 
 

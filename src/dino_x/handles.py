@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from dino_x.data.image import ImageRef
     from dino_x.evaluation.backbone import LoadedModel
+    from dino_x.evaluation.dataset import PreparedImages
     from dino_x.runs.folder import RunFolder
 
 PathLike = str | Path
@@ -121,6 +122,27 @@ class Model:
             where=where,
             batch_size=batch_size,
         )
+
+    def images(self, images: Paths, *, size: int | None = None) -> PreparedImages:
+        """The images below some paths as the network takes them, to train something on top of it.
+
+        They are prepared as in training and evaluation: windows, 16 bits, volumes and slices with
+        their neighbours included. Nothing is read but headers until an item is asked for.
+
+        Args:
+            images: folders, files or indexes.
+            size: side of the squares in pixels; by default that of the model. A multiple of the
+                side of a patch.
+
+        Returns: a data set for a ``DataLoader``; its ``images`` say what each item is of.
+
+        Raises: UserError if there are no images.
+        """
+        from dino_x.commands.embed import images_below
+        from dino_x.evaluation.dataset import PreparedImages
+
+        refs = images_below(self.name, as_paths(images))
+        return PreparedImages(refs, self.loaded.preparation, size)
 
 
 class Run:

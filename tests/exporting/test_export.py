@@ -205,7 +205,7 @@ def test_what_is_refused_in_one_line(run, tmp_path, capsys, monkeypatch):
     for arguments, pattern in (
         ((run, "--to", tmp_path / "full", "--format", "transformers"), "is there already"),
         ((tmp_path / "empty", "--to", to, "--format", "transformers"), "is no model"),
-        ((run, "--to", to, "--format", "onnx"), r"needs onnxruntime; .*dino-x-ssl\[onnx\]"),
+        ((run, "--to", to, "--format", "onnx"), r"needs onnxruntime: pip install onnx onnx"),
         ((run, "--to", to, "--format", "timm"), "checked with timm, .* install timm"),
         (
             (run, "--to", to, "--format", "tensorflow"),

@@ -125,3 +125,11 @@ def embed_images(
     images = [row for position, row in enumerate(index.rows) if position not in left_out]
     cls_MD, patches_MD, _ = tokens.split(features[name])
     return cls_MD, patches_MD, images, [index.rows[position] for position in unreadable]
+
+
+def images_below(name: str, paths: list[Path]) -> list[ImageRef]:
+    """The images below some paths, read as a model's run read its own.
+
+    Raises: UserError if there are none.
+    """
+    return build_index(paths, verify="headers", reading=reading_of(name), take=["all"]).rows

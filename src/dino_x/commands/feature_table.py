@@ -8,8 +8,6 @@ N images, M that can be decoded, D features of a token, P x P patches.
 """
 
 import contextlib
-import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +30,7 @@ from dino_x.commands.feature_files import (
     write_part,
     write_table,
 )
+from dino_x.commands.feature_identity import fingerprint, hash_of_images
 from dino_x.data.image import ImageRef, Unreadable
 from dino_x.data.index.content import content_keys
 from dino_x.data.index.index import Index, Skipped, build_index, folders_of, write_skipped
@@ -381,36 +380,3 @@ def finish(job: Job, parts: Sequence[Part], console: Console) -> None:
     for number, line in enumerate(lines):
         title = "" if number else "written"
         console.print(f"{title:<10}{line}", highlight=False, soft_wrap=True, markup=False)
-
-
-def fingerprint(model: LoadedModel) -> str:
-    """A hash of a network's weights and of its preparation of images."""
-    digest = hashlib.blake2b(repr(model.preparation).encode(), digest_size=16)
-    for name, tensor in sorted(model.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def hash_of_images(rows: Sequence[ImageRef]) -> str:
-    """Changes if images are added or removed, or a file on a disk is changed."""
-    digest = hashlib.blake2b(digest_size=16)
-    states: dict[Path, str] = {}
-    for row in rows:
-        file = file_of(row.path)
-        if file not in states:
-            states[file] = state_of_file(file)
-        line = f"{row.path}|{row.frame}|{row.height}|{row.width}|{states[file]}\n"
-        digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def state_of_file(file: Path) -> str:
-    """Size and time of change of a file; nothing for an object in a store."""
-    if is_remote(file):
-        return ""
-    try:
-        found = os.stat(file)
-    except OSError:
-        return "missing"
-    return f"{found.st_size} {found.st_mtime_ns}"

@@ -214,7 +214,7 @@ def test_a_full_disk_loses_nothing(data, tmp_path, monkeypatch, capsys, write_pn
     write_png("data/a/new.png", 9)
 
     def full(rows, where, **_):
-        Path(where).write_bytes(b"PAR1")
+        where.write(b"PAR1")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(table.pq, "write_table", full)

@@ -323,16 +323,18 @@ def _record(
             archives[which] = Archive(sources[source] / inside, archive_size, mtime_ns, etag)
         place = (offset, size) if row_group is None else (-1, -1, row_group, row)
         path, etag = Member(f"{folder}/{name}", archives[which], *place), None
-    refs = () if unusable is not None else tuple(_ref(row, path, source) for row in rows)
+    state = None if inside is not None or etag is not None else (size, mtime_ns)
+    refs = () if unusable is not None else tuple(_ref(row, path, source, state) for row in rows)
     return Record(path, source, size, mtime_ns, refs, unusable, content, label, etag)
 
 
-def _ref(row: tuple[Any, ...], path: Path, source: int) -> ImageRef:
+def _ref(row: tuple[Any, ...], path: Path, source: int, state: tuple[int, int] | None) -> ImageRef:
     of = dict(zip(_IMAGE_COLUMNS, row[6:-7], strict=True))
     down, low = of["spacing_row_mm"], of["window_low"]
     return ImageRef(
         path=path,
         source=source,
+        state=state,
         spacing_mm=None if down is None else _pair(down, of["spacing_column_mm"]),
         window=None if low is None else _pair(low, of["window_high"]),
         axis=of["slice_axis"],
