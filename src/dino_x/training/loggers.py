@@ -71,7 +71,11 @@ def open_logger(options: Options, run: RunFolder, say: Callable[[str], None]) ->
     name = options.report.log
     if name == "none":
         return NoLogger()
-    openers = {"wandb": Wandb, "mlflow": Mlflow, "trackio": Trackio}
+    openers: dict[str, Callable[[Mapping[str, Any], RunFolder], Logger]] = {
+        "wandb": Wandb,
+        "mlflow": Mlflow,
+        "trackio": Trackio,
+    }
     return Careful(name, lambda: openers[name](settings_shown(options), run), say)
 
 
