@@ -39,5 +39,12 @@ clean:
 	touch $@
 
 .venv/pip:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) here: install Python 3.11 or\
+	 newer, or name yours, as in: make PYTHON=python3.12 demo"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is\
+	 $$($(PYTHON) -V 2>&1), and Python 3.11 or newer is needed: install one and name it, as in:\
+	 make PYTHON=python3.12 demo"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual\
+	 environments: install its package venv, as in: sudo apt install python3-venv"; exit 2; }
 	$(PYTHON) -m venv .venv
 	touch $@

@@ -64,7 +64,7 @@ def pretrain(
         data: folders, files, archives or indexes.
         out: the folder to make.
         model: a size such as ``vits16``, or weights to start from.
-        preset: auto, small, dinov3, continue or highres.
+        preset: auto, try, small, dinov3, continue or highres.
         effective_batch: images that an optimizer step looks at.
         micro_batch: images that go through the network together, or ``auto``; it changes nothing
             about the result.
@@ -326,7 +326,7 @@ def plan(
         model: a size such as ``vits16``, or weights.
         effective_batch: images that an optimizer step looks at.
         steps: optimizer steps.
-        preset: auto, small, dinov3, continue or highres.
+        preset: auto, try, small, dinov3, continue or highres.
         gpu: the name of a GPU to calculate for, such as h100; None measures on this machine.
         gpus: how many share each step.
         mfu: the share of the GPU's peak that is reached, 0 to 1; None assumes one.

@@ -1,16 +1,19 @@
 """The command line: from arguments to commands, no logic."""
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dino_x.errors import SaidElsewhereError, StoppedError, UserError
-from dino_x.flags import FLAGS, build_parser
+from dino_x.flags import build_parser
+from dino_x.parsing import FLAGS
 from dino_x.terminal import Terminal, visible
 
 
@@ -70,6 +73,13 @@ def run_index(arguments: argparse.Namespace) -> None:
     )
 
 
+def run_views(arguments: argparse.Namespace) -> None:
+    """``dino-x views``."""
+    from dino_x.commands.views import draw_views
+
+    draw_views(overrides_in(arguments), arguments.out, Terminal())
+
+
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """``dino-x evaluate``."""
     from dino_x import api
@@ -97,6 +107,23 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         written_to=path,
     )
     report_again(path, Terminal())
+
+
+def run_embed(arguments: argparse.Namespace) -> None:
+    """``dino-x embed``."""
+    from dino_x import api
+    from dino_x.commands.feature_table import Place
+
+    Place(arguments.out, arguments.patches).check()
+    api.load(arguments.model, device=arguments.device).embed_to(
+        arguments.out,
+        arguments.data,
+        patches=arguments.patches,
+        index=arguments.index,
+        where=arguments.where,
+        batch_size=arguments.batch_size,
+        verbose=True,
+    )
 
 
 def run_batch_floor(arguments: argparse.Namespace) -> None:
@@ -167,16 +194,18 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 def run_options(arguments: argparse.Namespace) -> None:
     """``dino-x options``."""
-    from dino_x.config.presets import options_text
+    from dino_x.config.options_text import options_text
 
-    print(options_text())
+    print(options_text(arguments.words, shutil.get_terminal_size().columns))
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "pretrain": run_pretrain,
     "plan": run_plan,
     "index": run_index,
+    "views": run_views,
     "evaluate": run_evaluate,
+    "embed": run_embed,
     "batch-floor": run_batch_floor,
     "export": run_export,
     "report": run_report,
@@ -218,6 +247,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         COMMANDS[parsed.command](parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return nobody_reads()
     except SaidElsewhereError:
         return 2
     except StoppedError as stopped:
@@ -235,11 +267,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"{where}{error.strerror}{'; make room and try again' * full}")
         return 2
     except KeyboardInterrupt:
-        print(
-            "dino-x: stopped; a run continues with --resume, an index with the same command",
-            file=sys.stderr,
-        )
+        say("stopped; a run continues with --resume, an index or features with the same command")
         return 130
+    return 0
+
+
+def nobody_reads() -> int:
+    """The status where what reads our output, such as ``head``, has gone: nothing is wrong."""
+    with contextlib.suppress(OSError, ValueError):  # what is still to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,22 @@ def sync(path: Path) -> None:
     """Wait until a file's content is on the disk. Raises: OSError."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def open_to_group(folder: Path) -> None:
+    """Give the files of a folder the permissions that new files have here.
+
+    Some libraries write files that their owner alone may read, whatever the umask. Raises: OSError.
+    """
+    probe = folder / ".mode.partial"
+    probe.touch()  # not by reading the umask: that would change it for other threads
+    try:
+        mode = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
+    for file in folder.iterdir():
+        if file.is_file():
+            file.chmod(mode)
 
 
 def check_place(path: Path) -> None:

@@ -1,85 +1,21 @@
 """The commands of the command line and their flags."""
 
-import argparse
-import contextlib
-import math
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
-from dino_x.config.other_names import hint
-from dino_x.errors import UserError
+from dino_x.help_texts import START, example, sentence
+from dino_x.parsing import FLAGS, GROUPS, Help, Parser, number, whole_number
 from dino_x.version import __version__
-
-FLAGS = {  # flag: (option, what it shows as its value)
-    "--model": ("model.name", "NAME"),
-    "--preset": ("preset", "auto|small|dinov3|continue|highres"),
-    "--effective-batch": ("train.effective_batch", "N"),
-    "--micro-batch": ("train.micro_batch", "N|auto"),
-    "--steps": ("train.steps", "N"),
-    "--prototypes": ("head.prototypes", "N"),
-    "--centering": ("loss.centering", "auto|sinkhorn|softmax"),
-    "--queue": ("loss.queue", "N"),
-    "--koleo-group": ("loss.koleo_group", "effective|N"),
-    "--seed": ("train.seed", "N"),
-    "--device": ("train.device", "auto|cpu|cuda|mps"),
-    "--precision": ("train.precision", "fp32|bf16|fp64"),
-    "--labels": ("data.labels", "folder|FILE.csv"),
-    "--cache": ("data.cache", "DIR"),
-    "--index": ("data.index", "FILE.parquet"),
-    "--where": ("data.where", "CONDITION"),
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line with the way out."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and stop with status 2."""
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            word = message.removeprefix(prefix).split()[0]
-            known, flags = self.known_options(), {name: flag for flag, (name, _) in FLAGS.items()}
-            message = f"unknown option '{word}'{hint(word.partition('=')[0], known, flags)}"
-        raise UserError(f"{message}; see {self.prog} --help")
-
-    def known_options(self) -> list[str]:
-        """Every flag of this parser and its commands."""
-        known: list[str] = []
-        for action in self._actions:
-            known += action.option_strings
-            if isinstance(action, argparse._SubParsersAction):
-                for command in action.choices.values():
-                    known += command.known_options()
-        return known
-
-
-def whole_number(text: str) -> int:
-    """An argument that is a whole number from 0, of a size that every library takes.
-
-    Raises: argparse.ArgumentTypeError.
-    """
-    with contextlib.suppress(ValueError):
-        value = int(text)
-        if 0 <= value < 2**63:
-            return value
-    raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^63 - 1, got {text[:40]}")
-
-
-def number(text: str) -> float:
-    """An argument that is a finite number. Raises: argparse.ArgumentTypeError."""
-    with contextlib.suppress(ValueError):
-        value = float(text)
-        if math.isfinite(value):
-            return value
-    raise argparse.ArgumentTypeError(f"expected a finite number, got {text[:40]}")
 
 
 def build_parser() -> Parser:
     """All commands and their flags."""
     parser = Parser(
         prog="dino-x",
-        description="DINOv3-style pretraining on medical images, with an effective batch that is"
-        " exact whatever the micro-batch.",
+        description="DINOv3-style pretraining on medical images, with an effective batch that is\n"
+        "exact whatever the micro-batch.",
+        epilog=START,
+        formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"dino-x {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -87,7 +23,9 @@ def build_parser() -> Parser:
         add_pretrain,
         add_plan,
         add_index,
+        add_views,
         add_evaluate,
+        add_embed,
         add_floor,
         add_export,
         add_report,
@@ -96,6 +34,9 @@ def build_parser() -> Parser:
         add_options,
     ):
         add(commands)
+    for command, its in commands.choices.items():
+        its.description, its.epilog = sentence(command), example(command)
+        its.formatter_class = Help
     return parser
 
 
@@ -139,7 +80,7 @@ def add_plan(commands: Any) -> None:
         "--no-measure", action="store_true", help="Do not try a step on this machine."
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE.json", help="File for all numbers of the parser."
+        "--json", type=Path, metavar="FILE.json", help="File for all numbers of the plan."
     )
 
 
@@ -164,8 +105,13 @@ def add_index(commands: Any) -> None:
     for flag in ("slice_axis", "modality"):
         field = DataOptions.model_fields[flag]
         words = get_args(field.annotation)
-        parser.add_argument(f"--{flag.replace('_', '-')}", default=field.default, choices=words,
-                           help=field.description)  # fmt: skip
+        parser.add_argument(
+            f"--{flag.replace('_', '-')}",
+            default=field.default,
+            choices=words,
+            metavar="|".join([*words[:3], "..."][: len(words)]),
+            help=field.description,
+        )
     axes = DataOptions.model_fields["axes"]
     parser.add_argument("--axes", default=axes.default, help=axes.description)
     parser.add_argument(
@@ -174,6 +120,14 @@ def add_index(commands: Any) -> None:
         metavar="N",
         help="Headers read at a time; by default the number of cores.",
     )
+
+
+def add_views(commands: Any) -> None:
+    """Add ``dino-x views``."""
+    parser = commands.add_parser("views", help="What the network will see, as a picture.")
+    add_run_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("views.png"), metavar="FILE.png",
+                        help="The picture; by default views.png.")  # fmt: skip
 
 
 def add_evaluate(commands: Any) -> None:
@@ -218,6 +172,27 @@ def add_evaluate(commands: Any) -> None:
         default=0,
         help="Seed of everything drawn, random weights included.",
     )
+
+
+def add_embed(commands: Any) -> None:
+    """Add ``dino-x embed``."""
+    parser = commands.add_parser("embed", help="Features of images, as a table.")
+    parser.add_argument("--model", required=True, metavar="RUN_OR_FOLDER")
+    parser.add_argument("--data", nargs="+", required=True, metavar="PATH")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE.parquet", help="Table: .parquet or .csv."
+    )
+    parser.add_argument(
+        "--patches", type=Path, metavar="FILE.npy",
+        help="File for the features of all patches, in the order of the table.",
+    )  # fmt: skip
+    parser.add_argument("--index", metavar="FILE.parquet", help="An index of the data.")
+    parser.add_argument(
+        "--where", metavar="CONDITION", help="Embed the images that meet it, as in pretrain."
+    )
+    parser.add_argument("--batch-size", type=whole_number, default=64, metavar="N",
+                        help="Number of images that go through the network together.")  # fmt: skip
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
 
 
 def add_floor(commands: Any) -> None:
@@ -314,12 +289,16 @@ def add_demo(commands: Any) -> None:
 
 def add_options(commands: Any) -> None:
     """Add ``dino-x options``."""
-    commands.add_parser("options", help="List every option of a run, its default and its meaning.")
+    parser = commands.add_parser("options", help="Options of a run: values, presets, meaning.")
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD",
+        help="Only options with these words: a section, a name, or a word of the meaning.",
+    )  # fmt: skip
 
 
 def add_run_options(parser: Parser) -> None:
     """What says how a run trains, for `pretrain` and `plan`."""
-    from dino_x.config.options import Options
+    from dino_x.config.presets import field_of
 
     parser.add_argument(
         "--data", nargs="+", metavar="PATH",
@@ -334,11 +313,9 @@ def add_run_options(parser: Parser) -> None:
         "--allow-partial", action="store_const", const=True, dest="model.allow_partial",
         help="Start from weights of which less than 99%% can be loaded.",
     )  # fmt: skip
-    for flag, (name, metavar) in FLAGS.items():
-        *sections, key = name.split(".")
-        owner: Any = Options
-        for section in sections:
-            owner = owner.model_fields[section].annotation
-        parser.add_argument(
-            flag, dest=name, metavar=metavar, help=owner.model_fields[key].description
-        )
+    for title, flags in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            name, metavar = FLAGS[flag]
+            meaning = field_of(name).description
+            group.add_argument(flag, dest=name, metavar=metavar, help=meaning)

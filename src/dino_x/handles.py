@@ -79,6 +79,50 @@ class Model:
             *embed_images(self.name, self.loaded, as_paths(images), batch_size, console(verbose))
         )
 
+    def embed_to(
+        self,
+        out: PathLike,
+        images: Paths,
+        *,
+        patches: PathLike | None = None,
+        index: PathLike | None = None,
+        where: str | None = None,
+        batch_size: int = 64,
+        verbose: bool = False,
+    ) -> Path:
+        """Write features to a table, a row an image; see ``docs/features.md``.
+
+        It needs no memory for all features at once, and a call that was interrupted is continued by
+        the same call.
+
+        Args:
+            out: the table, ``.parquet`` or ``.csv``.
+            images: folders, files or indexes.
+            patches: a ``.npy`` file for the patch features, float16 [M, P, P, D].
+            index: an index of the images.
+            where: a condition on the images, such as ``modality == "CT"``.
+            batch_size: images that go through the network together.
+            verbose: show progress, and what was written.
+
+        Returns: the table.
+
+        Raises: UserError if there are no images, a file exists already, or half-done features are
+            those of another model or of other images.
+        """
+        from dino_x.commands.feature_table import write_features
+
+        return write_features(
+            self.name,
+            self.loaded,
+            as_paths(images),
+            Path(out),
+            console(verbose),
+            grid=None if patches is None else Path(patches),
+            index=None if index is None else Path(index),
+            where=where,
+            batch_size=batch_size,
+        )
+
     def images(self, images: Paths, *, size: int | None = None) -> PreparedImages:
         """The images below some paths as the network takes them, to train something on top of it.
 

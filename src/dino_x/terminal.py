@@ -1,10 +1,12 @@
 """What goes to a terminal: text as it is, and names of files that cannot do anything there."""
 
+import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.control import Control
 from rich.segment import Segment
 from rich.text import Text
 
@@ -28,6 +30,9 @@ def _spelled(found: re.Match[str]) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
+COPY_WIDTH = 120  # columns of tables in what a listener hears
+
+
 class Terminal(Console):
     """A console of rich that takes every text literally: no markup, no codes for emoji.
 
@@ -36,6 +41,17 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, **options})
+        self.listener: Callable[[str], None] | None = None  # hears what is printed, as plain text
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does, and tell the listener, if there is one, what has no colours."""
+        super().print(*objects, **options)
+        if self.listener is None or all(isinstance(part, Control) for part in objects):
+            return
+        heard = io.StringIO()
+        copy = Terminal(file=heard, width=COPY_WIDTH, color_system=None)
+        copy.print(*objects, **options)
+        self.listener(heard.getvalue())
 
     def render_str(self, text: str, **options: Any) -> Text:
         """A text as rich shows it, with control characters spelled out."""

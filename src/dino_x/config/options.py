@@ -220,6 +220,11 @@ class ReportOptions(Section):
 
     page: bool = option(True, "Write RUN/report.html at the end of the run.")
     images: bool = option(True, "Show images on the page. Turn it off if text is burnt into them.")
+    log: Literal["none", "wandb", "mlflow", "trackio"] = option(
+        "none",
+        "Logger that gets the figures and settings of the run as well, without paths. It is local"
+        " unless its own variables say otherwise, and has to be installed.",
+    )
     snapshots: bool = option(
         True, "Keep the patch features of 6 images at 6 steps, to show how they change."
     )
@@ -259,10 +264,11 @@ class Options(Section):
     """All options of a run."""
 
     preset: Literal[
-        "auto", "small", "dinov3", "dinov3-vitl", "dinov3-7b", "continue", "highres"
+        "auto", "try", "small", "dinov3", "dinov3-vitl", "dinov3-7b", "continue", "highres"
     ] = option(
         "auto",
-        "Preset that the defaults come from. dinov3 is dinov3-vitl, DINOv3's recipe for a ViT-L"
+        "Preset that the defaults come from. try trains a very small network in minutes, on a CPU,"
+        " too. dinov3 is dinov3-vitl, DINOv3's recipe for a ViT-L"
         " on ImageNet; dinov3-7b is the recipe of its largest model.",
     )
     data: DataOptions = DataOptions()
@@ -305,6 +311,7 @@ FREE_ON_RESUME = (
     "checkpoint.background",
     "report.page",
     "report.images",
+    "report.log",
     "report.snapshots",
     "health.every",
     "health.rows",

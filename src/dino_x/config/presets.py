@@ -60,6 +60,18 @@ SMALL: dict[str, Any] = {
     "optim.clip_scope": "joint",
     "optim.freeze_last_layer": 0,
 }
+# The demo's network and crops, on one's own images: minutes on two CPU cores.
+TRY: dict[str, Any] = SMALL | {
+    "model.name": "vit-tiny",
+    "model.width": 128,
+    "model.depth": 4,
+    "model.heads": 2,
+    "views.global_size": 64,
+    "train.effective_batch": 256,
+    "train.steps": 120,
+    "checkpoint.every": 50,
+}
+SIZES_OF_TRY = ("model.name", "model.width", "model.depth", "model.heads")
 # Goes on from good weights, on top of what is for the number of images and of what a RUN hands on.
 # Set by measurement; see docs/stages.md.
 CONTINUE: dict[str, Any] = {
@@ -130,7 +142,9 @@ GOING_ON = ("continue", "highres")  # presets that start from weights
 PASSES_OF = {"continue": 30, "highres": 10}  # instead of PASSES
 NO_LONGER = {"gram.level": "image"}  # options that are gone, with the one value that they had
 LOADED = ("model.init", "model.layerscale", "model.registers")  # come with a model's weights
-SHOWN = {"small": SMALL, "continue": CONTINUE, "highres": HIGHRES, "dinov3-7b": DINOV3_7B}
+SHOWN = {
+    "try": TRY, "small": SMALL, "continue": CONTINUE, "highres": HIGHRES, "dinov3-7b": DINOV3_7B,
+}  # fmt: skip
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -203,20 +217,6 @@ def collect_overrides(
     overrides = read_config(config) if config else {}
     overrides |= dict(parse_setting(text) for text in settings)
     return overrides | {name: value for name, value in flags.items() if value is not None}
-
-
-def options_text() -> str:
-    """Every option, its default, what presets set instead, and its meaning."""
-    lines = []
-    for name, value in dotted(Options().model_dump()).items():
-        instead = [
-            f"  ({preset}: {as_yaml(values[name])})"
-            for preset, values in SHOWN.items()
-            if name in values
-        ]
-        lines += [f"{name}: {as_yaml(value)}{''.join(instead)}"]
-        lines += [f"    {field_of(name).description}"]
-    return "\n".join(lines)
 
 
 def as_yaml(value: Any) -> str:
@@ -307,16 +307,33 @@ def stage_values(preset: str, images: int) -> dict[str, Any]:
     return {}
 
 
+def usual_model(preset: str) -> str:
+    """The model of a preset, where the user names none."""
+    return str(TRY["model.name"]) if preset == "try" else Options().model.name
+
+
 def preset_values(preset: str, model: str, images: int) -> dict[str, Any]:
     """What a preset sets, for a model and so many images; what it leaves out is the default."""
     if preset == "dinov3-7b":
         return DINOV3_7B
+    if preset == "try":
+        return try_values(model)
     going_on = stage_values(preset, images)
     small = preset == "small" or (bool(going_on) and images < SMALL_IMAGES)
     base = dict(SMALL) if small else {}
     if not is_size(model):
         base = {name: value for name, value in base.items() if name not in LOADED}
     return base | going_on
+
+
+def try_values(model: str) -> dict[str, Any]:
+    """What the preset ``try`` sets; a model that the user names keeps its sizes."""
+    not_set: tuple[str, ...] = ()
+    if model != TRY["model.name"]:
+        not_set = SIZES_OF_TRY
+    if not is_size(model):
+        not_set += LOADED
+    return {name: value for name, value in TRY.items() if name not in not_set}
 
 
 def differing(saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:

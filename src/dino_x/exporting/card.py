@@ -15,6 +15,7 @@ from dino_x.config.presets import nested
 from dino_x.evaluation.backbone import LoadedModel
 from dino_x.files import last_part, read_json
 from dino_x.model.pretrained import Preparation, StepOfRun, split_name
+from dino_x.runs.environment import in_a_line
 from dino_x.runs.folder import CONFIG, RunFolder, run_of
 from dino_x.runs.origin import read_origin
 from dino_x.version import __version__
@@ -92,7 +93,7 @@ def write_card(
         evaluation(run) if at_step is None else NOT_EVALUATED,
         "## Where the weights come from, and licences",
         licence,
-        f"## How it was made\n\ndino-x {__version__}:",
+        f"## How it was made\n\n{made_with(run)}",
         f"```\n{training_command(title, settings)}{command}\n```",
         f"The export was read back: its features differ from those of the run by {worst:.1g} at"
         " most, relative to the largest.",
@@ -100,6 +101,13 @@ def write_card(
     if settings:
         parts.append(f"{CONFIG}:\n\n```yaml\n{public(settings, chain)}```")
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def made_with(run: RunFolder) -> str:
+    """What the run was started with, and what exported it; no host and no path."""
+    trained = in_a_line(run.environment)
+    exported = f"Exported by dino-x {__version__}:"
+    return f"Trained with {trained}. {exported}" if trained else exported
 
 
 def use(format_: str, preparation: Preparation) -> str:

@@ -26,7 +26,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
 from dino_x.config.model_sizes import SIZES, is_size
 from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError, nearest
-from dino_x.files import sync
+from dino_x.files import open_to_group, sync
 from dino_x.model.accounting import Accounting
 from dino_x.model.blocks import Block, NeededTokens, Rope
 from dino_x.model.families import final_norm, layers_of, registers_of, square
@@ -315,6 +315,7 @@ def write_vit(vit: Any, folder: Path, size: int, mean: list[float], std: list[fl
     """A network as transformers saves it, and the configuration of its image processor."""
     with quiet_transformers():
         vit.save_pretrained(folder)
+    open_to_group(folder)
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,

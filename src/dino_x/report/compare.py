@@ -11,6 +11,7 @@ import torch
 
 from dino_x.config.presets import as_yaml
 from dino_x.errors import UserError
+from dino_x.progress import duration
 from dino_x.report.compare_scores import (
     Scored,
     lettered,
@@ -35,7 +36,6 @@ from dino_x.report.run_data import RunData, read_run
 from dino_x.report.settings import meaning_of, plain, shown
 from dino_x.report.verdict import state_of
 from dino_x.runs.checkpoint import checkpoints
-from dino_x.training.report import duration
 
 LAST_SHARE = 0.1  # of the steps, whose mean is the final number of a curve
 # What a loss means depends on these: with others it is on another scale.

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dino_x.config.model_sizes import SIZES
+from dino_x.progress import duration
 from dino_x.report import scores
 from dino_x.report.plots import three_digits
 from dino_x.report.run_data import Finding, RunData
+from dino_x.runs.environment import in_a_line
+from dino_x.runs.folder import ENVIRONMENT
 from dino_x.training.health.states import AT_LOG_K, SMOOTHED, can_judge
-from dino_x.training.report import duration
 
 Judgement = Literal["good", "watch", "problem", "note"]
 BASELINES = ("random", "pixels", "start")  # what a model has to beat to be worth anything
@@ -66,6 +68,9 @@ def training(run: RunData) -> list[Sentence]:
     known = ", ".join(str(name) for name in where if name)
     place = f"; {known}" if known else ""
     sentences = [Sentence("note", f"{what}{place}.")]
+    started_with = in_a_line(run.path / ENVIRONMENT)
+    if started_with:
+        sentences.append(Sentence("note", f"Started with {started_with}."))
     if run.skipped:
         unread = f"{run.skipped:,} files could not be read: see skipped.csv."
         sentences.append(Sentence("watch", unread))

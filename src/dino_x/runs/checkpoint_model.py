@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel
 
 from dino_x.errors import UserError
+from dino_x.files import open_to_group
 from dino_x.model.pretrained import PREPARATION, first_line, quiet_transformers, split_name
 from dino_x.runs import checkpoint
 from dino_x.runs.folder import RunFolder, run_of
@@ -89,6 +90,7 @@ def _write(run: RunFolder, weights: dict[str, torch.Tensor], folder: Path) -> No
         )
         network.load_state_dict({key: value.float() for key, value in weights.items()})
         network.save_pretrained(staging)
+    open_to_group(staging)
     if (run.model / PREPARATION).is_file():
         shutil.copy(run.model / PREPARATION, staging / PREPARATION)
     staging.rename(folder)

@@ -20,9 +20,12 @@ from dino_x.model.pretrained import split_name
 from dino_x.runs import checkpoint
 from dino_x.runs.lock import NAME as LOCK
 from dino_x.runs.lock import RunLock
+from dino_x.runs.train_log import NAME as TRAIN_LOG
+from dino_x.runs.train_log import TrainLog
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+ENVIRONMENT = "environment.json"
 HEALTH = "health.jsonl"  # only there if health found something
 
 
@@ -46,7 +49,10 @@ class RunFolder:
         self.trained_on = path / "trained_on.keys"
         self.split = path / "split.csv"
         self.settings_file = path / CONFIG
+        self.logged = path / "logger.json"
+        self.environment = path / ENVIRONMENT
         self.lock = RunLock(path)
+        self.log = TrainLog(path / TRAIN_LOG)
 
     @property
     def exists(self) -> bool:
@@ -75,7 +81,8 @@ class RunFolder:
 
     def _is_of_a_start(self, file: Path) -> bool:
         """Whether a file is what a run leaves that ended before its settings were written."""
-        return file in (self.facts, self.path / LOCK) or file.name.endswith(".partial")
+        names = (self.facts.name, ENVIRONMENT, TRAIN_LOG, LOCK)
+        return file.name in names or file.name.endswith(".partial")
 
     def hold(self) -> None:
         """Make the folder if it is not there, and keep other processes from writing into it.
@@ -85,6 +92,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.take()
+            self.log.begin()
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 
