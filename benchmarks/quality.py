@@ -48,11 +48,8 @@ TINY = {
     "train.effective_batch": 64, "loss.centering": "sinkhorn",  # the momentum becomes 0.974
 }  # fmt: skip
 GO_ON = {
-    "preset": "continue", "views.global_size": 70, "views.local_crops": 0,
-    "train.effective_batch": 128, "loss.centering": "sinkhorn", "optim.lr": 2e-4,
-    "optim.lr_batch": 128, "optim.lr_end": 2e-4, "optim.layer_decay": 0.9,
-    "optim.patch_embed_lr": 0.2, "optim.weight_decay_end": 0.04, "teacher.momentum": 0.98,
-    "teacher.momentum_batch": None,
+    "preset": "continue", "views.global_size": 70, "train.effective_batch": 128,
+    "train.precision": "bf16", "loss.centering": "sinkhorn",
 }  # fmt: skip
 
 
@@ -105,7 +102,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         (Recipe("256x2", TINY, LENGTHS[-1], LENGTHS[:-1], sets=("cxr", "mr", "cxr700")),), 64
     ),
     "continue": Experiment(
-        (Recipe("continued", GO_ON, 10_240, image_size=112, weights=True),), 112, (0,)
+        (
+            Recipe("continued", GO_ON, 30_720, (10_240, 20_480), image_size=112, weights=True),
+        ),
+        112,
+        (0,),
     ),
 }
 
@@ -193,7 +194,7 @@ def train(
     steps_in_all = recipe.seen // batch
     overrides = dict(recipe.settings) | own | {
         "train.steps": steps_in_all, "train.seed": seed, "loss.floor": 1,
-        "train.micro_batch": min(recipe.scope or 32, batch),
+        "train.micro_batch": min(recipe.scope or 128, batch),
     }  # fmt: skip
     count = len(images.training)
     options = resolve(overrides, Facts(count)).options
@@ -342,11 +343,11 @@ def measure(name: str, figures: Figures, arguments: argparse.Namespace) -> None:
         for set_name in arguments.sets or recipe.sets:
             if not figures.has(set=set_name, truth=True):
                 figures.add(truth(set_name, arguments.data))
-            for seed in arguments.seeds or recipe.seeds:
-                measure_once(name, recipe, set_name, seed, figures, arguments)
             if not figures.has(experiment=name, set=set_name, recipe="pixels"):
                 for line in baselines(experiment, set_name, arguments.data, weights):
                     figures.add({"experiment": name, "set": set_name, **line})
+            for seed in arguments.seeds or recipe.seeds:
+                measure_once(name, recipe, set_name, seed, figures, arguments)
 
 
 def measure_once(

@@ -49,7 +49,10 @@ def print_table(
     )
     print(
         "| | images seen | seeds | CPU min | read-out |"
-        + "".join(f" {task} | minus {' | minus '.join(free)} |" for task in ("kNN", "linear"))
+        + "".join(
+            f" {task} |" + "".join(f" minus {name} |" for name in free)
+            for task in ("kNN", "linear")
+        )
     )
     print("|---|---:|---:|---:|---|" + "---:|" * 2 * (1 + len(free)))
     groups: dict[tuple[str, int], list[Line]] = {}

@@ -73,13 +73,16 @@ TRY: dict[str, Any] = SMALL | {
 }
 SIZES_OF_TRY = ("model.name", "model.width", "model.depth", "model.heads")
 # Goes on from good weights, on top of what is for the number of images and of what a RUN hands on.
-# Set by measurement; see docs/stages.md.
+# Set by measurement; see docs/evidence.md and docs/stages.md.
 CONTINUE: dict[str, Any] = {
-    "optim.lr": 0.001,
-    "optim.lr_batch": 256,
-    "optim.lr_end": 1e-6,
-    "optim.layer_decay": 0.8,
+    "teacher.momentum": 0.98,
+    "teacher.momentum_batch": None,
+    "optim.lr": 2e-4,
+    "optim.lr_batch": 128,
+    "optim.lr_end": None,  # as at the peak
+    "optim.layer_decay": 0.9,
     "optim.patch_embed_lr": 0.2,
+    "optim.weight_decay_end": 0.04,
     "optim.freeze_last_layer": 0,
 }
 # The recipe of DINOv3's 7B model: its configuration file, and Table 2 of the paper for the heads.

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dino_x.config.options import Options
-from dino_x.config.presets import check, read_config
+from dino_x.config.presets import check, dotted, read_config
 from dino_x.data.image import DEFAULT, Reading
 from dino_x.errors import UserError
 from dino_x.files import parse_json, read_text, write_json, write_text
@@ -152,8 +152,19 @@ class RunFolder:
         return found | ({"images": int(images)} if images.isdigit() else {})
 
     def settings(self) -> dict[str, Any]:
-        """The run's resolved options as ``section.key`` values."""
-        return read_config(self.settings_file)
+        """The run's resolved options as ``section.key`` values; all of them.
+
+        Options that are newer than the run have their defaults.
+
+        Raises: UserError if the file cannot be read, or holds no options.
+        """
+        values = read_config(self.settings_file)
+        if not values:
+            raise UserError(
+                f"{self.settings_file} holds no options: it is damaged; put it back, or remove it,"
+                " and --resume makes it again from the newest checkpoint"
+            )
+        return dotted(Options().model_dump(mode="json")) | values
 
     def remove_leftovers(self) -> None:
         """Remove the half-written files of a run that was killed; whole files stay."""
