@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dino_x.losses.transfer import there
+
 Rope = tuple[Tensor, Tensor]  # cosines and sines of each patch's angles, [N, C] each
 
 
@@ -41,10 +43,6 @@ class NeededTokens:
         cls, tokens_W: np.ndarray, keep_2B: np.ndarray | None, tokens: int, device: torch.device
     ) -> "NeededTokens":
         """The tokens of a block that keeps the branches of some rows or all; ``tokens`` is T."""
-
-        def there(places: np.ndarray) -> Tensor:
-            return torch.from_numpy(places).to(device, non_blocking=True)
-
         attention, mlp = None, None
         if keep_2B is not None:
             row_W, place_W = np.divmod(tokens_W, tokens)
@@ -53,10 +51,10 @@ class NeededTokens:
                 target = np.flatnonzero(attention_B[row_W])
                 kept_row_B = np.cumsum(attention_B) - 1
                 source = kept_row_B[row_W[target]] * tokens + place_W[target]
-                attention = there(source), there(target)
+                attention = there(source, device), there(target, device)
             if not mlp_B.all():
-                mlp = there(np.flatnonzero(mlp_B[row_W]))
-        return cls(there(tokens_W), attention, mlp)
+                mlp = there(np.flatnonzero(mlp_B[row_W]), device)
+        return cls(there(tokens_W, device), attention, mlp)
 
 
 class Block(nn.Module):

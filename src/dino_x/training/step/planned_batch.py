@@ -14,6 +14,7 @@ from torch import Tensor
 from dino_x.data.loading.loader import Canvases
 from dino_x.distributed.shares import all_sizes, cut, parts_of_a_share
 from dino_x.losses.ranks import ALONE, Ranks
+from dino_x.losses.transfer import there
 from dino_x.training.step.batch_plan import BatchPlan, Cutter, ImageSource, MicroBatch
 
 WHITE = np.float32(65535)
@@ -84,11 +85,16 @@ class PlannedBatch:
 
     def _canvases(self) -> Iterator[Canvases]:
         if len(self._kept) == len(self.spans):
-            yield from map(unpacked, self._kept)
+            for canvases in self._kept:
+                yield unpacked(canvases, self.cutter.device)
             return
         self._kept = []
         for canvases in self.source.prefetch([self.plan.indices_B[span] for span in self.spans]):
-            self._kept.append(packed(canvases))
+            kept = packed(canvases)
+            if self.cutter.device.type == "cuda":
+                kept = replace(kept, pixels=kept.pixels.pin_memory())
+                canvases = unpacked(kept, self.cutter.device)
+            self._kept.append(kept)
             yield canvases
 
 
@@ -103,11 +109,15 @@ def packed(canvases: Canvases) -> Canvases:
     return replace(canvases, pixels=short)
 
 
-def unpacked(canvases: Canvases) -> Canvases:
-    """The canvases as they were read."""
-    if canvases.pixels.dtype != torch.uint16:
-        return canvases
-    return replace(canvases, pixels=as_float(canvases.pixels))
+def unpacked(canvases: Canvases, device: torch.device) -> Canvases:
+    """The canvases as they were read, with their pixels on a device."""
+    pixels = canvases.pixels
+    if pixels.dtype == torch.uint16 and device.type == "cpu":
+        return replace(canvases, pixels=as_float(pixels))
+    if pixels.dtype == torch.uint16:  # half as much to send as numbers of 32 bits
+        bits = there(pixels.view(torch.int16), device).to(torch.int32).bitwise_and_(0xFFFF)
+        return replace(canvases, pixels=bits.to(torch.float32).div_(float(WHITE)))
+    return replace(canvases, pixels=there(pixels, device))
 
 
 def as_float(pixels: Tensor) -> Tensor:
