@@ -28,7 +28,7 @@ from benchmarks.gpu_parts.children import part_command, run_part  # noqa: E402
 from benchmarks.gpu_parts.results import Results, read  # noqa: E402
 from benchmarks.gpu_parts.table import broken, table  # noqa: E402
 
-SHARES = {"right": 2.5, "fast": 2.5, "fed": 0.75, "learns": 2.5, "peer": 0.75}  # of the minutes
+SHARES = {"right": 2.5, "fast": 2.5, "fed": 0.75, "learns": 2.5, "peer": 1.5}  # of the minutes
 SOFT = 0.85  # share of its time in which a part begins new things; then it would be ended
 LEAST_SECONDS = 5.0
 

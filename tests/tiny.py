@@ -14,6 +14,21 @@ TINY = {  # a network and crops small enough for a test; every other option keep
 }  # fmt: skip
 
 
+def image_processor(folder, **settings):
+    """transformers' image processor of a folder, or the test is skipped if it cannot be had.
+
+    transformers 5.17 has none without torchvision.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(folder, **settings)
+    except ImportError as error:
+        import pytest
+
+        pytest.skip(str(error).strip().splitlines()[0])
+
+
 def tiny_settings(**more: object) -> list[str]:
     """``--set`` values of the tiny run; ``section__key=value`` adds or replaces."""
     values = TINY | {name.replace("__", "."): value for name, value in more.items()}

@@ -12,6 +12,7 @@ WORDS = (
     "can't allocate memory",
     "not enough memory",
     "could not create a memory",
+    "could not create a primitive",
     "std::bad_alloc",
     "Cannot allocate memory",
 )
