@@ -182,7 +182,7 @@ def test_every_part_runs_at_toy_size_and_the_table_says_so(out, monkeypatch, cap
     """Each part in this process, to import torch once; the last as a child, as the command does."""
     assert gpu.main(["--minutes", "3", "--only", "peer", "--out", str(out)]) == 0
     monkeypatch.setattr(card_module, "why_no_gpu", lambda: "as the test wants it")
-    for name, seconds in (("right", 200), ("fast", 40), ("fed", 40), ("learns", 12)):
+    for name, seconds in (("right", 200), ("fast", 40), ("fed", 40), ("learns", 8)):
         gpu.in_this_process(name, out, seconds, {})
     capsys.readouterr()
     assert gpu.main(["--table", "--out", str(out)]) == 0

@@ -182,10 +182,14 @@ class Backbone(nn.Module):
             ropes.append(made[factor])
         return ropes
 
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """Have torch.compile make the blocks, for any number of rows; copies made later are not."""
+    def compile_blocks(self, backend: Any = "inductor") -> None:
+        """Have torch.compile make the branches of the blocks, for any number of rows.
+
+        Args:
+            backend: what torch.compile calls a backend: a name, or a function.
+        """
         for block in layers_of(self.vit):
-            block.compile(dynamic=True, backend=backend)
+            block.backend = backend
 
 
 def places_of(patches_W: np.ndarray, rows: int, tokens: int, registers: int) -> np.ndarray:
