@@ -5,7 +5,9 @@ that the later passes of the step read nothing: 95 MB for 256 grey images of 432
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from dino_x.losses.transfer import there
 from dino_x.training.step.batch_plan import BatchPlan, Cutter, ImageSource, MicroBatch
 
 WHITE = np.float32(65535)
+
+T = TypeVar("T")
 
 
 class PlannedBatch:
@@ -89,13 +93,38 @@ class PlannedBatch:
                 yield unpacked(canvases, self.cutter.device)
             return
         self._kept = []
-        for canvases in self.source.prefetch([self.plan.indices_B[span] for span in self.spans]):
-            kept = packed(canvases)
-            if self.cutter.device.type == "cuda":
-                kept = replace(kept, pixels=kept.pixels.pin_memory())
-                canvases = unpacked(kept, self.cutter.device)
-            self._kept.append(kept)
-            yield canvases
+        coming = self.source.prefetch([self.plan.indices_B[span] for span in self.spans])
+        device = self.cutter.device
+        if device.type == "cpu":
+            for canvases in coming:
+                self._kept.append(packed(canvases))
+                yield canvases
+            return
+        with ThreadPoolExecutor(1, "dino-x-pack", use_device, (device,)) as pool:
+            for kept in one_ahead(map(pinned, coming), pool):
+                self._kept.append(kept)
+                yield unpacked(kept, device)
+
+
+def pinned(canvases: Canvases) -> Canvases:
+    """The same in 16 bits where that loses nothing, in memory that a GPU reads by itself."""
+    kept = packed(canvases)
+    return replace(kept, pixels=kept.pixels.pin_memory())
+
+
+def use_device(device: torch.device) -> None:
+    """Use a GPU in this thread; a new thread would use the first."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def one_ahead(values: Iterator[T], pool: ThreadPoolExecutor) -> Iterator[T]:
+    """What an iterator gives, the next of it already being made by a thread of a pool."""
+    over = object()
+    task = pool.submit(next, values, over)
+    while (value := task.result()) is not over:
+        task = pool.submit(next, values, over)
+        yield value  # type: ignore[misc]
 
 
 def packed(canvases: Canvases) -> Canvases:
