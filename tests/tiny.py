@@ -1,9 +1,16 @@
 """A run small enough for a test, and images made on the spot; benchmarks use them, too."""
 
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+# transformers 5.17 draws the first weights of a network in another order, and its image processors
+# need torchvision; what was kept or measured with a later one does not hold with it.
+OLD_TRANSFORMERS = tuple(map(int, version("transformers").split(".")[:2])) < (5, 20)
+NO_PROCESSOR = OLD_TRANSFORMERS and find_spec("torchvision") is None
 
 TINY = {  # a network and crops small enough for a test; every other option keeps its default
     "model.name": "vit-tiny", "model.width": 32, "model.depth": 2, "model.heads": 2,

@@ -15,6 +15,7 @@ from dino_x.report.write import report
 from tests.report.conftest import QUICK
 from tests.report.pages import check
 from tests.report.runs import OLD_EVALUATION, evaluation_of, make_run, numbers, write_findings
+from tests.tiny import NO_PROCESSOR
 from tests.training.runs import pretrain
 
 
@@ -182,6 +183,7 @@ def test_long_runs_make_small_pages(tmp_path):
     assert report(run).stat().st_size < 300_000
 
 
+@pytest.mark.skipif(NO_PROCESSOR, reason="its image processors need torchvision")
 def test_the_code_in_the_page_runs(real_run, films, tmp_path, monkeypatch, capsys):
     """As somebody would who copies it: beside the page, with one of the images."""
     page = (real_run / "report.html").read_text()
