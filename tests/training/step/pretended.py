@@ -68,6 +68,7 @@ def pretended(monkeypatch):
 
     monkeypatch.setattr(transfer, "read", read)
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(Processes, "backward", lambda processes, loss: None)
     monkeypatch.setattr(
