@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-floors lint clean
+.PHONY: demo test test-floors lint docs clean
 
 demo: .venv/demo
 	$(BIN)/dino-x demo
@@ -22,8 +22,13 @@ lint: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages of docs/ as a site: everything is on this machine, the search too.
+docs: .venv/docs
+	$(BIN)/zensical build --clean --strict
+	@echo "site/ is built; $(BIN)/zensical serve shows it at http://localhost:8000"
+
 clean:
-	rm -rf .venv .venv-floors
+	rm -rf .venv .venv-floors site
 
 .venv/demo: pyproject.toml requirements-tested.txt | .venv/pip
 	$(BIN)/pip install -q -c requirements-tested.txt -e .
@@ -33,7 +38,18 @@ clean:
 	$(BIN)/pip install -q -c requirements-tested.txt -e '.[dev]'
 	touch $@ .venv/demo
 
+.venv/docs: pyproject.toml | .venv/pip
+	$(BIN)/pip install -q 'zensical>=0.0.70'
+	touch $@
+
 .venv/pip:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) here: install Python 3.11 or\
+	 newer, or name yours, as in: make PYTHON=python3.12 demo"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is\
+	 $$($(PYTHON) -V 2>&1), and Python 3.11 or newer is needed: install one and name it, as in:\
+	 make PYTHON=python3.12 demo"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual\
+	 environments: install its package venv, as in: sudo apt install python3-venv"; exit 2; }
 	$(PYTHON) -m venv .venv
 	touch $@
 

@@ -42,15 +42,16 @@ def print_table(
     patients = np.array([str(patient) for patient in truth["patients"]])
     scorer = Scorer(draw_patients(patients, 0), unpacked(truth[target]), target)
     counts = truth["counts"]
+    free = [name for name in FREE if any(line["recipe"] == name for line in lines)]
     print(
         f"\n**{experiment}, {name}, {target}**: {counts['train']:,} training images,"
         f" {counts['test']:,} tested images of {len(set(patients.tolist())):,} patients\n"
     )
     print(
-        "| | images seen | seeds | CPU min | read-out | kNN | minus pixels | minus random"
-        " | linear | minus pixels | minus random |"
+        "| | images seen | seeds | CPU min | read-out |"
+        + "".join(f" {task} | minus {' | minus '.join(free)} |" for task in ("kNN", "linear"))
     )
-    print("|---|---:|---:|---:|---|" + "---:|" * 6)
+    print("|---|---:|---:|---:|---|" + "---:|" * 2 * (1 + len(free)))
     groups: dict[tuple[str, int], list[Line]] = {}
     for line in lines:
         groups.setdefault((line["recipe"], line.get("seen", 0)), []).append(line)
@@ -77,7 +78,7 @@ def row(
     for task in ("knn", "linear"):
         own = scorer.mean(group, read_out, task)
         cells.append(f"{own.value:.3f}")
-        for free in ("pixels", "random weights"):
+        for free in (name for name in FREE if any(line["recipe"] == name for line in lines)):
             others = [line for line in lines if line["recipe"] == free]
             place = "cls" if free == "pixels" else read_out
             if recipe == free or not others:

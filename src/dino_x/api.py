@@ -64,7 +64,7 @@ def pretrain(
         data: folders, files, archives or indexes.
         out: the folder to make.
         model: a size such as ``vits16``, or weights to start from.
-        preset: auto, small, dinov3, continue or highres.
+        preset: auto, try, small, dinov3, continue or highres.
         effective_batch: images that an optimizer step looks at.
         micro_batch: images that go through the network together, or ``auto``; it changes nothing
             about the result.
@@ -150,7 +150,8 @@ def evaluate(
         device: auto, cpu, cuda or mps.
         seed: of everything drawn.
         verbose: print the table of the command line.
-        written_to: a JSON file for the result, written before anything is printed.
+        written_to: a JSON file for the result, written before anything is printed. If an
+            evaluation on other labels is there, that one is given another name.
 
     Returns: what ``evaluation.json`` holds; see ``docs/evaluation.md``.
 
@@ -160,6 +161,7 @@ def evaluate(
     from dino_x.evaluation.table import print_table
     from dino_x.files import write_json
     from dino_x.progress import progress_bar
+    from dino_x.runs.evaluations import keep_former
 
     screen = console(verbose)
     with progress_bar(screen, "evaluating") as progress:
@@ -177,9 +179,16 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
+    former = None
     if written_to is not None:
+        former = keep_former(Path(written_to), result)
         write_json(Path(written_to), result)
     print_table(result, screen)
+    if former is not None:
+        screen.print(
+            f"the evaluation on other labels that was there is now {former}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if written_to is not None:
         screen.print(f"written to {written_to}", highlight=False, soft_wrap=True)
     return result
@@ -204,6 +213,8 @@ def export(
     *,
     which: str = "teacher",
     step: int | None = None,
+    push: str | None = None,
+    public: bool = False,
     verbose: bool = False,
 ) -> Path:
     """Write a model for other tools, and check what was written.
@@ -214,6 +225,9 @@ def export(
         format: transformers, timm or onnx.
         which: the run's ``teacher``, which is what training is for, or its ``student``.
         step: of a checkpoint of the run; the newest by default.
+        push: a name on the hub, ``OWNER/NAME``, to upload the folder to; nothing leaves this
+            machine without it.
+        public: whether everyone may read it there; by default it is private.
         verbose: print what was compared.
 
     Returns: the folder.
@@ -228,7 +242,15 @@ def export(
         raise UserError(f"format '{format}' is none of {', '.join(FORMATS)}")
     if which not in ("teacher", "student"):
         raise UserError(f"which is '{which}', which is neither teacher nor student")
+    if push is not None:
+        from dino_x.exporting.hub import check_push
+
+        check_push(push, public)
     write(name_at(model, step, which), Path(to), format, console(verbose))
+    if push is not None:
+        from dino_x.exporting.hub import push as upload
+
+        upload(Path(to), push, public, console(verbose))
     return Path(to)
 
 
@@ -304,7 +326,7 @@ def plan(
         model: a size such as ``vits16``, or weights.
         effective_batch: images that an optimizer step looks at.
         steps: optimizer steps.
-        preset: auto, small, dinov3, continue or highres.
+        preset: auto, try, small, dinov3, continue or highres.
         gpu: the name of a GPU to calculate for, such as h100; None measures on this machine.
         gpus: how many share each step.
         mfu: the share of the GPU's peak that is reached, 0 to 1; None assumes one.

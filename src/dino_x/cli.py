@@ -1,17 +1,20 @@
 """The command line: from arguments to commands, no logic."""
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from dino_x.errors import SaidElsewhereError, StoppedError, UserError
-from dino_x.flags import FLAGS, build_parser
+from dino_x.flags import build_parser
+from dino_x.parsing import FLAGS
+from dino_x.terminal import Terminal, visible
 
 
 def overrides_in(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -27,17 +30,13 @@ def overrides_in(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
     """``dino-x pretrain``."""
-    from rich.console import Console
-
     from dino_x.commands.pretrain import pretrain
 
-    pretrain(overrides_in(arguments), arguments.out, arguments.resume, Console())
+    pretrain(overrides_in(arguments), arguments.out, arguments.resume, Terminal())
 
 
 def run_plan(arguments: argparse.Namespace) -> None:
     """``dino-x plan``."""
-    from rich.console import Console
-
     from dino_x.cost.gpus import gpu_of
     from dino_x.planning.plan import Request, check_place, plan, save
     from dino_x.planning.table import print_plan
@@ -51,7 +50,7 @@ def run_plan(arguments: argparse.Namespace) -> None:
         images=arguments.images,
     )
     check_place(arguments.json)
-    console = Console()
+    console = Terminal()
     result = plan(overrides_in(arguments), request, console)
     print_plan(result, console)
     save(result, arguments.json)
@@ -74,13 +73,22 @@ def run_index(arguments: argparse.Namespace) -> None:
     )
 
 
+def run_views(arguments: argparse.Namespace) -> None:
+    """``dino-x views``."""
+    from dino_x.commands.views import draw_views
+
+    draw_views(overrides_in(arguments), arguments.out, Terminal())
+
+
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """``dino-x evaluate``."""
     from dino_x import api
     from dino_x.files import check_place
+    from dino_x.report.write import report_again
+    from dino_x.runs.evaluations import place_of
     from dino_x.runs.lock import RunLock
 
-    path = arguments.out or Path("evaluation.json")
+    path = arguments.out or place_of(arguments.model)
     check_place(path)
     RunLock(path.parent).refuse_if_held()
     api.evaluate(
@@ -98,19 +106,35 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         verbose=True,
         written_to=path,
     )
+    report_again(path, Terminal())
+
+
+def run_embed(arguments: argparse.Namespace) -> None:
+    """``dino-x embed``."""
+    from dino_x import api
+    from dino_x.commands.feature_table import Place
+
+    Place(arguments.out, arguments.patches).check()
+    api.load(arguments.model, device=arguments.device).embed_to(
+        arguments.out,
+        arguments.data,
+        patches=arguments.patches,
+        index=arguments.index,
+        where=arguments.where,
+        batch_size=arguments.batch_size,
+        verbose=True,
+    )
 
 
 def run_batch_floor(arguments: argparse.Namespace) -> None:
     """``dino-x batch-floor``."""
-    from rich.console import Console
-
     from dino_x.audit.batch_floor import batch_floor
 
     batch_floor(
         arguments.model,
         arguments.data,
         arguments.out,
-        Console(),
+        Terminal(),
         labels=arguments.labels,
         label_column=arguments.label_column,
         rare_class=arguments.rare_class,
@@ -130,6 +154,8 @@ def run_export(arguments: argparse.Namespace) -> None:
         arguments.format,
         which=arguments.which,
         step=arguments.step,
+        push=arguments.push,
+        public=arguments.public,
         verbose=True,
     )
 
@@ -138,44 +164,48 @@ def run_report(arguments: argparse.Namespace) -> None:
     """``dino-x report``."""
     from dino_x import api
 
+    if arguments.watch is not None:
+        from dino_x.report.watch import watch
+
+        images = not arguments.no_images
+        watch(arguments.path, arguments.out, Terminal(), images=images, every=arguments.watch)
+        return
     page = api.Run(arguments.path).report(arguments.out, images=not arguments.no_images)
-    print(f"written to {page}")
+    print(visible(f"written to {page}"))
 
 
 def run_compare(arguments: argparse.Namespace) -> None:
     """``dino-x compare``."""
-    from rich.console import Console
-
     from dino_x.report.compare import compare, compare_page
     from dino_x.report.terminal import print_comparison
 
-    print_comparison(compare(arguments.paths), Console())
+    print_comparison(compare(arguments.paths), Terminal())
     if arguments.out:
         compare_page(arguments.paths, arguments.out)
-        print(f"written to {arguments.out}")
+        print(visible(f"written to {arguments.out}"))
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
     """``dino-x demo``."""
-    from rich.console import Console
-
     from dino_x.commands.demo import run_demo as demo
 
-    demo(arguments.out, arguments.seed, Console())
+    demo(arguments.out, arguments.seed, Terminal())
 
 
 def run_options(arguments: argparse.Namespace) -> None:
     """``dino-x options``."""
-    from dino_x.config.presets import options_text
+    from dino_x.config.options_text import options_text
 
-    print(options_text())
+    print(options_text(arguments.words, shutil.get_terminal_size().columns))
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "pretrain": run_pretrain,
     "plan": run_plan,
     "index": run_index,
+    "views": run_views,
     "evaluate": run_evaluate,
+    "embed": run_embed,
     "batch-floor": run_batch_floor,
     "export": run_export,
     "report": run_report,
@@ -199,6 +229,11 @@ def prepare_libraries() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
+def say(text: str) -> None:
+    """A line about what went wrong."""
+    print(visible(f"dino-x: {text}"), file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it did what it was asked, 2 with one line on stderr if it could not.
 
@@ -212,27 +247,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         COMMANDS[parsed.command](parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return nobody_reads()
     except SaidElsewhereError:
         return 2
     except StoppedError as stopped:
         if stopped.says:
-            print(f"dino-x: {stopped}", file=sys.stderr)
+            say(str(stopped))
         return stopped.status
     except UserError as error:
-        print(f"dino-x: {error}", file=sys.stderr)
+        say(str(error))
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if not (full or (error.filename and error.strerror)):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"dino-x: {where}{error.strerror}; make room and try again", file=sys.stderr)
+        say(f"{where}{error.strerror}{'; make room and try again' * full}")
         return 2
     except KeyboardInterrupt:
-        print(
-            "dino-x: stopped; a run continues with --resume, an index with the same command",
-            file=sys.stderr,
-        )
+        say("stopped; a run continues with --resume, an index or features with the same command")
         return 130
+    return 0
+
+
+def nobody_reads() -> int:
+    """The status where what reads our output, such as ``head``, has gone: nothing is wrong."""
+    with contextlib.suppress(OSError, ValueError):  # what is still to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

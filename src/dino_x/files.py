@@ -1,12 +1,17 @@
-"""Files that are written whole or not at all, and JSON read with a clear error."""
+"""Files written whole or not at all, JSON read with a clear error, and texts without paths."""
 
+import errno
 import json
 import os
+import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dino_x.errors import UserError
+
+MOST_TEXT = 64 * 2**20  # bytes
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -17,11 +22,32 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content is on the disk. Raises: OSError."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def open_to_group(folder: Path) -> None:
+    """Give the files of a folder the permissions that new files have here.
+
+    Some libraries write files that their owner alone may read, whatever the umask. Raises: OSError.
+    """
+    probe = folder / ".mode.partial"
+    probe.touch()  # not by reading the umask: that would change it for other threads
+    try:
+        mode = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
+    for file in folder.iterdir():
+        if file.is_file():
+            file.chmod(mode)
 
 
 def check_place(path: Path) -> None:
@@ -48,7 +74,30 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write an object as indented JSON in UTF-8, whole or not at all. Raises: OSError."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):  # of names that are not UTF-8
+        text = json.dumps(value, indent=2)
+    write_text(path, text + "\n")
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, of a size that texts have.
+
+    Raises: OSError; ValueError for other bytes, or more of them, as a device gives without end.
+    """
+    with path.open("rb") as file:
+        data = file.read(MOST_TEXT + 1)
+    if len(data) > MOST_TEXT:
+        raise OSError(errno.EFBIG, "it is larger than any text that is meant", str(path))
+    return data.decode()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The object in a JSON text. Raises: ValueError, also for one that is nested without end."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def read_json(path: Path) -> Any:
@@ -57,8 +106,36 @@ def read_json(path: Path) -> Any:
     Raises: UserError if the file cannot be read or holds no valid JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path} cannot be read: it is not valid JSON") from error
+
+
+_PATH = re.compile(
+    r"""(?<![\w.~/\\])           # not within a word or an address
+    (?:~[\w-]*|[A-Za-z]:)?        # of a user, or a drive
+    [/\\](?:[^\s/\\'":;,()<>][^/\\'":;,()<>\n]*[/\\])+  # folders, whose names may hold spaces
+    ([^\s/\\'":;,()<>]*)         # the last part
+    """,
+    re.VERBOSE,
+)
+
+
+def without_paths(text: str) -> str:
+    """A text for people elsewhere: of each absolute path only the last part is left.
+
+    >>> without_paths("no such folder: /home/anna b/study/run; see https://example.org/a/b")
+    'no such folder: run; see https://example.org/a/b'
+    """
+    return _PATH.sub(lambda found: found[1], text)
+
+
+def last_part(name: str) -> str:
+    """The last part of a path with folders; any other name as it is.
+
+    >>> last_part("../anna/run/"), last_part("vit-small")
+    ('run', 'vit-small')
+    """
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]

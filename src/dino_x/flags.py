@@ -1,62 +1,21 @@
 """The commands of the command line and their flags."""
 
-import argparse
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
-from dino_x.config.other_names import hint
-from dino_x.errors import UserError
+from dino_x.help_texts import START, example, sentence
+from dino_x.parsing import FLAGS, GROUPS, Help, Parser, number, whole_number
 from dino_x.version import __version__
-
-FLAGS = {  # flag: (option, what it shows as its value)
-    "--model": ("model.name", "NAME"),
-    "--preset": ("preset", "auto|small|dinov3|continue|highres"),
-    "--effective-batch": ("train.effective_batch", "N"),
-    "--micro-batch": ("train.micro_batch", "N|auto"),
-    "--steps": ("train.steps", "N"),
-    "--prototypes": ("head.prototypes", "N"),
-    "--centering": ("loss.centering", "auto|sinkhorn|softmax"),
-    "--queue": ("loss.queue", "N"),
-    "--koleo-group": ("loss.koleo_group", "effective|N"),
-    "--seed": ("train.seed", "N"),
-    "--device": ("train.device", "auto|cpu|cuda|mps"),
-    "--precision": ("train.precision", "fp32|bf16|fp64"),
-    "--labels": ("data.labels", "folder|FILE.csv"),
-    "--cache": ("data.cache", "DIR"),
-    "--index": ("data.index", "FILE.parquet"),
-    "--where": ("data.where", "CONDITION"),
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line with the way out."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and stop with status 2."""
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            word = message.removeprefix(prefix).split()[0]
-            known, flags = self.known_options(), {name: flag for flag, (name, _) in FLAGS.items()}
-            message = f"unknown option '{word}'{hint(word.partition('=')[0], known, flags)}"
-        raise UserError(f"{message}; see {self.prog} --help")
-
-    def known_options(self) -> list[str]:
-        """Every flag of this parser and its commands."""
-        known: list[str] = []
-        for action in self._actions:
-            known += action.option_strings
-            if isinstance(action, argparse._SubParsersAction):
-                for command in action.choices.values():
-                    known += command.known_options()
-        return known
 
 
 def build_parser() -> Parser:
     """All commands and their flags."""
     parser = Parser(
         prog="dino-x",
-        description="DINOv3-style pretraining on medical images, with an effective batch that is"
-        " exact whatever the micro-batch.",
+        description="DINOv3-style pretraining on medical images, with an effective batch that is\n"
+        "exact whatever the micro-batch.",
+        epilog=START,
+        formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"dino-x {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -64,7 +23,9 @@ def build_parser() -> Parser:
         add_pretrain,
         add_plan,
         add_index,
+        add_views,
         add_evaluate,
+        add_embed,
         add_floor,
         add_export,
         add_report,
@@ -73,6 +34,9 @@ def build_parser() -> Parser:
         add_options,
     ):
         add(commands)
+    for command, its in commands.choices.items():
+        its.description, its.epilog = sentence(command), example(command)
+        its.formatter_class = Help
     return parser
 
 
@@ -96,21 +60,27 @@ def add_plan(commands: Any) -> None:
         "--card", metavar="NAME", help="GPU to calculate for: h100, a100-80, rtx4090, t4, ..."
     )
     parser.add_argument(
-        "--gpus", type=int, default=1, metavar="N", help="Number of GPUs that share each step."
+        "--gpus",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="Number of GPUs that share each step.",
     )
     parser.add_argument(
         "--mfu",
-        type=float,
+        type=number,
         metavar="SHARE",
         help="Share of the GPU's peak that is reached, 0 to 1.",
     )
-    parser.add_argument("--price", type=float, metavar="PER_HOUR", help="Price of one GPU.")
-    parser.add_argument("--images", type=int, metavar="N", help="Number of images, without --data.")
+    parser.add_argument("--price", type=number, metavar="PER_HOUR", help="Price of one GPU.")
+    parser.add_argument(
+        "--images", type=whole_number, metavar="N", help="Number of images, without --data."
+    )
     parser.add_argument(
         "--no-measure", action="store_true", help="Do not try a step on this machine."
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE.json", help="File for all numbers of the parser."
+        "--json", type=Path, metavar="FILE.json", help="File for all numbers of the plan."
     )
 
 
@@ -135,16 +105,29 @@ def add_index(commands: Any) -> None:
     for flag in ("slice_axis", "modality"):
         field = DataOptions.model_fields[flag]
         words = get_args(field.annotation)
-        parser.add_argument(f"--{flag.replace('_', '-')}", default=field.default, choices=words,
-                           help=field.description)  # fmt: skip
+        parser.add_argument(
+            f"--{flag.replace('_', '-')}",
+            default=field.default,
+            choices=words,
+            metavar="|".join([*words[:3], "..."][: len(words)]),
+            help=field.description,
+        )
     axes = DataOptions.model_fields["axes"]
     parser.add_argument("--axes", default=axes.default, help=axes.description)
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="Headers read at a time; by default the number of cores.",
     )
+
+
+def add_views(commands: Any) -> None:
+    """Add ``dino-x views``."""
+    parser = commands.add_parser("views", help="What the network will see, as a picture.")
+    add_run_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("views.png"), metavar="FILE.png",
+                        help="The picture; by default views.png.")  # fmt: skip
 
 
 def add_evaluate(commands: Any) -> None:
@@ -176,11 +159,40 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument(
         "--against", nargs="+", default=[], metavar="MODEL", help="Other models to compare with."
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="File for the result.")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.json",
+        help="File for the result; by default evaluation.json in the run, whose page is made anew.",
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument(
-        "--seed", type=int, default=0, help="Seed of everything drawn, random weights included."
+        "--seed",
+        type=whole_number,
+        default=0,
+        help="Seed of everything drawn, random weights included.",
     )
+
+
+def add_embed(commands: Any) -> None:
+    """Add ``dino-x embed``."""
+    parser = commands.add_parser("embed", help="Features of images, as a table.")
+    parser.add_argument("--model", required=True, metavar="RUN_OR_FOLDER")
+    parser.add_argument("--data", nargs="+", required=True, metavar="PATH")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE.parquet", help="Table: .parquet or .csv."
+    )
+    parser.add_argument(
+        "--patches", type=Path, metavar="FILE.npy",
+        help="File for the features of all patches, in the order of the table.",
+    )  # fmt: skip
+    parser.add_argument("--index", metavar="FILE.parquet", help="An index of the data.")
+    parser.add_argument(
+        "--where", metavar="CONDITION", help="Embed the images that meet it, as in pretrain."
+    )
+    parser.add_argument("--batch-size", type=whole_number, default=64, metavar="N",
+                        help="Number of images that go through the network together.")  # fmt: skip
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
 
 
 def add_floor(commands: Any) -> None:
@@ -198,12 +210,12 @@ def add_floor(commands: Any) -> None:
     )
     parser.add_argument(
         "--repeats",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="Number of draws; by default 10, fewer above 1,024 prototypes.",
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N")
 
 
 def add_export(commands: Any) -> None:
@@ -220,8 +232,17 @@ def add_export(commands: Any) -> None:
         "--which", choices=["teacher", "student"], default="teacher", help="Of the run's networks."
     )
     parser.add_argument(
-        "--step", type=int, metavar="N", help="Of a checkpoint of the run; by default the last."
+        "--step",
+        type=whole_number,
+        metavar="N",
+        help="Of a checkpoint of the run; by default the last.",
     )
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="Upload the folder to the Hugging Face hub, privately; nothing leaves without this.",
+    )
+    parser.add_argument("--public", action="store_true", help="Let everyone read what is pushed.")
 
 
 def add_report(commands: Any) -> None:
@@ -229,12 +250,21 @@ def add_report(commands: Any) -> None:
     parser = commands.add_parser("report", help="Write one HTML page about a run.")
     parser.add_argument("path", type=Path, metavar="RUN")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.html", help="The page; by default RUN/parser.html."
+        "--out", type=Path, metavar="FILE.html", help="The page; by default RUN/report.html."
     )
     parser.add_argument(
         "--no-images",
         action="store_true",
         help="Leave images out, for example if text is burnt into them.",
+    )
+    parser.add_argument(
+        "--watch",
+        type=int,
+        nargs="?",
+        const=60,
+        metavar="SECONDS",
+        help="Write the page again every 60 (or so many) seconds until the run ends; an open page"
+        " loads itself anew.",
     )
 
 
@@ -254,17 +284,21 @@ def add_demo(commands: Any) -> None:
         metavar="RUN",
         help="Folder to make; by default runs/demo, or demo-2, ...",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N")
 
 
 def add_options(commands: Any) -> None:
     """Add ``dino-x options``."""
-    commands.add_parser("options", help="List every option of a run, its default and its meaning.")
+    parser = commands.add_parser("options", help="Options of a run: values, presets, meaning.")
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD",
+        help="Only options with these words: a section, a name, or a word of the meaning.",
+    )  # fmt: skip
 
 
 def add_run_options(parser: Parser) -> None:
     """What says how a run trains, for `pretrain` and `plan`."""
-    from dino_x.config.options import Options
+    from dino_x.config.presets import field_of
 
     parser.add_argument(
         "--data", nargs="+", metavar="PATH",
@@ -279,11 +313,9 @@ def add_run_options(parser: Parser) -> None:
         "--allow-partial", action="store_const", const=True, dest="model.allow_partial",
         help="Start from weights of which less than 99%% can be loaded.",
     )  # fmt: skip
-    for flag, (name, metavar) in FLAGS.items():
-        *sections, key = name.split(".")
-        owner: Any = Options
-        for section in sections:
-            owner = owner.model_fields[section].annotation
-        parser.add_argument(
-            flag, dest=name, metavar=metavar, help=owner.model_fields[key].description
-        )
+    for title, flags in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            name, metavar = FLAGS[flag]
+            meaning = field_of(name).description
+            group.add_argument(flag, dest=name, metavar=metavar, help=meaning)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,15 @@ import numpy as np
 from rich.console import Console
 
 from dino_x.errors import UserError
+from dino_x.files import read_json
+from dino_x.terminal import Terminal
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dino_x.data.image import ImageRef
     from dino_x.evaluation.backbone import LoadedModel
+    from dino_x.evaluation.dataset import PreparedImages
     from dino_x.runs.folder import RunFolder
 
 PathLike = str | Path
@@ -77,6 +79,71 @@ class Model:
             *embed_images(self.name, self.loaded, as_paths(images), batch_size, console(verbose))
         )
 
+    def embed_to(
+        self,
+        out: PathLike,
+        images: Paths,
+        *,
+        patches: PathLike | None = None,
+        index: PathLike | None = None,
+        where: str | None = None,
+        batch_size: int = 64,
+        verbose: bool = False,
+    ) -> Path:
+        """Write features to a table, a row an image; see ``docs/features.md``.
+
+        It needs no memory for all features at once, and a call that was interrupted is continued by
+        the same call.
+
+        Args:
+            out: the table, ``.parquet`` or ``.csv``.
+            images: folders, files or indexes.
+            patches: a ``.npy`` file for the patch features, float16 [M, P, P, D].
+            index: an index of the images.
+            where: a condition on the images, such as ``modality == "CT"``.
+            batch_size: images that go through the network together.
+            verbose: show progress, and what was written.
+
+        Returns: the table.
+
+        Raises: UserError if there are no images, a file exists already, or half-done features are
+            those of another model or of other images.
+        """
+        from dino_x.commands.feature_table import write_features
+
+        return write_features(
+            self.name,
+            self.loaded,
+            as_paths(images),
+            Path(out),
+            console(verbose),
+            grid=None if patches is None else Path(patches),
+            index=None if index is None else Path(index),
+            where=where,
+            batch_size=batch_size,
+        )
+
+    def images(self, images: Paths, *, size: int | None = None) -> PreparedImages:
+        """The images below some paths as the network takes them, to train something on top of it.
+
+        They are prepared as in training and evaluation: windows, 16 bits, volumes and slices with
+        their neighbours included. Nothing is read but headers until an item is asked for.
+
+        Args:
+            images: folders, files or indexes.
+            size: side of the squares in pixels; by default that of the model. A multiple of the
+                side of a patch.
+
+        Returns: a data set for a ``DataLoader``; its ``images`` say what each item is of.
+
+        Raises: UserError if there are no images.
+        """
+        from dino_x.commands.embed import images_below
+        from dino_x.evaluation.dataset import PreparedImages
+
+        refs = images_below(self.name, as_paths(images))
+        return PreparedImages(refs, self.loaded.preparation, size)
+
 
 class Run:
     """The folder of a run.
@@ -114,7 +181,7 @@ class Run:
         Raises: UserError if this is no run.
         """
         file = self._folder().evaluation
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return read_json(file) if file.is_file() else None
 
     def resume(self, *, verbose: bool = False) -> Run:
         """Continue the run from its newest checkpoint.
@@ -184,4 +251,4 @@ def text(value: PathLike | None) -> str | None:
 
 def console(verbose: bool) -> Console:
     """Where messages go: to the screen, or nowhere."""
-    return Console(quiet=not verbose)
+    return Terminal(quiet=not verbose)

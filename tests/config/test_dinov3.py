@@ -185,7 +185,11 @@ def test_a_preset_whose_crops_the_patches_of_the_weights_do_not_divide_is_refuse
         ("optim.clip_scope", "head", "optim.clip_scope is one of part, joint; got 'head'"),
         ("model.rope_scope", "layer", "model.rope_scope is one of block, forward; got 'layer'"),
         ("views.blur_unit", "mm", "views.blur_unit is one of pixels, scaled; got 'mm'"),
-        ("preset", "dinov3-vits", "preset is one of auto, small, dinov3, dinov3-vitl, dinov3-7b"),
+        (
+            "preset",
+            "dinov3-vits",
+            "preset is one of auto, try, small, dinov3, dinov3-vitl",
+        ),
         ("views.early_share", 1.5, "views.early_share: "),
         ("loss.sigreg_knots", 1, "loss.sigreg_knots: "),
     ],

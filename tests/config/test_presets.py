@@ -14,6 +14,7 @@ from dino_x.config.presets import (
     read_config,
 )
 from dino_x.config.resolve import Facts, resolve
+from dino_x.demo import demo_folder
 from dino_x.errors import UserError
 
 
@@ -48,6 +49,24 @@ def test_what_is_said_wins_over_the_preset():
     assert dotted(kept.model_dump())[name] == value
     changed = resolve({"preset": "small", name: value / 2}, Facts(100)).options
     assert dotted(changed.model_dump())[name] == value / 2
+
+
+def test_try_is_the_demo_on_ones_own_images():
+    chosen = resolve({"preset": "try"}, Facts(600)).options
+    model, train = chosen.model, chosen.train
+    assert (model.name, model.width, model.depth, model.heads) == ("vit-tiny", 128, 4, 2)
+    assert (chosen.views.global_size, train.effective_batch, train.steps) == (64, 256, 120)
+    demo = resolve(read_config(demo_folder() / "demo.yaml"), Facts(600)).options
+    assert demo.train.micro_batch == 16
+    assert demo.model_copy(update={"train": train}) == chosen
+
+
+def test_a_model_that_is_named_keeps_its_sizes_in_try():
+    named = resolve({"preset": "try", "model.name": "vits16"}, Facts(600)).options
+    assert (named.model.name, named.model.width, named.train.steps) == ("vits16", None, 120)
+    loaded = resolve({"preset": "try", "model.name": "some/model"}, Facts(600)).options
+    assert loaded.model.registers is None
+    assert loaded.views.global_size == 64
 
 
 @pytest.mark.parametrize(

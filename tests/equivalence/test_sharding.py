@@ -31,6 +31,10 @@ SHARDED = {
         "loss__centering": "sinkhorn", "masks__probability": 0.15, "model__drop_path": 0.6, **QUIET,
     },
     "distilled": {"loss__centering": "sinkhorn", "head__init": "fan_in", **QUIET},
+    "no registers": {  # the presets' own default for a new model: an empty parameter
+        "preset": "small", "model__registers": 0, "loss__centering": "sinkhorn",
+        "gram__weight": 1.0, "gram__start": 1, **QUIET,
+    },
     "bf16": {  # without KoLeo, which makes much of small differences in so small a network
         "train__precision": "bf16", "loss__centering": "sinkhorn", "loss__koleo_weight": 0.0,
         **QUIET,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -141,6 +142,24 @@ def test_settings_tell_no_path_of_a_model_that_is_gone():
     assert "facebook/dinov2-base" in public({"model.name": "facebook/dinov2-base"}, hub)
 
 
+def test_the_card_tells_no_path_of_other_models_nor_a_condition(run, tmp_path):
+    """What was compared with --against, and chosen with --where, is often called after people."""
+    copy = shutil.copytree(run, tmp_path / "secret" / "run")
+    evaluation = json.loads((copy / "evaluation.json").read_text())
+    others = ("/home/secret/study", "../secret/old run/", "facebook/dinov2-base")
+    for other in others:
+        evaluation["results"][other] = evaluation["results"]["model"]
+    (copy / "evaluation.json").write_text(json.dumps(evaluation))
+    settings = yaml.safe_load((copy / "config.yaml").read_text())
+    settings["data"]["where"] = "path LIKE '%secret%'"
+    settings["data"]["index"] = "/home/secret/i.parquet"
+    (copy / "config.yaml").write_text(yaml.safe_dump(settings))
+    export(copy, tmp_path / "to", "transformers", Console(quiet=True))
+    card = (tmp_path / "to" / "README.md").read_text()
+    assert "| study | old run | facebook/dinov2-base |" in card
+    assert "secret" not in card
+
+
 @pytest.mark.parametrize(
     ("chain", "tag", "pattern"),
     [
@@ -187,9 +206,12 @@ def test_what_is_refused_in_one_line(run, tmp_path, capsys, monkeypatch):
     for arguments, pattern in (
         ((run, "--to", tmp_path / "full", "--format", "transformers"), "is there already"),
         ((tmp_path / "empty", "--to", to, "--format", "transformers"), "is no model"),
-        ((run, "--to", to, "--format", "onnx"), r"needs onnxruntime; .*dino-x-ssl\[onnx\]"),
+        ((run, "--to", to, "--format", "onnx"), r"needs onnxruntime: pip install onnx onnx"),
         ((run, "--to", to, "--format", "timm"), "checked with timm, .* install timm"),
-        ((run, "--to", to, "--format", "tensorflow"), "invalid choice: 'tensorflow'"),
+        (
+            (run, "--to", to, "--format", "tensorflow"),
+            "one of transformers, timm, onnx; got 'tens",
+        ),
     ):
         assert main(["export", *map(str, arguments)]) == 2
         error = capsys.readouterr().err.strip()

@@ -125,7 +125,14 @@ def test_new_weights_come_from_the_seed_alone():
 
 def test_what_is_saved_loads_with_auto_model_and_as_a_backbone(tmp_path):
     backbone = tiny()
-    save_vit(backbone.vit.state_dict(), backbone, tmp_path / "m", 32, [0.4] * 3, [0.2] * 3)
+    save_vit(
+        backbone.vit.state_dict(),
+        type(backbone.vit)(backbone.vit.config),
+        tmp_path / "m",
+        32,
+        [0.4] * 3,
+        [0.2] * 3,
+    )
     crops = torch.randn(2, 3, 32, 32)
     auto = AutoModel.from_pretrained(tmp_path / "m")
     with torch.no_grad():
@@ -148,7 +155,14 @@ def test_sizes_are_those_of_the_released_models():
 
 def test_a_loaded_model_keeps_its_sizes(tmp_path):
     backbone = tiny()
-    save_vit(backbone.vit.state_dict(), backbone, tmp_path / "m", 32, [0.5] * 3, [0.2] * 3)
+    save_vit(
+        backbone.vit.state_dict(),
+        type(backbone.vit)(backbone.vit.config),
+        tmp_path / "m",
+        32,
+        [0.5] * 3,
+        [0.2] * 3,
+    )
     with pytest.raises(UserError, match="model.depth cannot be changed"):
         build_backbone(ModelOptions(name=str(tmp_path / "m"), depth=3), 32, seed=0)
 
@@ -157,7 +171,14 @@ def test_a_folder_with_missing_tensors_is_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
     backbone = tiny()
-    save_vit(backbone.vit.state_dict(), backbone, tmp_path / "m", 32, [0.5] * 3, [0.2] * 3)
+    save_vit(
+        backbone.vit.state_dict(),
+        type(backbone.vit)(backbone.vit.config),
+        tmp_path / "m",
+        32,
+        [0.5] * 3,
+        [0.2] * 3,
+    )
     path = tmp_path / "m" / "model.safetensors"
     tensors = load_file(path)
     del tensors[next(name for name in tensors if "up_proj.weight" in name)]

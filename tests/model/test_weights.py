@@ -60,7 +60,14 @@ def test_every_tensor_loads_and_features_are_those_of_transformers(tmp_path, kin
 def test_it_is_saved_in_the_format_it_came_in(tmp_path, kind):
     vit, path = saved(kind, tmp_path, "transformers")
     loaded = backbone(path)
-    save_vit(loaded.vit.state_dict(), loaded, tmp_path / "out", 32, loaded.mean, loaded.std)
+    save_vit(
+        loaded.vit.state_dict(),
+        type(loaded.vit)(loaded.vit.config),
+        tmp_path / "out",
+        32,
+        loaded.mean,
+        loaded.std,
+    )
     again = AutoModel.from_pretrained(tmp_path / "out").eval()
     assert type(again) is type(vit)
     assert (
@@ -112,7 +119,9 @@ def test_one_channel_of_rgb_weights_has_their_features_of_a_grey_image(tmp_path,
         torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-5)
     assert "repeated for 5 channels, divided by 5" in five.accounting.line()
     # and back: three channels of the grey network
-    save_vit(one.vit.state_dict(), one, tmp_path / "one", 32, one.mean, one.std)
+    save_vit(
+        one.vit.state_dict(), type(one.vit)(one.vit.config), tmp_path / "one", 32, one.mean, one.std
+    )
     three = backbone(tmp_path / "one", channels=3)
     found = three(normalised(three.mean, three.std).expand(-1, 3, -1, -1), None, None)
     for new, old in zip(found, expected, strict=True):

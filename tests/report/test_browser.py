@@ -95,6 +95,51 @@ def test_nothing_is_wider_than_a_phone_or_a_desk(pages, tmp_path):
         assert seen.paper > 230
 
 
+HOVER = """<script>
+addEventListener("load", () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const view = page.defaultView;
+  const tip = () => page.querySelector(".tip").hidden ? "" : page.querySelector(".tip").textContent;
+  const said = [];
+  const chart = page.querySelector("#online-1 svg");
+  const box = chart.getBoundingClientRect();
+  const place = (share) => new view.PointerEvent("pointermove", {
+    clientX: box.left + share * box.width, clientY: box.top + box.height / 2});
+  chart.dispatchEvent(place(0.97));
+  said.push(tip());
+  chart.dispatchEvent(new view.KeyboardEvent("keydown", {key: "ArrowLeft"}));
+  said.push(tip());
+  chart.dispatchEvent(new view.PointerEvent("pointerleave"));
+  said.push(tip());
+  page.querySelector("h3 .larger").click();
+  const large = page.querySelector("dialog");
+  said.push(large.open && large.querySelector("svg.chart") !== null);
+  large.close();
+  page.querySelector(".pairs img").click();
+  said.push(large.open && large.querySelector("img").alt);
+  document.title = "said " + said.join("|");
+});
+</script>"""
+
+
+@needs_browser
+def test_values_are_shown_on_hover_and_by_keys_and_pictures_get_large(pages, tmp_path):
+    source = tmp_path / "hover.html"
+    frame = f'<iframe style="width:900px;height:700px" srcdoc="{html.escape(pages[0])}"></iframe>'
+    source.write_text(f"<!doctype html><meta charset=utf-8>{frame}{HOVER}")
+    done = subprocess.run(
+        [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+         source.as_uri()],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    found = re.search(r"<title>said ([^<]*)</title>", done.stdout)
+    assert found, done.stderr[-500:]
+    last, before, gone, chart, picture = found[1].split("|")
+    assert re.fullmatch(r"step 4: [\d.]+ share", last)
+    assert re.fullmatch(r"step [123]: [\d.]+ share", before)
+    assert (gone, chart, picture) == ("", "true", "Image 1")
+
+
 @needs_browser
 def test_it_is_dark_where_the_reader_wants_it(pages, tmp_path):
     (seen,) = probe(tmp_path, pages[1:2], (360,), "--blink-settings=preferredColorScheme=0")

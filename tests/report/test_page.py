@@ -1,7 +1,9 @@
 """The page: what is in it, what must not be, and that it is there whatever the run lacks."""
 
+import json
 import os
 import re
+import shutil
 import time
 from html import unescape
 
@@ -14,7 +16,14 @@ from dino_x.report import write
 from dino_x.report.write import report
 from tests.report.conftest import QUICK
 from tests.report.pages import check
-from tests.report.runs import OLD_EVALUATION, evaluation_of, make_run, numbers, write_findings
+from tests.report.runs import (
+    OLD_EVALUATION,
+    evaluation_of,
+    figure,
+    make_run,
+    numbers,
+    write_findings,
+)
 from tests.tiny import NO_PROCESSOR
 from tests.training.runs import pretrain
 
@@ -26,8 +35,8 @@ def test_every_run_ends_with_a_page_that_is_whole(real_run, films, capsys):
     assert "trained on 28 images for 4 of 4 steps of 8 images (1.1 passes)" in page.text
     for heading in ("In short", "Evaluation", "Attention", "Nearest neighbours", "Settings"):
         assert heading in page.text
-    # 6 images at 4 steps and themselves, 6 of attention, 6 with 5 neighbours each
-    assert len(page.all("img")) == 6 * 5 + 6 + 6 * 6
+    # 6 images with two large maps, and at 4 steps; 6 of attention, 6 with 5 neighbours each
+    assert len(page.all("img")) == 6 * 3 + 6 * 5 + 6 + 6 * 6
     assert "There is no model" not in page.text
     assert not list(real_run.glob("*.partial"))
 
@@ -46,8 +55,9 @@ def test_without_images_none_is_shown_and_it_says_so(real_run, tmp_path, capsys)
     page = check(out.read_text())
     assert page.text.count("Images are left out of this page") == 3
     labels = [picture["alt"] for picture in page.all("img")]
-    assert len(labels) == 6 * 4 + 6  # maps and attention only
+    assert len(labels) == 6 * 2 + 6 * 4 + 6  # maps and attention only
     assert not any(alt.startswith("Sample") or alt == "Image 1" for alt in labels)
+    assert not any("over the image" in alt for alt in labels)
     assert capsys.readouterr().out == f"written to {out}\n"
 
 
@@ -66,7 +76,7 @@ def test_a_run_told_to_keep_no_images_has_none_in_its_page(films, tmp_path):
     assert pretrain(films, out, *QUICK, report__page=True, report__images=False) == 0
     page = check((out / "report.html").read_text())
     assert "Images are left out" in page.text
-    assert len(page.all("img")) == 6 * 4 + 6
+    assert len(page.all("img")) == 6 * 2 + 6 * 4 + 6
 
 
 def test_images_that_are_gone_cost_only_their_section(films, tmp_path):
@@ -80,7 +90,7 @@ def test_images_that_are_gone_cost_only_their_section(films, tmp_path):
     page = check(report(out).read_text())
     assert "The run's images are not where they were" in page.text
     assert "Jane" not in page.text
-    assert len(page.all("img")) == 6 * 5 + 6  # maps and attention need no files
+    assert len(page.all("img")) == 6 * 3 + 6 * 5 + 6  # maps and attention need no files
 
 
 def test_a_damaged_model_costs_only_its_sections(real_run, tmp_path):
@@ -91,7 +101,7 @@ def test_a_damaged_model_costs_only_its_sections(real_run, tmp_path):
     page = check(report(run).read_text())
     assert page.text.count("The run's model cannot be loaded") == 2
     assert "Jane" not in page.text
-    assert len(page.all("img")) == 6 * 5  # the maps
+    assert len(page.all("img")) == 6 * 3 + 6 * 5  # the maps
 
 
 def test_findings_are_told_where_they_are(full_page):
@@ -109,6 +119,31 @@ def test_a_healthy_run_is_called_healthy(tmp_path):
     text = check(report(make_run(tmp_path / "run")).read_text()).text
     assert "No sign of a collapse or of divergence." in text
     assert "✕ problem" not in text
+
+
+def test_a_run_too_short_to_judge_has_no_green_mark(tmp_path, real_run):
+    page = check((real_run / "report.html").read_text()).text  # four steps
+    assert "Nothing was found, but 4 steps with 2 looks are too few to call it healthy." in page
+    assert ": 4 steps are too few to judge it." in page
+    assert "No sign of a collapse" not in page
+    early = report(make_run(tmp_path / "run", done=12)).read_text()
+    assert "12 steps with 3 looks are too few" in check(early).text
+
+
+def test_with_softmax_the_loss_is_compared_with_the_entropy_of_the_mean_target(tmp_path):
+    """Log K is 4.16, the mean target has 0.9 of it, 3.74; the loss ends at 3.14."""
+    words = "The DINO loss is 3.14, and guessing costs the entropy of the mean target = 3.74"
+    softmax = report(make_run(tmp_path / "a", loss__centering="softmax")).read_text()
+    assert f"{words}: the run has left it." in check(softmax).text
+    assert "guessing 3.74" in check(softmax).text.replace("guessing stays at 3.74", "guessing 3.74")
+    sinkhorn = report(make_run(tmp_path / "b", loss__centering="sinkhorn")).read_text()
+    assert "guessing costs log K = 4.16: the run has left it." in check(sinkhorn).text
+    run = make_run(tmp_path / "c", loss__centering="softmax")
+    text = (run / "metrics.jsonl").read_text().replace(
+        '"health/mean_target_entropy": 0.9', '"health/mean_target_entropy": 0.72'
+    )  # fmt: skip
+    (run / "metrics.jsonl").write_text(text)
+    assert "= 2.99: it has not left it yet" in check(report(run).read_text()).text
 
 
 def test_without_health_it_says_so(tmp_path):
@@ -227,3 +262,50 @@ def test_bad_input_is_one_line(make, arguments, pattern, tmp_path, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert re.search(pattern, lines[0]), lines[0]
+
+
+def test_an_evaluation_goes_into_the_run_and_its_page_is_made_anew(
+    real_run, films, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(real_run, run)
+    before = (run / "report.html").read_text()
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{file},{n % 2},{n}" for n, file in enumerate(sorted(films.rglob("*.png")))]
+    (tmp_path / "parity.csv").write_text("\n".join(["path,label,patient", *rows]))
+    command = ["evaluate", "--model", run, "--data", films, "--labels", tmp_path / "parity.csv",
+               "--tasks", "knn"]  # fmt: skip
+    assert main([str(word) for word in command]) == 0
+    said = capsys.readouterr().out
+    assert json.loads((run / "evaluation.json").read_text())["settings"]["labels"] == "parity.csv"
+    former = json.loads((run / "evaluation-1.json").read_text())
+    assert former["settings"]["labels"] == "folder"
+    assert f"report    {run / 'report.html'}" in said
+    assert not (tmp_path / "evaluation.json").exists()
+    now = (run / "report.html").read_text()
+    assert "Linear probe" in before
+    assert "Linear probe" not in now
+
+
+def test_an_evaluation_with_details_shows_each_class_and_the_units(tmp_path):
+    class_of = {"recall": figure(0.9), "precision": figure(0.8), "specificity": figure(0.7),
+                "auroc": figure(0.95), "images": 50}  # fmt: skip
+    curve = {"false_positive_rate": [0, 0.25, 1], "true_positive_rate": [0, 0.75, 1]}
+    evaluation = evaluation_of(0.85)
+    evaluation["details"] = {"knn": {
+        "confusion": [[45, 5], [20, 30]],
+        "classes": {"ill": class_of, "well": class_of | {"precision": None}},
+        "roc": {"ill": curve, "well": curve},
+    }}  # fmt: skip
+    of_patients = {name: {"knn": {"20": {"balanced_accuracy": figure(0.99)}}}
+                   for name in ("model", "random")}  # fmt: skip
+    evaluation["units"] = {"patient": {
+        "count": 31, "mixed": 2, "results": of_patients, "verdicts": {"knn": {}},
+    }}  # fmt: skip
+    page = check(report(make_run(tmp_path / "run", evaluation=evaluation)).read_text())
+    for words in (
+        "Each class by the model, kNN", "taken for well", "45 90%", "20 40%", "never answered",
+        "AUROC: well 0.950", "patient 31 0.990 (0.970 to 1.010)",
+        "2 patients have images of different classes and are left out.",
+    ):  # fmt: skip
+        assert words in page.text, words

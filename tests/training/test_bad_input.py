@@ -190,15 +190,6 @@ def test_a_resume_destroys_nothing_in_a_folder_that_is_no_run(films, tmp_path, r
     assert [file.name for file in letters.iterdir()] == ["model"]
 
 
-def test_a_resume_of_a_run_whose_settings_are_gone_says_what_is_missing(films, tmp_path, refused):
-    run = tmp_path / "run"
-    assert pretrain(films, run, *QUICK) == 0
-    (run / "config.yaml").unlink()
-    before = sorted(file.name for file in run.rglob("*"))
-    refused(pretrain(films, run, *QUICK, "--resume"), "no config.yaml, without which")
-    assert sorted(file.name for file in run.rglob("*")) == before
-
-
 def test_a_start_that_was_killed_before_its_settings_is_started_anew(films, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

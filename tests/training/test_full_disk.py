@@ -127,7 +127,7 @@ def test_a_disk_that_is_full_from_the_start_or_at_the_end_is_one_line(
     assert re.fullmatch(r"dino-x: cannot write to .*: No space left.*\n", capsys.readouterr().err)
     filler.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("dino_x.commands.pretrain.say_where", lambda run, console: fill(disk))
+        patch.setattr("dino_x.commands.pretrain.say_where", lambda *of: fill(disk))
         flags = (*FLAGS, "--labels", "folder", "--resume")
         assert pretrain(films, disk / "run", *flags, report__page=True) == 2
     assert re.search(r"^dino-x: .*No space left.*\n$", capsys.readouterr().err)

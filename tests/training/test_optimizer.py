@@ -50,6 +50,15 @@ def test_every_parameter_is_in_one_group_with_the_right_decay(options):
         assert group["decays"] is not small, name
 
 
+def test_a_parameter_of_no_numbers_is_not_trained(options):
+    """Without registers there is one; FSDP cannot sum its gradient."""
+    without = resolve(TINY | {"model.registers": 0, "train.steps": 100}, Facts(40)).options
+    student = build_student(without)
+    set_values(build_optimizer(student, without.optim), student, values_at(5, without))
+    still = [name for name, weight in student.named_parameters() if not weight.requires_grad]
+    assert still == ["backbone.vit.embeddings.register_tokens"]
+
+
 def test_values_reach_the_groups_and_freeze_the_prototypes(options):
     student = build_student(options)
     optimizer = build_optimizer(student, options.optim)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from dino_x.commands.how_long import say_how_long
 from dino_x.config.options import HeadOptions, Options
 from dino_x.data.image import WITHOUT_IMAGE, ImageRef
 from dino_x.data.index.index import LEFT_OUT, Index, in_words
@@ -76,6 +77,7 @@ def announce(
         console.print(f"{name:<10}{line}", style=style, highlight=False, soft_wrap=True)
     for note in index.notes:
         console.print(f"{'note':<10}{note}", style="yellow", highlight=False, soft_wrap=True)
+    say_how_long(prepared, console)
     for sentence in warnings(index.rows, options):
         console.print(f"{'warning':<10}{sentence}", style="yellow", highlight=False, soft_wrap=True)
 

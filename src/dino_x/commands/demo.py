@@ -1,5 +1,7 @@
 """``dino-x demo``: the main job on the films in the package, then what to do next."""
 
+import shutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -29,15 +31,24 @@ def run_demo(out: Path | None, seed: int, console: Console) -> RunFolder:
     run = pretrain(overrides, out or free_folder(Path("runs")), resume=False, console=console)
     console.print(
         "\nThis was a demonstration on two CPU cores, not a good model: see the table for how it"
-        " compares.\nNext, your own images:\n\n"
-        "    dino-x pretrain --data FOLDER --out runs/mine\n\n"
-        f"or use the model:\n\n"
-        f"    from transformers import AutoModel\n"
-        f'    backbone = AutoModel.from_pretrained("{run.model}")\n',
+        " compares.\nNext, the same small network on your own images, and its features:\n\n"
+        f"{activate()}"
+        "    dino-x pretrain --data FOLDER --out runs/first --preset try\n"
+        "    dino-x embed --model runs/first --data FOLDER --out features.parquet\n\n"
+        "docs/first-run.md goes on from there: what you see, what RUN holds, larger networks.\n",
         highlight=False,
         soft_wrap=True,
     )
     return run
+
+
+def activate() -> str:
+    """The line that puts ``dino-x`` on the path, where it is in an environment that is not."""
+    place = Path(sys.prefix)
+    if sys.prefix == sys.base_prefix or shutil.which("dino-x") is not None:
+        return ""
+    here = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+    return f"    source {here / 'bin' / 'activate'}\n"
 
 
 def free_folder(parent: Path) -> Path:

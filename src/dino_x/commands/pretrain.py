@@ -1,6 +1,8 @@
 """From what the user asked for to a finished run."""
 
 import os
+import shlex
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from dino_x.config.options import Options
 from dino_x.config.resolve import Facts, resolve
 from dino_x.data.index.index import Skipped, write_skipped
 from dino_x.data.index.labels import Labelled
+from dino_x.data.storage.archives import address
 from dino_x.distributed.shares import usable
 from dino_x.distributed.world import (
     all_or_none,
@@ -33,12 +36,15 @@ from dino_x.losses.ranks import Ranks
 from dino_x.machine.device import choose_device, describe_device
 from dino_x.progress import progress_bar
 from dino_x.report.write import report_at_end
+from dino_x.runs.environment import add_start, describe
 from dino_x.runs.folder import RunFolder
-from dino_x.runs.going_on import check_same_content, saved_settings
+from dino_x.runs.going_on import check_same_content, restore_settings, saved_settings
 from dino_x.runs.origin import write_origin
 from dino_x.runs.start import inherited
 from dino_x.runs.trained_on import keep_keys, keep_split, kept_split, keys_of_images
+from dino_x.terminal import Terminal
 from dino_x.training.images import early_checks, images_of
+from dino_x.training.loggers import open_logger
 from dino_x.training.micro_batch import remember, remembered
 from dino_x.training.prepare import Prepared, files_hash, online, prepare, step_of
 from dino_x.training.report import NoReport, TrainingReport
@@ -60,18 +66,27 @@ def pretrain(overrides: Mapping[str, Any], out: Path, resume: bool, console: Con
     where = process_info(os.environ)
     device = device_of(choose_device(str(overrides.get("train.device") or "auto")), where)
     run = RunFolder(out)
+    if where.rank == 0:
+        run.log.listen(console)
     try:
         with joined(where, device) as ranks:
             if ranks.rank > 0:
-                console = Console(quiet=True)
+                console = Terminal(quiet=True)
             options = train_together(overrides, run, resume, device, ranks, console)
         if where.rank == 0:
-            say_where(run, console)
+            say_where(run, options, console)
             if options.data.labels:
                 evaluate_run(options, run, console)
             if options.report.page:
                 report_at_end(run.path, console)
+    except UserError as error:
+        run.log.hear(f"dino-x: {error}")
+        raise
+    except Exception:
+        run.log.hear(traceback.format_exc())
+        raise
     finally:
+        run.log.close()
         run.lock.release()
     return run
 
@@ -85,7 +100,7 @@ def train_together(
     console: Console,
 ) -> Options:
     """What all processes of a run do, each with its share of the images; the resolved options."""
-    resumed = resume and run.exists
+    resumed = resume and broadcast_from_rank0(ranks, lambda: is_there(run, console))
     named = "train.micro_batch" in overrides
     overrides = all_or_none(ranks, lambda: settings(overrides, run, resume))
     early = all_or_none(ranks, lambda: early_checks(overrides, ranks))
@@ -108,11 +123,21 @@ def train_together(
     check_same(ranks, "images", files_hash(index) if ranks.world_size > 1 else "")
     if ranks.world_size == 1:  # several would wait for the one that fills it longer than they can
         fill_cache(prepared, console)
-    check_same(ranks, "settings", f"{__version__} {options.model_dump_json()}")
+    check_same(ranks, "settings", f"{__version__} {options.model_dump()}")
     all_or_none(ranks, lambda: begin(prepared, labelled, resumed, resume, console))
     announce(prepared, held_out, console, asked)
     train(prepared, run, console)
     return options
+
+
+def is_there(run: RunFolder, console: Console) -> bool:
+    """Whether there is a run to resume; settings that are missing are made again, and said."""
+    if restore_settings(run):
+        console.print(
+            f"{run.settings_file} was missing: it is made again from the newest checkpoint",
+            style="yellow", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    return run.exists
 
 
 def fill_cache(prepared: Prepared, console: Console) -> None:
@@ -151,6 +176,8 @@ def begin(
         keep_keys(trainer.run, keys_of_images(index.rows))
         keep_split(trainer.run, labelled.made if labelled is not None else {})
     if trainer.ranks.rank == 0:
+        start = describe(describe_device(trainer.cutter.device), trainer.ranks.world_size)
+        add_start(trainer.run.environment, start)
         remember(trainer.run, prepared.micro_batch, prepared.devices)
         list_skipped(index.skipped, trainer.run, console)
 
@@ -184,8 +211,9 @@ def train(prepared: Prepared, run: RunFolder, console: Console) -> None:
         with prepared.loader, known_to_all(trainer.ranks, skipped), memory:
             trainer.train(NoReport())
         return
+    logger = open_logger(options, run, lambda line: warn(line, console))
     report = TrainingReport(
-        run, console, options.train.steps, trainer.done, options.head.prototypes
+        run, console, options.train.steps, trainer.done, options.head.prototypes, logger
     )
     of_all = skipped
     try:
@@ -225,12 +253,21 @@ def list_skipped(skipped: list[Skipped], run: RunFolder, console: Console) -> No
         console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
-def say_where(run: RunFolder, console: Console) -> None:
-    """Where the model is and how to load it."""
-    console.print(
-        f"model     {run.model}  (load it with transformers.AutoModel.from_pretrained)",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+def warn(line: str, console: Console) -> None:
+    """Print a line that one should see."""
+    console.print(line, style="yellow", highlight=False, soft_wrap=True)
+
+
+def say_where(run: RunFolder, options: Options, console: Console) -> None:
+    """Where the model is, and what gives its features."""
+    data = shlex.join(address(path) for path in options.data.paths)
+    out = f"--out {shlex.quote(run.path.name)}.parquet"
+    lines = {
+        "model": f"{run.model}, for transformers.AutoModel.from_pretrained",
+        "features": f"dino-x embed --model {shlex.quote(str(run.path))} --data {data} {out}",
+    }
+    for name, line in lines.items():
+        console.print(f"{name:<10}{line}", highlight=False, soft_wrap=True, markup=False)
 
 
 def evaluate_run(options: Options, run: RunFolder, console: Console) -> None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from dino_x.config.section import PositiveInt, Range, Section, Share, option
+from dino_x.config.section import Pixels, Range, Section, Share, option
 
 Kind = Literal[
     "localizer", "dose", "segmentation", "screenshot", "map", "mosaic", "slide_label", "mask", "all"
@@ -66,7 +66,7 @@ class DataOptions(Section):
         "all decodes every image once before training; headers reads headers only; auto"
         " is all for up to 10,000 images.",
     )
-    workers: int = option(2, "Number of threads that read images.", ge=1)
+    workers: int = option(2, "Number of threads that read images.", ge=1, le=1024)
     decode_in: Literal["threads", "processes"] = option(
         "threads",
         "processes: each worker thread decodes in its own process, so a crash of a"
@@ -130,11 +130,9 @@ class DataOptions(Section):
 class CropSizes(Section):
     """Crop sizes that go together in a step, in pixels."""
 
-    global_size: PositiveInt = option(224, "Side of a global crop, in pixels.")
-    local_size: PositiveInt = option(96, "Side of a local crop, in pixels.")
-    gram_size: PositiveInt | None = option(
-        None, "Side of the crops of the Gram teacher, in pixels."
-    )
+    global_size: Pixels = option(224, "Side of a global crop, in pixels.")
+    local_size: Pixels = option(96, "Side of a local crop, in pixels.")
+    gram_size: Pixels | None = option(None, "Side of the crops of the Gram teacher, in pixels.")
     weight: float = option(
         1.0, "Share of the steps with these sizes, in proportion to the other sets.", gt=0
     )
@@ -143,8 +141,8 @@ class CropSizes(Section):
 class ViewOptions(Section):
     """Crops and what is done to them. Sizes in pixels, scales as a share of the image's area."""
 
-    global_size: PositiveInt = option(224, "Side of a global crop, in pixels.")
-    local_size: PositiveInt = option(96, "Side of a local crop, in pixels.")
+    global_size: Pixels = option(224, "Side of a global crop, in pixels.")
+    local_size: Pixels = option(96, "Side of a local crop, in pixels.")
     sizes: list[CropSizes] | None = option(
         None,
         "Several sets of global_size, local_size, gram_size and weight; each step draws"
@@ -156,13 +154,13 @@ class ViewOptions(Section):
         "Share of the steps, the first ones, with small crops; the others have the full size."
         " FastDINOv2 has 0.75. 0 turns that off.",
     )
-    early_global_size: PositiveInt | None = option(
+    early_global_size: Pixels | None = option(
         None, "Side of a global crop in these steps, in pixels; null is half of global_size."
     )
-    early_local_size: PositiveInt | None = option(
+    early_local_size: Pixels | None = option(
         None, "Side of a local crop in these steps, in pixels; null is half of local_size."
     )
-    local_crops: int = option(8, "Number of local crops of an image.", ge=0)
+    local_crops: int = option(8, "Number of local crops of an image.", ge=0, le=1000)
     global_scale: Range = option(
         (0.32, 1.0), "Smallest and largest share of the image's area that a global crop shows."
     )

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from dino_x.config.section import PositiveInt, Section, Share, option
+from dino_x.config.section import Pixels, PositiveInt, Section, Share, option
 
 
 class LossOptions(Section):
@@ -113,7 +113,7 @@ class GramOptions(Section):
         " teacher; null never replaces it.",
     )
     refreshes: PositiveInt = option(3, "Largest number of times that the Gram teacher is replaced.")
-    size: PositiveInt | None = option(
+    size: Pixels | None = option(
         None,
         "Side of the Gram teacher's crops in pixels; null takes the student's. Its"
         " features are resized to the student's grid.",

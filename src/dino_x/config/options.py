@@ -15,7 +15,7 @@ from dino_x.config.image_options import (
     WindowOptions,
 )
 from dino_x.config.loss_options import GramOptions, LossOptions
-from dino_x.config.section import PositiveInt, Section, Share, option
+from dino_x.config.section import Pixels, PositiveInt, Section, Share, Width, option
 
 
 class ModelOptions(Section):
@@ -43,10 +43,10 @@ class ModelOptions(Section):
         ge=1,
         le=512,
     )
-    width: PositiveInt | None = option(None, "Number of features of a token, D.")
-    depth: PositiveInt | None = option(None, "Number of layers.")
-    heads: PositiveInt | None = option(None, "Number of attention heads.")
-    patch_size: PositiveInt | None = option(
+    width: Width | None = option(None, "Number of features of a token, D.")
+    depth: Width | None = option(None, "Number of layers.")
+    heads: Width | None = option(None, "Number of attention heads.")
+    patch_size: Pixels | None = option(
         None, "Side of a patch in pixels; the patch kernels of loaded weights are resized to it."
     )
     registers: int | None = option(None, "Number of register tokens.", ge=0)
@@ -74,13 +74,13 @@ class HeadOptions(Section):
     """The projection heads, one for DINO and one for iBOT; alike unless they are told apart."""
 
     prototypes: PositiveInt = option(65536, "Number of prototypes, K.")
-    layers: PositiveInt = option(3, "Number of layers of the MLP.")
-    hidden: PositiveInt = option(2048, "Width of the hidden layers of the MLP.")
-    bottleneck: PositiveInt = option(256, "Width of the L2-normalised bottleneck.")
+    layers: Width = option(3, "Number of layers of the MLP.")
+    hidden: Width = option(2048, "Width of the hidden layers of the MLP.")
+    bottleneck: Width = option(256, "Width of the L2-normalised bottleneck.")
     ibot_prototypes: PositiveInt | None = option(
         None, "Number of prototypes of the iBOT head; null takes head.prototypes."
     )
-    ibot_bottleneck: PositiveInt | None = option(
+    ibot_bottleneck: Width | None = option(
         None, "Width of the bottleneck of the iBOT head; null takes head.bottleneck."
     )
     init: Literal["normal", "fan_in"] = option(
@@ -172,7 +172,7 @@ class TrainOptions(Section):
         " speed, and nothing else.",
     )
     steps: PositiveInt | None = option(None, "Number of optimizer steps; null takes the preset's.")
-    seed: int = option(0, "Seed of everything random.", ge=0)
+    seed: int = option(0, "Seed of everything random.", ge=0, le=2**63 - 1)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Device to train on.")
     precision: Literal["fp32", "bf16", "fp64"] = option(
         "fp32", "Precision of training; bf16 is mixed precision."
@@ -220,6 +220,11 @@ class ReportOptions(Section):
 
     page: bool = option(True, "Write RUN/report.html at the end of the run.")
     images: bool = option(True, "Show images on the page. Turn it off if text is burnt into them.")
+    log: Literal["none", "wandb", "mlflow", "trackio"] = option(
+        "none",
+        "Logger that gets the figures and settings of the run as well, without paths. It is local"
+        " unless its own variables say otherwise, and has to be installed.",
+    )
     snapshots: bool = option(
         True, "Keep the patch features of 6 images at 6 steps, to show how they change."
     )
@@ -259,10 +264,11 @@ class Options(Section):
     """All options of a run."""
 
     preset: Literal[
-        "auto", "small", "dinov3", "dinov3-vitl", "dinov3-7b", "continue", "highres"
+        "auto", "try", "small", "dinov3", "dinov3-vitl", "dinov3-7b", "continue", "highres"
     ] = option(
         "auto",
-        "Preset that the defaults come from. dinov3 is dinov3-vitl, DINOv3's recipe for a ViT-L"
+        "Preset that the defaults come from. try trains a very small network in minutes, on a CPU,"
+        " too. dinov3 is dinov3-vitl, DINOv3's recipe for a ViT-L"
         " on ImageNet; dinov3-7b is the recipe of its largest model.",
     )
     data: DataOptions = DataOptions()
@@ -305,6 +311,7 @@ FREE_ON_RESUME = (
     "checkpoint.background",
     "report.page",
     "report.images",
+    "report.log",
     "report.snapshots",
     "health.every",
     "health.rows",

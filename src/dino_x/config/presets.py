@@ -12,6 +12,7 @@ from dino_x.config.options import FREE_ON_RESUME, Options
 from dino_x.config.other_names import hint
 from dino_x.config.yaml_files import KeyTwiceError, load_yaml
 from dino_x.errors import UserError, nearest
+from dino_x.files import read_text
 
 SMALL_IMAGES = 100_000  # below this many images, auto is the small preset
 ONLINE_TIMES = 10  # a run is evaluated while it trains, where online.every is not given,
@@ -59,6 +60,18 @@ SMALL: dict[str, Any] = {
     "optim.clip_scope": "joint",
     "optim.freeze_last_layer": 0,
 }
+# The demo's network and crops, on one's own images: minutes on two CPU cores.
+TRY: dict[str, Any] = SMALL | {
+    "model.name": "vit-tiny",
+    "model.width": 128,
+    "model.depth": 4,
+    "model.heads": 2,
+    "views.global_size": 64,
+    "train.effective_batch": 256,
+    "train.steps": 120,
+    "checkpoint.every": 50,
+}
+SIZES_OF_TRY = ("model.name", "model.width", "model.depth", "model.heads")
 # Goes on from good weights, on top of what is for the number of images and of what a RUN hands on.
 # Set by measurement; see docs/stages.md.
 CONTINUE: dict[str, Any] = {
@@ -129,7 +142,9 @@ GOING_ON = ("continue", "highres")  # presets that start from weights
 PASSES_OF = {"continue": 30, "highres": 10}  # instead of PASSES
 NO_LONGER = {"gram.level": "image"}  # options that are gone, with the one value that they had
 LOADED = ("model.init", "model.layerscale", "model.registers")  # come with a model's weights
-SHOWN = {"small": SMALL, "continue": CONTINUE, "highres": HIGHRES, "dinov3-7b": DINOV3_7B}
+SHOWN = {
+    "try": TRY, "small": SMALL, "continue": CONTINUE, "highres": HIGHRES, "dinov3-7b": DINOV3_7B,
+}  # fmt: skip
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -166,7 +181,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises: UserError if it is not there or not YAML of that form.
     """
     try:
-        values = load_yaml(path.read_text())
+        values = load_yaml(read_text(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except KeyTwiceError as error:
@@ -190,9 +205,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"--set takes section.key=value, got '{text}'")
     try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {name}: '{value}' is not a value") from error
+        return name.strip(), load_yaml(value)
+    except (yaml.YAMLError, KeyTwiceError) as error:
+        raise UserError(f"--set {name}: '{value[:80]}' is not a value") from error
 
 
 def collect_overrides(
@@ -202,20 +217,6 @@ def collect_overrides(
     overrides = read_config(config) if config else {}
     overrides |= dict(parse_setting(text) for text in settings)
     return overrides | {name: value for name, value in flags.items() if value is not None}
-
-
-def options_text() -> str:
-    """Every option, its default, what presets set instead, and its meaning."""
-    lines = []
-    for name, value in dotted(Options().model_dump()).items():
-        instead = [
-            f"  ({preset}: {as_yaml(values[name])})"
-            for preset, values in SHOWN.items()
-            if name in values
-        ]
-        lines += [f"{name}: {as_yaml(value)}{''.join(instead)}"]
-        lines += [f"    {field_of(name).description}"]
-    return "\n".join(lines)
 
 
 def as_yaml(value: Any) -> str:
@@ -259,7 +260,7 @@ def describe(error: ValidationError, flat: Mapping[str, Any]) -> str:
         numbers = " or a whole number from 1" if takes_number(name) else ""
         listed = ", ".join(map(str, words)) + numbers
         return f"{name} is one of {listed}; got '{value}'{nearest(str(value), words)}"
-    return f"{name}: {first['msg'].lower()}; got '{value}'"
+    return f"{name}: {first['msg'].lower()}; got '{str(value)[:80]}'"
 
 
 def field_of(name: str) -> Any:
@@ -306,16 +307,33 @@ def stage_values(preset: str, images: int) -> dict[str, Any]:
     return {}
 
 
+def usual_model(preset: str) -> str:
+    """The model of a preset, where the user names none."""
+    return str(TRY["model.name"]) if preset == "try" else Options().model.name
+
+
 def preset_values(preset: str, model: str, images: int) -> dict[str, Any]:
     """What a preset sets, for a model and so many images; what it leaves out is the default."""
     if preset == "dinov3-7b":
         return DINOV3_7B
+    if preset == "try":
+        return try_values(model)
     going_on = stage_values(preset, images)
     small = preset == "small" or (bool(going_on) and images < SMALL_IMAGES)
     base = dict(SMALL) if small else {}
     if not is_size(model):
         base = {name: value for name, value in base.items() if name not in LOADED}
     return base | going_on
+
+
+def try_values(model: str) -> dict[str, Any]:
+    """What the preset ``try`` sets; a model that the user names keeps its sizes."""
+    not_set: tuple[str, ...] = ()
+    if model != TRY["model.name"]:
+        not_set = SIZES_OF_TRY
+    if not is_size(model):
+        not_set += LOADED
+    return {name: value for name, value in TRY.items() if name not in not_set}
 
 
 def differing(saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ from dino_x.config.presets import (
     check,
     preset_values,
     stage_values,
+    usual_model,
 )
 
 
@@ -71,9 +72,8 @@ def resolve(overrides: Mapping[str, Any], facts: Facts) -> Resolved:
         that the user wants refused.
     """
     preset, why = choose_preset(check(overrides), facts.images)
-    base = preset_values(
-        preset, str(overrides.get("model.name", Options().model.name)), facts.images
-    )
+    model = str(overrides.get("model.name", usual_model(preset)))
+    base = preset_values(preset, model, facts.images)
     kept_by_preset = stage_values(preset, facts.images)
     base |= {name: v for name, v in facts.inherited.items() if name not in kept_by_preset}
     if preset == "highres":

@@ -32,7 +32,20 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node, which stands for itself alone: a few aliases of aliases would fill the memory."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not taken", mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
 
 def load_yaml(text: str) -> Any:
     """The value of a YAML text. Raises yaml.YAMLError, KeyTwiceError."""
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except KeyTwiceError:
+        raise
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from error  # numbers of 5,000 digits, days that are not

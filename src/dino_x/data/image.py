@@ -5,7 +5,7 @@ The classes here are what all rooms of `data` pass on to each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -88,6 +88,8 @@ class ImageRef:
         sop_class: the keyword of the DICOM SOP class, if it is one of the standard's.
         kind: one of `KINDS`, if it is not a plain view of anatomy; else None.
         remark: what a reader cannot decide from the header; a fixed phrase.
+        state: size in bytes and time of the last change in ns of a file on a disk when its header
+            was read; None if nobody noted them.
     """
 
     path: Path
@@ -117,6 +119,7 @@ class ImageRef:
     sop_class: str | None = None
     kind: str | None = None
     remark: str | None = None
+    state: tuple[int, int] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,10 @@ def balanced_accuracy_of_draws(
     is_class_QC = np.eye(class_count)[classes_Q]
     is_right_QC = is_class_QC * (classes_Q == predicted_Q)[:, None]
     right_RC, all_RC = np.split(draws.totals(np.hstack([is_right_QC, is_class_QC])), 2, axis=1)
-    with np.errstate(invalid="ignore"):
-        return np.nanmean(right_RC / all_RC, axis=1)
+    there_RC = all_RC > 0
+    share_RC = np.divide(right_RC, all_RC, out=np.zeros_like(right_RC), where=there_RC)
+    with np.errstate(invalid="ignore"):  # NaN for a draw without any image
+        return share_RC.sum(axis=1) / there_RC.sum(axis=1)
 
 
 def macro_auroc_of_draws(draws: Draws, classes_Q: np.ndarray, scores_QC: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ that differences between them are paired.
 N images, D features, Q tested images, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ from dino_x.data.index.labels import Labelled
 from dino_x.errors import UserError
 from dino_x.evaluation.baselines import pixel_forms, principal_components
 from dino_x.evaluation.bootstrap import (
+    Draws,
     Metric,
     balanced_accuracy_of_draws,
     draw_patients,
     macro_auroc_of_draws,
 )
-from dino_x.evaluation.contenders import PIXELS
+from dino_x.evaluation.contenders import MODEL, PIXELS
+from dino_x.evaluation.details import details_of_classes
 from dino_x.evaluation.few_shot import (
     PENALTY_TIMES_WIDTH,
     REPEATS,
@@ -38,6 +40,7 @@ from dino_x.evaluation.knn import (
     macro_auroc,
 )
 from dino_x.evaluation.linear import choose_penalty, linear_probabilities, validation
+from dino_x.evaluation.units import Units, UnitScores
 
 Metrics = dict[str, dict[str, Metric]]  # by setting and metric
 
@@ -51,7 +54,12 @@ FEW_PATIENTS = 5
 
 
 class Classification:
-    """Labelled images, and everything that is drawn once for all features."""
+    """Labelled images, and everything that is drawn once for all features.
+
+    Attributes:
+        scores: probabilities of the tested images, in the setting that a verdict is about, by task
+            (kNN and linear probe) and name.
+    """
 
     def __init__(self, labelled: Labelled, seed: int, ks: Sequence[int]) -> None:
         self.labelled, self.seed, self.ks = labelled, seed, ks
@@ -62,6 +70,7 @@ class Classification:
         self.shots, self.warnings = possible_shots(labelled)
         self.chosen: dict[str, float] = {}
         self.pixel_form: dict[str, str] = {}
+        self.scores: dict[str, dict[str, np.ndarray]] = {}
 
     def score(self, task: str, name: str, features_ND: np.ndarray) -> Metrics:
         """The metrics of a task.
@@ -73,13 +82,33 @@ class Classification:
             raise UserError(f"the features of {name} are not finite: were the weights NaN?")
         if name == PIXELS and task in PIXEL_COMPONENTS:
             features_ND = self._best_pixels(task, features_ND)
-        if task == "knn":
-            return self._knn(features_ND)
-        if task == "linear":
-            return self._linear(name, features_ND)
-        return self._few_shot(features_ND)
+        if task == "few_shot":
+            return self._few_shot(features_ND)
+        found = self._knn(features_ND) if task == "knn" else self._linear(name, features_ND)
+        self.scores.setdefault(task, {})[name] = found[self.main_setting(task, found)]
+        return {setting: self._metrics(scores) for setting, scores in found.items()}
 
-    def main_setting(self, task: str, metrics: Metrics) -> str:
+    def details(self, task: str) -> dict[str, Any]:
+        """Each class by itself, of the model that is evaluated; see details.py."""
+        scores_QC = self.scores[task][MODEL]
+        return details_of_classes(self.draws, self.tested_Q, scores_QC, self.labelled.classes)
+
+    def of_units(self, units: Units, scores_QM: np.ndarray) -> UnitScores:
+        """The metrics of volumes, slides or patients from the probabilities of their images."""
+        lowest_U, highest_U = units.extremes(self.tested_Q)
+        pure_U = lowest_U == highest_U
+        mixed = int((~pure_U).sum())
+        without = set(range(len(self.labelled.classes))) - set(lowest_U[pure_U].tolist())
+        if without:
+            names = ", ".join(f"'{self.labelled.classes[number]}'" for number in sorted(without))
+            missing = f"no {units.name} has tested images of {names} alone"
+            return UnitScores(int(pure_U.sum()), mixed, {}, missing)
+        metrics = class_metrics(
+            units.draws(self.draws, pure_U), lowest_U[pure_U], units.means(scores_QM)[pure_U]
+        )
+        return UnitScores(int(pure_U.sum()), mixed, metrics)
+
+    def main_setting(self, task: str, metrics: Mapping[str, Any]) -> str:
         """The setting of a task that its verdict is about."""
         if task == "linear":
             return ALL
@@ -146,7 +175,7 @@ class Classification:
         )
         return 1 - balanced_accuracy(self.classes_N[choose], probabilities)
 
-    def _knn(self, features_ND: np.ndarray) -> Metrics:
+    def _knn(self, features_ND: np.ndarray) -> dict[str, np.ndarray]:
         labelled = self.labelled
         votes = knn_votes(
             features_ND[labelled.is_train],
@@ -155,13 +184,13 @@ class Classification:
             len(labelled.classes),
             self.ks,
         )
-        return {str(k): self._metrics(probabilities) for k, probabilities in votes.items()}
+        return {str(k): probabilities for k, probabilities in votes.items()}
 
-    def _linear(self, name: str, features_ND: np.ndarray) -> Metrics:
+    def _linear(self, name: str, features_ND: np.ndarray) -> dict[str, np.ndarray]:
         probabilities, self.chosen[name] = linear_probabilities(
             features_ND, self.classes_N, self.validation, self.labelled.is_test
         )
-        return {ALL: self._metrics(probabilities)}
+        return {ALL: probabilities}
 
     def _few_shot(self, features_ND: np.ndarray) -> Metrics:
         standardised_ND = standardised(features_ND, self.labelled.is_train)
@@ -188,15 +217,28 @@ class Classification:
         return found
 
     def _metrics(self, probabilities_QC: np.ndarray) -> dict[str, Metric]:
-        predicted_Q = probabilities_QC.argmax(axis=1)
-        class_count = len(self.labelled.classes)
-        return {
-            "balanced_accuracy": Metric(
-                balanced_accuracy(self.tested_Q, probabilities_QC),
-                balanced_accuracy_of_draws(self.draws, self.tested_Q, predicted_Q, class_count),
-            ),
-            "auroc": Metric(
-                macro_auroc(self.tested_Q, probabilities_QC),
-                macro_auroc_of_draws(self.draws, self.tested_Q, probabilities_QC),
-            ),
-        }
+        return class_metrics(self.draws, self.tested_Q, probabilities_QC)
+
+
+def class_metrics(
+    draws: Draws, true_Q: np.ndarray, probabilities_QC: np.ndarray
+) -> dict[str, Metric]:
+    """Balanced accuracy and AUROC.
+
+    Args:
+        draws: of the patients.
+        true_Q: the classes, 0 .. C - 1, each of them there.
+        probabilities_QC: of each class.
+    """
+    predicted_Q = probabilities_QC.argmax(axis=1)
+    class_count = probabilities_QC.shape[1]
+    return {
+        "balanced_accuracy": Metric(
+            balanced_accuracy(true_Q, probabilities_QC),
+            balanced_accuracy_of_draws(draws, true_Q, predicted_Q, class_count),
+        ),
+        "auroc": Metric(
+            macro_auroc(true_Q, probabilities_QC),
+            macro_auroc_of_draws(draws, true_Q, probabilities_QC),
+        ),
+    }

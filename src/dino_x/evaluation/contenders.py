@@ -10,6 +10,7 @@ from dino_x.config.model_sizes import is_size
 from dino_x.errors import UserError
 from dino_x.evaluation.backbone import load_backbone
 from dino_x.evaluation.baselines import random_weights
+from dino_x.files import without_paths
 from dino_x.machine.device import dtype_of
 from dino_x.model.pretrained import Preparation
 from dino_x.runs.folder import run_of
@@ -69,7 +70,8 @@ def load_contenders(
             contenders[START] = Contender(start.model, start.preparation)
             warnings += _warn_of_assumptions("its start", start.preparation)
         except UserError as error:
-            warnings.append(f"the weights this run started from are not compared: {error}")
+            told = without_paths(str(error))
+            warnings.append(f"the weights this run started from are not compared: {told}")
     for name in against:
         other = load_backbone(name, device=device, precision=precision)
         contenders[name] = Contender(other.model, other.preparation)

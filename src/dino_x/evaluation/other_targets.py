@@ -7,13 +7,13 @@ N images, D features, L labels, Q tested images, R draws of patients.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
+from sklearn.metrics import average_precision_score, r2_score
 from sklearn.preprocessing import StandardScaler
 
 from dino_x.data.index.label_kinds import NUMBERS, Targets
@@ -25,13 +25,14 @@ from dino_x.evaluation.bootstrap import (
     Metric,
     average_precision_of_draws,
     draw_patients,
-    macro_auroc_of_draws,
     mean_of_draws,
 )
 from dino_x.evaluation.classify import ALL, MAIN_K, PIXEL_COMPONENTS, Metrics
-from dino_x.evaluation.contenders import PIXELS
+from dino_x.evaluation.contenders import MODEL, PIXELS
+from dino_x.evaluation.details import auroc, details_of_labels
 from dino_x.evaluation.knn import TEMPERATURE, knn_means
 from dino_x.evaluation.linear import MOST_ITERATIONS, PENALTIES, UNCHOSEN, validation
+from dino_x.evaluation.units import Units, UnitScores
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(6, -3, -1))  # of ridge, strongest first
 TASKS = ("knn", "linear")
@@ -42,6 +43,7 @@ class OtherTargets:
 
     Attributes:
         metric: the name of the one that verdicts are about.
+        scores: of the tested images in the setting that a verdict is about, by task and name.
         warnings: sentences for the user.
     """
 
@@ -51,6 +53,7 @@ class OtherTargets:
         self.validation = validation(labelled)
         self.chosen: dict[str, list[float]] = {}
         self.pixel_form: dict[str, str] = {}
+        self.scores: dict[str, dict[str, np.ndarray]] = {}
         self.numbers = targets.kind == NUMBERS
         self.metric = "r2" if self.numbers else "auroc"
         names, values_NL = _testable(targets, labelled)
@@ -75,18 +78,50 @@ class OtherTargets:
             raise UserError(f"the features of {name} are not finite: were the weights NaN?")
         if name == PIXELS:
             features_ND = self._best_pixels(task, features_ND)
+        found = self._scores(task, name, features_ND)
+        self.scores.setdefault(task, {})[name] = found[self.main_setting(task, found)]
+        return {setting: self._metrics(scores) for setting, scores in found.items()}
+
+    def _scores(self, task: str, name: str, features_ND: np.ndarray) -> dict[str, np.ndarray]:
+        """The scores of the tested images, [Q, L], by setting."""
         train, test = self.labelled.is_train, self.labelled.is_test
         if task == "knn":
             found = knn_means(features_ND[train], self.values_NL[train], features_ND[test], self.ks)
-            return {str(k): self._metrics(scores_QL) for k, scores_QL in found.items()}
+            return {str(k): scores_QL for k, scores_QL in found.items()}
         strengths = [UNCHOSEN] * len(self.names)
         if self.validation.how != "none":
             strengths, _ = self._choose(features_ND)
         self.chosen[name] = strengths
         fit = self.validation.fit | self.validation.choose
-        return {ALL: self._metrics(self._linear(features_ND, fit, test, strengths))}
+        return {ALL: self._linear(features_ND, fit, test, strengths)}
 
-    def main_setting(self, task: str, metrics: Metrics) -> str:
+    def details(self, task: str) -> dict[str, Any]:
+        """Each label by itself, of the model that is evaluated; {} for numbers."""
+        if self.numbers:
+            return {}
+        true_QL = self.values_NL[self.labelled.is_test]
+        scores_QL = self.scores[task][MODEL]
+        metrics = metrics_of_labels(self.draws, true_QL.astype(int), scores_QL)
+        return details_of_labels(true_QL, scores_QL, metrics, self.names)
+
+    def of_units(self, units: Units, scores_QM: np.ndarray) -> UnitScores:
+        """The metrics of volumes, slides or patients from the scores of their images."""
+        true_QL = self.values_NL[self.labelled.is_test]
+        scores_UL, all_U = units.means(scores_QM), np.ones(units.count, dtype=bool)
+        draws = units.draws(self.draws, all_U)
+        if self.numbers:
+            true_UL = units.means(true_QL)
+            metrics = number_metrics(draws, true_UL[:, 0], scores_UL[:, 0])
+            return UnitScores(units.count, 0, metrics)
+        true_UL = np.stack([units.extremes(true_Q)[1] for true_Q in true_QL.T], axis=1)
+        some_L = (true_UL.min(axis=0) < 1) & (true_UL.max(axis=0) > 0)
+        if not some_L.all():
+            names = [name for name, some in zip(self.names, some_L, strict=True) if not some]
+            missing = f"every {units.name} has the label '{names[0]}'"
+            return UnitScores(units.count, 0, {}, missing)
+        return UnitScores(units.count, 0, label_metrics(draws, true_UL.astype(int), scores_UL))
+
+    def main_setting(self, task: str, metrics: Mapping[str, Any]) -> str:
         """The setting of a task that its verdict is about."""
         if task == "linear":
             return ALL
@@ -177,21 +212,23 @@ def label_metrics(draws: Draws, true_QL: np.ndarray, scores_QL: np.ndarray) -> d
         true_QL: 0 or 1.
         scores_QL: larger for labels that are more likely there.
     """
-    areas, precisions = [], []
+    labels = metrics_of_labels(draws, true_QL, scores_QL)
+    return {name: _mean([metrics[name] for metrics in labels]) for name in labels[0]}
+
+
+def metrics_of_labels(
+    draws: Draws, true_QL: np.ndarray, scores_QL: np.ndarray
+) -> list[dict[str, Metric]]:
+    """AUROC and average precision of each label; arguments as in ``label_metrics``."""
+    found = []
     for true_Q, score_Q in zip(true_QL.T, scores_QL.T, strict=True):
-        both_Q2 = np.stack([-score_Q, score_Q], axis=1)
-        areas.append(
-            Metric(
-                float(roc_auc_score(true_Q, score_Q)), macro_auroc_of_draws(draws, true_Q, both_Q2)
-            )
-        )
-        precisions.append(
-            Metric(
-                float(average_precision_score(true_Q, score_Q)),
-                average_precision_of_draws(draws, true_Q, score_Q),
-            )
-        )
-    return {"auroc": _mean(areas), "average_precision": _mean(precisions)}
+        precision = float(average_precision_score(true_Q, score_Q))
+        drawn_R = average_precision_of_draws(draws, true_Q, score_Q)
+        found.append({
+            "auroc": auroc(draws, true_Q > 0, score_Q),
+            "average_precision": Metric(precision, drawn_R),
+        })  # fmt: skip
+    return found
 
 
 def number_metrics(draws: Draws, true_Q: np.ndarray, found_Q: np.ndarray) -> dict[str, Metric]:

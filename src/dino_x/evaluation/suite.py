@@ -1,6 +1,6 @@
 """``dino-x evaluate``: a model in several tasks, beside what its metrics must be compared with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from dino_x.evaluation.patches import GRID, patch_encoder, pixel_patch_encoder
 from dino_x.evaluation.seen import seen_images, warn_of_seen
 from dino_x.evaluation.segmentation import MEAN, metrics_of_overlap, segment
 from dino_x.evaluation.tasks import choose_tasks, refuse_tasks
+from dino_x.evaluation.units import score_units, units_of
 from dino_x.evaluation.verdict import title, verdict
+from dino_x.evaluation.work import Work
 from dino_x.evaluation.worth import worth
 from dino_x.machine.device import choose_device
 from dino_x.runs.folder import kinds_taken, reading_of, run_of
@@ -45,6 +47,8 @@ class Outcome:
         metric: the name of the one that verdicts on labels are about.
         left_out: the number of files that were not used, by reason.
         warnings: sentences for the user.
+        details: of the model by task: the confusion matrix, each class, its ROC curve.
+        units: metrics of volumes, slides and patients, see units.py.
     """
 
     results: dict[str, dict[str, Metrics]]
@@ -53,6 +57,8 @@ class Outcome:
     metric: str = "balanced_accuracy"
     left_out: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    units: dict[str, Any] = field(default_factory=dict)
 
     def leave_out(self, reason: str, count: int) -> None:
         """Note that some files were not used."""
@@ -124,8 +130,9 @@ def evaluate(
         split, or None), ``masks`` (the same for images
         with a mask, or None), ``seen`` (how many tested images a run was trained on, by name),
         ``left_out`` (by reason), ``results`` (``value``, ``low`` and ``high`` by name, task,
-        setting and metric), ``verdicts`` (by task), ``worth`` (see worth.py) and ``warnings``. No
-        file and no patient is named in it.
+        setting and metric), ``details`` (each class, see details.py), ``units`` (volumes, slides
+        and patients, see units.py), ``verdicts`` (by task), ``worth`` (see worth.py) and
+        ``warnings``. No file and no patient is named in it.
 
     Raises:
         UserError: for a model, data, labels or masks that cannot be used; before any long work.
@@ -169,7 +176,7 @@ def evaluate(
     if masked is not None:
         patch_encoders = patch_encoders_of(contenders, how)
 
-    work = _Work(progress, labelled, masked)
+    work = Work(progress, labelled, masked)
     done = Outcome({name: {} for name in names_of(contenders)}, warnings=warnings)
     leave_out_files(found, done)
     settings: dict[str, Any] = {
@@ -208,6 +215,8 @@ def evaluate(
         "seen": seen,
         "left_out": done.left_out,
         "results": record.results(done.results),
+        "details": done.details,
+        "units": done.units,
         "verdicts": (verdicts := done.verdicts()),
         "worth": worth(verdicts, seen),
         "warnings": done.warnings,
@@ -262,7 +271,7 @@ def classify(
     ks: Sequence[int],
     how: Execution,
     done: Outcome,
-    work: "_Work",
+    work: Work,
 ) -> Labelled:
     """Adds the tasks on classes to the results; returns the images that could be decoded."""
     encoders = {
@@ -302,9 +311,11 @@ def classify(
     for task in tasks:
         done.described[task] = scorer.described(task)
         done.main[task] = scorer.main_setting(task, done.results[MODEL][task])
+    done.details = {task: scorer.details(task) for task in scorer.scores}
+    done.units, unscored = score_units(scorer, units_of(labelled), done.main, done.metric)
     for reason, count in labelled.left_out.items():
         done.leave_out(reason, count)
-    done.warnings += labelled.warnings + scorer.thin_classes()
+    done.warnings += labelled.warnings + scorer.thin_classes() + unscored
     if "few_shot" in tasks:
         done.warnings += scorer.warnings
     return labelled
@@ -334,7 +345,7 @@ def score_masks(
     encoders: dict[str, Encoder],
     how: Execution,
     done: Outcome,
-    work: "_Work",
+    work: Work,
 ) -> None:
     """Adds the segmentation to the results."""
     found = segment(
@@ -361,26 +372,3 @@ def score_masks(
         done.leave_out(reason, count)
     done.leave_out("images with a mask that cannot be decoded", found.unreadable)
     done.warnings += masked.warnings
-
-
-class _Work:
-    """One bar for all parts: images to encode for classes, images with masks, and scores."""
-
-    def __init__(
-        self, progress: Progress | None, labelled: Labelled | None, masked: Masked | None
-    ) -> None:
-        self.progress = progress
-        labels = len(labelled.refs) if labelled else 0
-        masks = len(masked.refs) if masked else 0
-        self.sizes = {"classes": labels, "scores": labels, "masks": 10 * masks}
-
-    def part(self, name: str) -> Callable[[int, int], None]:
-        """The function that a part tells (work done, work in all) of its own."""
-        before = sum(list(self.sizes.values())[: list(self.sizes).index(name)])
-        whole = sum(self.sizes.values())
-
-        def told(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(before + self.sizes[name] * done // total, whole)
-
-        return told

@@ -7,18 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dino_x.evaluation.detail_tables import print_details
 from dino_x.evaluation.seen import is_marked
 from dino_x.evaluation.verdict import title
+from dino_x.evaluation.wording import METRIC_TITLES, plain, with_interval
 
-METRIC_TITLES = {
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "r2": "R2",
-    "mae": "mean absolute error",
-    "dice": "Dice",
-    "iou": "IoU",
-}
 OTHER_METRIC = {"balanced_accuracy": "auroc", "auroc": "average_precision", "r2": "mae"}
 NAME_WIDTH = 20
 HOW = {"given": "given", "patient": "made by patient", "image": "made by file"}
@@ -37,6 +30,7 @@ def print_table(result: dict[str, Any], console: Console) -> None:
         console.print(Text(heading, style="bold"))
         console.print(table)
         console.print(Text(f"In {METRIC_TITLES[finding['metric']]} {finding['sentence']}."))
+    print_details(result, console)
     console.print()
     console.print(
         f"In brackets: {settings['confidence']:.0%} intervals from"
@@ -167,20 +161,6 @@ TABLES = {
     "few_shot": few_shot_table,
     "segmentation": segmentation_table,
 }
-
-
-def plain(metric: dict[str, float]) -> str:
-    """The value of a metric alone."""
-    return f"{metric['value']:.3f}"
-
-
-def with_interval(metric: dict[str, float]) -> str:
-    """The value of a metric and its interval.
-
-    >>> with_interval({"value": 0.8774, "low": 0.8551, "high": 0.9012})
-    '0.877 (0.86-0.90)'
-    """
-    return f"{metric['value']:.3f} ({metric['low']:.2f}-{metric['high']:.2f})"
 
 
 def _difference(finding: dict[str, Any], name: str) -> str:

@@ -5,14 +5,9 @@ from typing import Any
 
 from dino_x.evaluation.contenders import MODEL, PIXELS, RANDOM, START
 from dino_x.evaluation.verdict import title
+from dino_x.evaluation.wording import TASK_TITLES
 
 FREE = (PIXELS, RANDOM, START)  # what one has without any training of one's own
-TASKS = {
-    "knn": "kNN",
-    "linear": "linear probe",
-    "few_shot": "few labels",
-    "segmentation": "segmentation",
-}
 YES, NO, OPEN = "yes", "no", "open"
 ANSWERS = {
     YES: "Yes",
@@ -43,7 +38,7 @@ def worth(
             if difference is None:
                 continue
             differences.append(difference)
-            told.append(f"{TASKS.get(task, task)} {_shown(difference)}")
+            told.append(f"{TASK_TITLES.get(task, task)} {_shown(difference)}")
         if told:
             parts.append(f"against {title(name)}: {', '.join(told)}")
     answer = _answer(differences)

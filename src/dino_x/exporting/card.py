@@ -13,13 +13,14 @@ import yaml
 
 from dino_x.config.presets import nested
 from dino_x.evaluation.backbone import LoadedModel
-from dino_x.files import read_json
+from dino_x.files import last_part, read_json
 from dino_x.model.pretrained import Preparation, StepOfRun, split_name
+from dino_x.runs.environment import in_a_line
 from dino_x.runs.folder import CONFIG, RunFolder, run_of
 from dino_x.runs.origin import read_origin
 from dino_x.version import __version__
 
-PRIVATE = ("data.paths", "data.labels")  # never leave the machine
+PRIVATE = ("data.paths", "data.labels", "data.where", "data.index", "data.cache")  # stay here
 DINOV3 = "dinov3"
 DINOV3_LICENSE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
 METAS_DINOV3 = (
@@ -92,7 +93,7 @@ def write_card(
         evaluation(run) if at_step is None else NOT_EVALUATED,
         "## Where the weights come from, and licences",
         licence,
-        f"## How it was made\n\ndino-x {__version__}:",
+        f"## How it was made\n\n{made_with(run)}",
         f"```\n{training_command(title, settings)}{command}\n```",
         f"The export was read back: its features differ from those of the run by {worst:.1g} at"
         " most, relative to the largest.",
@@ -100,6 +101,13 @@ def write_card(
     if settings:
         parts.append(f"{CONFIG}:\n\n```yaml\n{public(settings, chain)}```")
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def made_with(run: RunFolder) -> str:
+    """What the run was started with, and what exported it; no host and no path."""
+    trained = in_a_line(run.environment)
+    exported = f"Exported by dino-x {__version__}:"
+    return f"Trained with {trained}. {exported}" if trained else exported
 
 
 def use(format_: str, preparation: Preparation) -> str:
@@ -206,7 +214,8 @@ def evaluation(run: RunFolder) -> str:
         return NOT_EVALUATED
     result = read_json(run.evaluation)
     names = list(result.get("results", {}))
-    lines = ["| metric | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    shown = [name if is_on_hub(name) else last_part(name) for name in names]
+    lines = ["| metric | " + " | ".join(shown) + " |", "|---|" + "---:|" * len(names)]
     for title, by_name in metrics_of(result).items():
         cells = [by_name.get(name, "") for name in names]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
@@ -214,6 +223,11 @@ def evaluation(run: RunFolder) -> str:
     sides = ", ".join(f"{sum(of.values()):,} {side}" for side, of in counts.items())
     images = f" Images: {sides}." if sides else ""
     return "\n".join(lines) + f"\n\nValues with their 95% intervals over patients.{images}"
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a model's name is one of the hub, such as ``facebook/dinov2-small``."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -285,9 +299,9 @@ def public(settings: dict[str, Any], chain: list[dict[str, Any]]) -> str:
     on_hub = {link["name"] for link in chain if link["kind"] == "hub"}
 
     def name_of(value: Any) -> Any:
-        if not isinstance(value, str) or value in on_hub:
-            return value
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if re.search(r"[/\\]", value) else value
+        if isinstance(value, list):
+            return [name_of(item) for item in value]
+        return value if not isinstance(value, str) or value in on_hub else last_part(value)
 
     kept = {name: name_of(v) for name, v in settings.items() if name not in PRIVATE}
     return yaml.safe_dump(nested(kept), sort_keys=False)

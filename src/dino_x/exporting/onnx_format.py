@@ -42,7 +42,7 @@ def import_onnx() -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise UserError(
-                f"an export to ONNX needs {name}; install it with pip install 'dino-x-ssl[onnx]'"
+                f"an export to ONNX needs {name}: pip install {' '.join(NEEDED)}"
             ) from error
 
 

@@ -15,6 +15,7 @@ from dino_x.evaluation.backbone import LoadedModel, load_backbone
 from dino_x.exporting.card import write_card
 from dino_x.exporting.onnx_format import Tokens, import_onnx, read_onnx, write_onnx
 from dino_x.exporting.timm_format import import_timm, read_timm, timm_config, write_timm
+from dino_x.files import open_to_group
 from dino_x.model.backbone import write_vit
 from dino_x.model.families import registers_of, square
 from dino_x.model.pretrained import quiet_transformers
@@ -69,6 +70,7 @@ def export(run: str | Path, to: Path, format_: str, console: Console) -> None:
                     f" nothing was written to {to}"
                 )
             write_card(Path(run), staging, format_, to.name, backbone, worst)
+            open_to_group(staging)
             to.mkdir(parents=True, exist_ok=True)
             for file in staging.iterdir():
                 file.replace(to / file.name)

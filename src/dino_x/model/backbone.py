@@ -6,6 +6,7 @@ B: rows of a forward (crops), L: layers.
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +26,12 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
 from dino_x.config.model_sizes import SIZES, is_size
 from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError, nearest
+from dino_x.files import open_to_group, sync
 from dino_x.losses.transfer import all_there
 from dino_x.model.accounting import Accounting
 from dino_x.model.blocks import Block, NeededTokens, Rope
 from dino_x.model.families import final_norm, layers_of, registers_of, square
-from dino_x.model.pretrained import quiet_transformers
+from dino_x.model.pretrained import PREPARATION, quiet_transformers
 from dino_x.model.weights import load_start
 
 REGISTERS = 4
@@ -299,25 +301,27 @@ def build_backbone(options: ModelOptions, image_size: int, seed: int) -> Backbon
     return backbone
 
 
-def save_vit(vit_state: dict[str, Tensor], backbone: Backbone, folder: Path, size: int,
+def save_vit(vit_state: dict[str, Tensor], network: Any, folder: Path, size: int,
              mean: list[float], std: list[float],
              more: Mapping[str, Any] | None = None) -> None:  # fmt: skip
     """Write weights as transformers saves them, with the configuration of its image processor.
 
     Args:
         vit_state: state dict of the ViT to save (the teacher's).
-        backbone: what it is a state of.
-        folder: made if missing; files are replaced one by one, each whole.
+        network: what it is a state of; takes these weights.
+        folder: made if missing; files are replaced one by one, each whole, and the configuration of
+            the processor last: what it says about the weights is true at every moment.
         size: side in pixels to which the processor resizes images.
         mean, std: of images in [0, 1].
         more: added to the configuration of the image processor.
     """
     staging = folder.with_name(folder.name + ".partial")
-    fresh = type(backbone.vit)(backbone.vit.config)
-    fresh.load_state_dict({k: v.detach().float().cpu() for k, v in vit_state.items()})
-    write_vit(fresh, staging, size, mean, std, more)
+    shutil.rmtree(staging, ignore_errors=True)
+    network.load_state_dict({k: v.detach().float().cpu() for k, v in vit_state.items()})
+    write_vit(network, staging, size, mean, std, more)
     folder.mkdir(parents=True, exist_ok=True)
-    for file in staging.iterdir():
+    for file in sorted(staging.iterdir(), key=lambda file: file.name == PREPARATION):
+        sync(file)
         os.replace(file, folder / file.name)
     staging.rmdir()
 
@@ -327,6 +331,7 @@ def write_vit(vit: Any, folder: Path, size: int, mean: list[float], std: list[fl
     """A network as transformers saves it, and the configuration of its image processor."""
     with quiet_transformers():
         vit.save_pretrained(folder)
+    open_to_group(folder)
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -340,4 +345,4 @@ def write_vit(vit: Any, folder: Path, size: int, mean: list[float], std: list[fl
         "do_convert_rgb": len(mean) == 3,
         **(more or {}),
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    (folder / PREPARATION).write_text(json.dumps(processor, indent=2) + "\n")

@@ -1,6 +1,5 @@
 """Models on disk or on the hub: where their files are, and how they want their images."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from transformers.utils import logging as transformers_logging
 
 from dino_x.config.options import WindowOptions
 from dino_x.errors import UserError
+from dino_x.files import parse_json, read_text
 
+PREPARATION = "preprocessor_config.json"
 OWN_PROCESSOR = "DinoXPreparation"  # no class of transformers, see ``prepared_with``
 HUB_TIMEOUT = 5.0  # seconds to learn that there is no network, not the 23 s of the hub's retries
 # Only used where no preprocessor_config.json says otherwise.
@@ -151,7 +157,7 @@ def refuse_own_code(folder: Path, name: str | Path) -> None:
     Raises: UserError.
     """
     try:
-        stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        stated = parse_json(read_text(folder / "config.json"))
     except (OSError, ValueError):
         return  # transformers says what is wrong with it
     if isinstance(stated, dict) and stated.get("auto_map"):
@@ -163,13 +169,15 @@ def refuse_own_code(folder: Path, name: str | Path) -> None:
 
 def _from_hub(name: str) -> Path:
     """The model's folder in the hub's cache, downloaded if it is not there yet."""
-    wanted = ["config.json", "preprocessor_config.json", "model*.safetensors*"]
+    wanted = ["config.json", PREPARATION, "model*.safetensors*"]
     try:
         cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
         if (cached / "config.json").is_file() and list(cached.glob("model*.safetensors")):
             return cached
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise UserError(f"no such model folder: {name}, which can be no name on the hub") from error
     missing = f"no folder '{name}' here and no such model in the local cache"
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT)  # one request, no retries
@@ -203,12 +211,12 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
     channels = getattr(config, "num_channels", None)
     if not isinstance(channels, int) or channels < 1:
         raise UserError(f"{folder} is no vision model ({config.model_type})")
-    file = folder / "preprocessor_config.json"
+    file = folder / PREPARATION
     if not file.is_file():
         assumed = IMAGENET if channels == 3 else (GREY[0] * channels, GREY[1] * channels)
         return Preparation(_square(config.image_size, folder), *assumed, stated=False)
     try:
-        stated = json.loads(file.read_text(encoding="utf-8"))
+        stated = parse_json(read_text(file))
         size = stated.get("size")
         if stated.get("do_center_crop"):
             size = stated.get("crop_size") or size
@@ -222,8 +230,8 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
         means, stds = _channels(mean, channels, file), _channels(std, channels, file)
         slices = int(stated.get("dino_x_slices", 1))
         windows = WindowOptions.model_validate(stated.get("dino_x_windows", {}))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}") from error
     return Preparation(
         image_size,
         tuple(mean / scale for mean in means),

@@ -28,6 +28,7 @@ from dino_x.model.teacher import build_student
 from dino_x.planning import measure
 from dino_x.planning.measure import Trial
 from dino_x.planning.need import for_gpu, for_machine, notes_on_memory
+from dino_x.planning.outlook import Outlook, outlook
 from dino_x.planning.speed import Speed, speed
 from dino_x.runs.start import inherited
 from dino_x.training.images import Early, early_checks, images_of
@@ -94,6 +95,8 @@ class Plan:
         trial: the measurements on this machine, if there are any.
         price: price of a GPU an hour.
         steps: the number of steps; None where neither data nor the user say it.
+        outlook: what else one could do than wait for it on this CPU; None where nothing is measured
+            on one.
         notes: sentences on what could not be computed, or may go wrong.
     """
 
@@ -110,6 +113,7 @@ class Plan:
     trial: Trial | None
     price: float | None
     steps: int | None
+    outlook: Outlook | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -152,7 +156,7 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The plan for other programs, in bytes, seconds and FLOP."""
-        speed, trial = self.speed, self.trial
+        speed, trial, look = self.speed, self.trial, self.outlook
         return {
             "dino_x": __version__,
             "device": self.device,
@@ -176,6 +180,7 @@ class Plan:
             "speed": None if speed is None else speed.how,
             "measured": None if trial is None else asdict(trial),
             "seconds": self.seconds,
+            "outlook": None if look is None else look.as_json(),
             "price_per_hour": self.price,
             "cost": self.cost,
             "notes": self.notes,
@@ -221,6 +226,10 @@ def plan(overrides: Mapping[str, Any], request: Request, console: Console) -> Pl
         trial = measure.trial(run_steps, step.micro_batch, describe_device(device), reading)
     work = flops.by_part(step, need.numerics.working)
     notes += notes_on_memory(step, need)
+    rate = speed(step, request.gpu, request.mfu, trial, sum(work.values()))
+    look = None
+    if trial is not None and rate is not None and steps and device.type == "cpu":
+        look = outlook(step, rate.images_per_second, steps)
     return Plan(
         options=options,
         step=step,
@@ -231,10 +240,11 @@ def plan(overrides: Mapping[str, Any], request: Request, console: Console) -> Pl
         room=need.room,
         fits=need.fits,
         flops=work,
-        speed=speed(step, request.gpu, request.mfu, trial, sum(work.values())),
+        speed=rate,
         trial=trial,
         price=request.price,
         steps=steps,
+        outlook=look,
         notes=notes,
     )
 

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from dino_x.cost.memory import GIB
 from dino_x.planning.plan import Plan
-from dino_x.training.report import duration
+from dino_x.progress import duration
 
 BAR = 12  # characters of the longest bar
 BESIDE = 104  # columns of a terminal that has room for both tables beside each other
@@ -104,6 +104,8 @@ def after(plan: Plan) -> dict[str, str]:
     if plan.seconds is not None:
         step = plan.seconds / (plan.steps or 1)
         lines["time"] = f"{duration(plan.seconds)} for the run, {number(step)} s a step"
+    if plan.outlook is not None:
+        lines |= plan.outlook.lines()
     if plan.cost is not None:
         each = ""
         if plan.step.processes > 1:

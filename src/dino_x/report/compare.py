@@ -3,18 +3,22 @@
 R: runs, called A, B, ... in the order given; A is what the others are compared with.
 """
 
-import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dino_x.config.presets import as_yaml
 from dino_x.errors import UserError
-from dino_x.report import scores
+from dino_x.progress import duration
+from dino_x.report.compare_scores import (
+    Scored,
+    lettered,
+    letters,
+    same_evaluation,
+    scored_of,
+)
 from dino_x.report.curves import (
     HEALTH,
     LOSS,
@@ -29,12 +33,9 @@ from dino_x.report.curves import (
 from dino_x.report.page import render, write_page
 from dino_x.report.plots import STYLES, Chart, PlotLine, draw, sample, three_digits
 from dino_x.report.run_data import RunData, read_run
-from dino_x.report.scores import MODEL, Comparison
 from dino_x.report.settings import meaning_of, plain, shown
-from dino_x.report.tables import Table, table_of
 from dino_x.report.verdict import state_of
 from dino_x.runs.checkpoint import checkpoints
-from dino_x.training.report import duration
 
 LAST_SHARE = 0.1  # of the steps, whose mean is the final number of a curve
 # What a loss means depends on these: with others it is on another scale.
@@ -43,8 +44,6 @@ SCALES = (
     "loss.regularizer", "loss.koleo_weight", "loss.koleo_group", "loss.sigreg_weight",
     "teacher.temperature", "loss.centering",
 )  # fmt: skip
-# Of the settings of an evaluation, those that make it another one.
-EVALUATED = ("labels", "label_column", "masks", "split_by", "tested_split")
 
 
 @dataclass(frozen=True)
@@ -54,28 +53,6 @@ class Difference:
     name: str
     values: list[str]
     meaning: str
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One task, setting and metric.
-
-    Attributes:
-        comparison: the runs and the baselines.
-        runs: which of its names are runs.
-        against: what the other runs differ from A by, sentences.
-        headline: whether the verdict on its task is about it.
-    """
-
-    comparison: Comparison
-    runs: list[str]
-    against: list[str]
-    headline: bool
-
-    @property
-    def table(self) -> Table:
-        """For the page."""
-        return table_of(self.comparison, " ".join(self.against), self.runs)
 
 
 @dataclass(frozen=True)
@@ -122,11 +99,6 @@ def compare(paths: Sequence[Path], *, hide_paths: bool = False) -> SideBySide:
     )
 
 
-def letters(runs: Sequence[RunData]) -> str:
-    """A, B, ... as many as there are runs."""
-    return string.ascii_uppercase[: len(runs)]
-
-
 def differences_of(runs: Sequence[RunData], hide_paths: bool) -> list[Difference]:
     """Options whose values differ, in the order of the options."""
     names: dict[str, None] = {}
@@ -161,11 +133,6 @@ def flags_of(runs: Sequence[RunData], same_test: bool | None) -> list[str]:
             " evaluate all of them with the same --data and --labels."
         )
     return [flag for flag in flags if flag]
-
-
-def lettered(runs: Sequence[RunData]) -> list[tuple[str, RunData]]:
-    """Each run with its letter."""
-    return list(zip(letters(runs), runs, strict=True))
 
 
 def different_lengths(runs: Sequence[RunData]) -> str | None:
@@ -316,100 +283,18 @@ def overlaid(curve: RecordedCurve, runs: Sequence[RunData], key: str) -> DrawnCh
     reference = references.pop() if len(references) == 1 else None
     chart = Chart(
         curve.title, lines, reference, bounds=curve.kind.bounds, described_by=f"{key}-words",
-        styles=styles,
+        styles=styles, unit=curve.kind.unit,
     )  # fmt: skip
     return DrawnChart(
         key=key,
         title=curve.title,
+        unit=curve.kind.unit,
         svg=draw(chart),
         legend=legend,
         words=in_words(lines, reference),
         meaning=curve.kind.meaning,
         numbers=[numbers_of(line) for line in lines],
     )
-
-
-def same_evaluation(runs: Sequence[RunData]) -> bool | None:
-    """Whether all that are evaluated were on the same images and labels; None below 2 of them."""
-    found = [run.evaluation for run in runs if run.evaluation]
-    if len(found) < 2:
-        return None
-
-    def identity(result: dict[str, Any]) -> str:
-        asked = {name: result.get("settings", {}).get(name) for name in EVALUATED}
-        return str([asked, result.get("counts"), result.get("patients"), result.get("masks")])
-
-    return len({identity(result) for result in found}) == 1
-
-
-def scored_of(runs: Sequence[RunData], same_test: bool | None) -> list[Scored]:
-    """Each metric that at least one run has, the runs first and then the baselines."""
-    evaluated = {f"{a}: {run.name}": run.evaluation for a, run in lettered(runs) if run.evaluation}
-    found: dict[scores.Key, dict[str, scores.Score]] = {}
-    for name, evaluation in evaluated.items():
-        for item in scores.comparisons(evaluation):
-            found.setdefault(item.key, {})[name] = item.scores[MODEL]
-    if evaluated and same_test is not False:
-        for item in scores.comparisons(next(iter(evaluated.values()))):
-            found[item.key] |= baselines_of(item, letter=next(iter(evaluated))[0])
-    headlines = headlines_of(list(evaluated.values()))
-    names = list(evaluated)
-    return [
-        Scored(
-            Comparison(*key, found[key]),
-            names,
-            against_first(found[key], names, same_test),
-            key in headlines,
-        )
-        for key in by_task(found)
-    ]
-
-
-def baselines_of(item: Comparison, letter: str) -> dict[str, scores.Score]:
-    """The scores of random weights, which are the run's, and of raw pixels."""
-    titles = {
-        "random": f"{scores.title_of('random')} ({letter}'s)",
-        "pixels": scores.title_of("pixels"),
-    }
-    return {title: item.scores[name] for name, title in titles.items() if name in item.scores}
-
-
-def headlines_of(evaluations: Sequence[dict[str, Any]]) -> set[scores.Key]:
-    """The metric that the verdict on each task is about, from the first run that has the task."""
-    found: dict[str, scores.Key] = {}
-    for evaluation in evaluations:
-        for item in scores.headlines(evaluation):
-            found.setdefault(item.task, item.key)
-    return set(found.values())
-
-
-def by_task(keys: Iterable[scores.Key]) -> list[scores.Key]:
-    """The keys with those of one task together, tasks in the order in which they first appear."""
-    tasks: dict[str, list[scores.Key]] = {}
-    for key in keys:
-        tasks.setdefault(key[0], []).append(key)
-    return list(chain.from_iterable(tasks.values()))
-
-
-def against_first(
-    found: dict[str, scores.Score], runs: Sequence[str], same_test: bool | None
-) -> list[str]:
-    """Each other run against the first: by how much, and whether it exceeds the intervals."""
-    if not same_test:
-        return []
-    first, *others = [name for name in runs if name in found]
-    return [difference_of(name, found[name], first, found[first]) for name in others]
-
-
-def difference_of(name: str, score: scores.Score, first: str, base: scores.Score) -> str:
-    """``B - A = +0.070 (beyond the intervals).``"""
-    certainty = {
-        None: "no intervals to judge it by",
-        True: "beyond the intervals",
-        False: "the intervals overlap: may be chance",
-    }
-    gain = score.value - base.value
-    return f"{name[0]} - {first[0]} = {gain:+.3f} ({certainty[scores.apart(score, base)]})."
 
 
 def compare_page(paths: Sequence[Path], out: Path) -> None:

@@ -1,38 +1,40 @@
 """The pictures of the page: maps over training, attention, neighbours, each with its words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dino_x.errors import UserError
+from dino_x.model.families import registers_of
 from dino_x.report import looking
-from dino_x.report.looking import EmbeddedImages
+from dino_x.report.first_last import first_and_last
 from dino_x.report.maps import (
     Snapshot,
-    nearest,
     patch_similarity,
     pca_colours,
     read_snapshots,
     share_for_half,
 )
+from dino_x.report.neighbours import LEFT_OUT, groups_of, known_of, neighbour_gallery
 from dino_x.report.page import Gallery, Picture, PictureRow
 from dino_x.report.pictures import colour_map, heat_map, sides, thumbnail
 from dino_x.report.run_data import RunData
+from dino_x.report.scatter import FeatureMap, feature_maps
 from dino_x.runs.folder import reading_of
 
 SHOWN = 6  # images whose attention and neighbours are shown
-NEIGHBOURS = 5
-LEFT_OUT = "Images are left out of this page (--no-images, or report.images=false)."
 
 
 @dataclass(frozen=True)
 class Galleries:
-    """The three sections."""
+    """The sections that are made with snapshots and the model, and the maps of features."""
 
+    first_last: Gallery
     maps: Gallery
     attention: Gallery
     neighbours: Gallery
+    feature_maps: list[FeatureMap]
 
 
 def galleries(run: RunData, images: bool, seconds: float) -> Galleries:
@@ -44,27 +46,30 @@ def galleries(run: RunData, images: bool, seconds: float) -> Galleries:
         seconds: for reading and embedding the sample of images.
     """
     snapshots = read_snapshots(run.snapshots)
-    maps = map_gallery(run, snapshots, images)
+    first_last, maps = map_galleries(run, snapshots, images)
     if run.model_step is None or not (run.path / "model" / "config.json").is_file():
         no_model = "There is no model yet: the first checkpoint makes it (checkpoint.every)."
         missing = Gallery("", missing=no_model)
-        return Galleries(maps, missing, missing)
+        return Galleries(first_last, maps, missing, missing, [])
     try:
-        return Galleries(maps, *model_galleries(run, snapshots, images, seconds))
+        return Galleries(first_last, maps, *model_galleries(run, snapshots, images, seconds))
     except UserError as error:
         missing = Gallery("", missing=str(error))
-        return Galleries(maps, missing, missing)
+        return Galleries(first_last, maps, missing, missing, [])
 
 
-def map_gallery(run: RunData, snapshots: Sequence[Snapshot], images: bool) -> Gallery:
-    """PCA maps of the fixed images, a strip each."""
+def map_galleries(
+    run: RunData, snapshots: Sequence[Snapshot], images: bool
+) -> tuple[Gallery, Gallery]:
+    """PCA maps of the fixed images: of the first and the last step, large; and of all steps."""
     if not snapshots:
         why = (
             "report.snapshots is off in this run"
             if run.settings.get("report.snapshots") is False
             else "it was made by an older version, or has not begun"
         )
-        return Gallery("", missing=f"This run kept no patch features: {why}.")
+        missing = Gallery("", missing=f"This run kept no patch features: {why}.")
+        return missing, missing
     colours = pca_colours(snapshots)
     last = snapshots[-1]
     strips = []
@@ -98,13 +103,14 @@ def map_gallery(run: RunData, snapshots: Sequence[Snapshot], images: bool) -> Ga
         " share a colour; at first, colours follow brightness and position."
     )
     shown = images and last.images_FCSS is not None
-    return Gallery(caption, strips, note="" if shown else LEFT_OUT)
+    every = Gallery(caption, strips, note="" if shown else LEFT_OUT)
+    return first_and_last(snapshots, colours, images), every
 
 
 def model_galleries(
     run: RunData, snapshots: Sequence[Snapshot], images: bool, seconds: float
-) -> tuple[Gallery, Gallery]:
-    """Attention and neighbours by the run's model.
+) -> tuple[Gallery, Gallery, list[FeatureMap]]:
+    """Attention, neighbours and maps of features by the run's model.
 
     Raises: UserError if the model or its images cannot be read.
     """
@@ -130,12 +136,17 @@ def model_galleries(
         squares, aspects = looked.squares[:SHOWN], looked.aspects[:SHOWN]
     if squares:
         heat = looking.attentions(model, preparation, squares[:SHOWN])
-        attention = attention_gallery(squares, aspects, heat, images)
+        shares = looking.mean_token_shares(model, preparation, squares[:SHOWN])
+        registers = about_registers(registers_of(model.config), *shares)
+        attention = attention_gallery(squares, aspects, heat, images, registers)
     else:
         attention = Gallery("", missing=gone)
     if looked is None:
-        return attention, Gallery("", missing=gone)
-    return attention, neighbour_gallery(looked, images)
+        return attention, Gallery("", missing=gone), []
+    known = known_of(run, looked.refs)
+    looked = replace(looked, refs=known.refs)
+    maps = feature_maps(looked.features_ND, groups_of(looked.refs, known.labels))
+    return attention, neighbour_gallery(looked, images, known.labels), maps
 
 
 def attention_gallery(
@@ -143,8 +154,17 @@ def attention_gallery(
     aspects: Sequence[float],
     heat: Sequence[np.ndarray],
     images: bool,
+    registers: str,
 ) -> Gallery:
-    """What the CLS token attends to, a picture an image."""
+    """What the CLS token attends to, a picture an image.
+
+    Args:
+        squares: the images.
+        aspects: height / width of each image itself.
+        heat: the attention on each.
+        images: whether the user's images may be in the page.
+        registers: sentences about the tokens that are no patches.
+    """
     pictures = []
     for i, attention_YX in enumerate(heat):
         low, high = np.percentile(attention_YX, (1, 99))
@@ -163,8 +183,31 @@ def attention_gallery(
         "Where the CLS token of the last layer looks, the mean of its heads: light is much, dark is"
         " little. Below each picture, on how much of the image half of the attention lies: 50%"
         " would be the same everywhere. Attention is a hint at what is used, not a proof."
+        f" {registers}"
     )
     return Gallery(caption, [PictureRow("Attention", pictures)], note="" if images else LEFT_OUT)
+
+
+def about_registers(count: int, on_cls: float, on_registers: float) -> str:
+    """What the tokens are that are no patches, and how much attention they take.
+
+    Args:
+        count: registers of the model.
+        on_cls: share of the attention of CLS on itself.
+        on_registers: share on all registers.
+    """
+    if not count:
+        return (
+            f"{on_cls:.0%} of it is on the CLS token itself, which has no place in the picture."
+            " This model has no registers: a large one then tends to keep what it knows of the"
+            " whole image in a few patches of the background, which shine brightly and mean"
+            " nothing there (Darcet et al. 2024). model.registers=4 gives it places for that."
+        )
+    return (
+        f"{on_cls:.0%} of it is on the CLS token itself and {on_registers:.0%} on the {count}"
+        " registers, tokens without a place that keep what the model knows of the whole image"
+        " (Darcet et al. 2024). Neither is in the picture."
+    )
 
 
 def where(attention_YX: np.ndarray) -> str:
@@ -176,44 +219,3 @@ def where(attention_YX: np.ndarray) -> str:
     if not horizontal:
         return {"upper": "at the top", "lower": "at the bottom"}.get(vertical, "in the middle")
     return f"at the {vertical} {horizontal}".replace("  ", " ")
-
-
-def neighbour_gallery(looked: EmbeddedImages, images: bool) -> Gallery:
-    """The nearest neighbours of the first images of the sample."""
-    count = len(looked.squares)
-    if count < 3:
-        return Gallery("", missing=f"{count} images are too few to look for neighbours.")
-    if not images:
-        return Gallery("", missing=LEFT_OUT)
-    found = nearest(looked.features_ND, range(min(SHOWN, count)), NEIGHBOURS)
-    strips = []
-    for query, neighbours in enumerate(found):
-        title = f"Sample image {query + 1}"
-        pictures = [picture_of(looked, query, title, "query")]
-        for other, cosine in neighbours:
-            same = (
-                looked.patients[query] is not None
-                and looked.patients[query] == looked.patients[other]
-            )
-            patient = ", same patient" if same else ""
-            pictures.append(
-                picture_of(
-                    looked, other,
-                    f"Sample image {other + 1}, similarity {cosine:.3f}{patient}",
-                    f"{cosine:.3f}{patient}",
-                )
-            )  # fmt: skip
-        strips.append(PictureRow(title, pictures))
-    caption = (
-        f"{len(strips)} images and, of {count:,} images drawn from the run's data, those whose CLS"
-        " features are nearest, with the cosine similarity. Ask what neighbours share: a finding"
-        " or an anatomy is what one hopes for; a scanner, a label burnt into the film or the same"
-        " patient is a shortcut."
-    )
-    return Gallery(caption, strips)
-
-
-def picture_of(looked: EmbeddedImages, index: int, alt: str, label: str) -> Picture:
-    """One image of the sample."""
-    aspect = looked.aspects[index]
-    return Picture(thumbnail(looked.squares[index], aspect), alt, label, sides(aspect))

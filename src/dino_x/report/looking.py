@@ -24,7 +24,7 @@ from dino_x.errors import UserError
 from dino_x.evaluation.backbone import load_backbone
 from dino_x.model.pretrained import Preparation
 from dino_x.randomness import generator
-from dino_x.report.maps import cls_attention
+from dino_x.report.maps import cls_attention, token_shares
 
 SAMPLE = 400  # images among which neighbours are looked for
 BATCH = 25
@@ -49,13 +49,18 @@ class EmbeddedImages:
         squares: uint8 [C, S, S] each.
         aspects: height / width of each image itself.
         features_ND: float32, CLS tokens.
-        patients: a hash that is the same for all images of a patient, or None, of each.
+        refs: what each image is; paths are never shown.
     """
 
     squares: list[np.ndarray]
     aspects: list[float]
     features_ND: np.ndarray
-    patients: list[str | None]
+    refs: list[ImageRef]
+
+    @property
+    def patients(self) -> list[str | None]:
+        """A hash that is the same for all images of a patient, or None, of each."""
+        return [ref.patient for ref in self.refs]
 
 
 def sample_refs(
@@ -86,7 +91,7 @@ def sample_refs(
             ).rows
             rows = [row for row in every if row.kind not in NEVER_SHOWN]
             return [rows[position] for position in rng.permutation(len(rows))[:count]]
-        _, taken, others = sources_of(folders)
+        _, taken, others, _ = sources_of(folders)
     except UserError as error:  # its message names the path and files beside it
         raise UserError(GONE) from error
     files: list[Record | Candidate] = [*(record for record in taken if record.refs), *others]
@@ -181,7 +186,7 @@ def look(
 
     Raises: UserError if none of them can be read.
     """
-    looked: dict[str, list[Any]] = {"squares": [], "aspects": [], "patients": [], "features": []}
+    looked: dict[str, list[Any]] = {"squares": [], "aspects": [], "refs": [], "features": []}
     started = time.monotonic()
     for start in range(0, len(refs), BATCH):
         squares = []
@@ -191,7 +196,7 @@ def look(
             except Unreadable:
                 continue
             looked["aspects"].append(ref.height / ref.width)
-            looked["patients"].append(ref.patient)
+            looked["refs"].append(ref)
         for group in same_shape(squares):
             pooled = model(pixel_values=network_input(group, preparation, model)).pooler_output
             looked["features"].append(pooled.float().cpu().numpy())
@@ -201,7 +206,7 @@ def look(
     if not looked["squares"]:
         raise UserError(UNREADABLE)
     features = np.concatenate(looked["features"])
-    return EmbeddedImages(looked["squares"], looked["aspects"], features, looked["patients"])
+    return EmbeddedImages(looked["squares"], looked["aspects"], features, looked["refs"])
 
 
 def same_shape(squares: list[np.ndarray]) -> list[np.ndarray]:
@@ -228,3 +233,12 @@ def attentions(
     return [
         cls_attention(model, network_input(square[None], preparation, model)) for square in squares
     ]
+
+
+def mean_token_shares(
+    model: nn.Module, preparation: Preparation, squares: Sequence[np.ndarray]
+) -> tuple[float, float]:
+    """The share of the CLS token's attention on itself and on registers, mean over squares."""
+    inputs = [network_input(square[None], preparation, model) for square in squares]
+    shares = np.array([token_shares(model, square) for square in inputs])
+    return float(shares[:, 0].mean()), float(shares[:, 1].mean())

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dino_x.model.families import registers_of
 from dino_x.training.snapshots import dense_grid, shifted_squares
 
 COLOURS = 3  # directions shown, one for each of red, green and blue
@@ -131,6 +132,18 @@ def cls_attention(model: nn.Module, square_1CSS: torch.Tensor) -> np.ndarray:
     weights_BN = attention[:, :, 0, -patches:].float().mean(dim=1)
     grid = dense_grid(weights_BN[:, :, None])[..., 0].cpu().numpy()
     return grid / max(float(grid.sum()), 1e-12)
+
+
+@torch.no_grad()
+def token_shares(model: nn.Module, square_1CSS: torch.Tensor) -> tuple[float, float]:
+    """The share of the last layer's CLS attention on CLS itself, and on all registers.
+
+    Args: as `cls_attention`; the rest of the attention is on patches.
+    """
+    attention = model(pixel_values=square_1CSS, output_attentions=True).attentions[-1]
+    weights_T = attention[0, :, 0].float().mean(dim=0).cpu().numpy()
+    first_patch = 1 + registers_of(model.config)
+    return float(weights_T[0]), float(weights_T[1:first_patch].sum())
 
 
 def share_for_half(attention_YX: np.ndarray) -> float:

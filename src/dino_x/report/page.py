@@ -1,8 +1,11 @@
 """The page: plain data in, one self-contained HTML file out.
 
-Nothing in it is fetched from anywhere, and its content policy forbids it to. It has no script.
+Nothing in it is fetched from anywhere, and its content policy forbids it to. Its one script, which
+shows values and large pictures, is in the page, and the policy allows that text and no other.
 """
 
+import base64
+import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -14,8 +17,10 @@ from markupsafe import Markup, escape
 
 from dino_x.errors import UserError
 from dino_x.files import write_text
+from dino_x.report.class_details import ClassDetails, UnitTable
 from dino_x.report.curves import DrawnChart
 from dino_x.report.run_data import Finding
+from dino_x.report.scatter import FeatureMap, legend_symbol
 from dino_x.report.settings import Setting
 from dino_x.report.tables import Table
 from dino_x.report.verdict import Sentence, Tile
@@ -32,6 +37,7 @@ class Picture:
         label: the few words below it.
         sides: width and height in which it is shown, pixels.
         blocky: enlarged without smoothing, so that places are seen as such.
+        mark: ``right`` or ``wrong`` for a neighbour whose label is that of the query, or is not.
     """
 
     uri: str
@@ -39,6 +45,7 @@ class Picture:
     label: str
     sides: tuple[int, int]
     blocky: bool = False
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,14 @@ class ReportPage:
     more_evaluation: list[Table]
     tested_on: str
     warnings: list[str]
+    first_last: Gallery
     maps: Gallery
     attention: Gallery
     neighbours: Gallery
+    feature_maps: list[FeatureMap]
+    details: list[ClassDetails]
+    units: UnitTable | None
+    refresh: int | None
     has_model: bool
     snippet: str
     images_shown: bool
@@ -97,7 +109,15 @@ def render(template: str, **content: Any) -> str:
     return (
         environment()
         .get_template(template)
-        .render(**content, version=__version__, made=made.strftime("%Y-%m-%d %H:%M"), style=style())
+        .render(
+            **content,
+            version=__version__,
+            made=made.strftime("%Y-%m-%d %H:%M"),
+            style=style(),
+            script=script(),
+            script_hash=script_hash(),
+            refresh=getattr(content["page"], "refresh", None),
+        )
     )
 
 
@@ -109,6 +129,7 @@ def environment() -> Environment:
                         trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     found.filters["svg"] = Markup
     found.filters["breakable"] = breakable
+    found.filters["symbol"] = lambda style: Markup(legend_symbol(style))
     return found
 
 
@@ -121,6 +142,18 @@ def breakable(name: str) -> Markup:
 def style() -> Markup:
     """The style sheet, which goes into the page."""
     return Markup(Path(__file__).with_name("templates").joinpath("style.css").read_text())
+
+
+@cache
+def script() -> Markup:
+    """The script, which goes into the page."""
+    return Markup(Path(__file__).with_name("templates").joinpath("page.js").read_text())
+
+
+def script_hash() -> str:
+    """What the page's policy knows its script by. Source: CSP 3, section 2.3.1."""
+    digest = hashlib.sha256(str(script()).encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 def write_page(text: str, path: Path) -> None:

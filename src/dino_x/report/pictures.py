@@ -24,14 +24,16 @@ def sides(aspect: float, side: int = SIDE) -> tuple[int, int]:
     return side, max(1, round(side * aspect))
 
 
-def thumbnail(image_CSS: np.ndarray, aspect: float) -> str:
+def thumbnail(image_CSS: np.ndarray, aspect: float, side: int = SIDE) -> str:
     """An image that was squeezed to a square, in its own proportions.
 
     Args:
         image_CSS: uint8, C = 1 or 3.
         aspect: height / width of the image itself.
+        side: longer side of the picture in pixels.
     """
-    return data_uri(as_picture(image_CSS).resize(sides(aspect), Image.Resampling.LANCZOS), "jpeg")
+    size = sides(aspect, side)
+    return data_uri(as_picture(image_CSS).resize(size, Image.Resampling.LANCZOS), "jpeg")
 
 
 def as_picture(image_CSS: np.ndarray) -> Image.Image:
@@ -46,6 +48,19 @@ def colour_map(colours_YX3: np.ndarray) -> str:
     """Colours in [0, 1], one a place, as a PNG of one pixel a place; the page enlarges it."""
     pixels = np.rint(255 * np.clip(colours_YX3, 0, 1)).astype(np.uint8)
     return data_uri(Image.fromarray(pixels), "png")
+
+
+def over_image(
+    colours_YX3: np.ndarray, image_CSS: np.ndarray | None, aspect: float, side: int
+) -> str:
+    """Colours in [0, 1] over half of the image's brightness; alone if there is no image."""
+    size = sides(aspect, side)
+    pixels = np.rint(255 * np.clip(colours_YX3, 0, 1)).astype(np.uint8)
+    colours = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    if image_CSS is None:
+        return data_uri(colours, "jpeg")
+    image = as_picture(image_CSS).convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    return data_uri(Image.blend(image, colours, 0.5), "jpeg")
 
 
 def heat_map(heat_YX: np.ndarray, image_CSS: np.ndarray | None, aspect: float) -> str:

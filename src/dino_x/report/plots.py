@@ -12,6 +12,8 @@ from html import escape
 
 import numpy as np
 
+from dino_x.report.hover import curve_data
+
 WIDTH, HEIGHT = 360, 212
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 18, 34
 STYLES = 6  # colours and dashes of lines, see style.css: the dash tells lines apart without colour
@@ -50,6 +52,7 @@ class Chart:
         bounds: of the y axis at least, such as (0, 1); wider if the lines are.
         described_by: id of the element that says in words what is seen.
         styles: of each line, 0 to `STYLES` - 1; None for 0, 1, 2, ...
+        unit: of the y axis, such as GiB; empty for a number without one.
     """
 
     title: str
@@ -61,6 +64,7 @@ class Chart:
     x_label: str = "step"
     described_by: str = ""
     styles: Sequence[int] | None = None
+    unit: str = ""
 
 
 def number(value: float) -> str:
@@ -131,14 +135,18 @@ def draw(chart: Chart) -> str:
         raise ValueError(f"{chart.title}: {len(chart.lines)} lines, of 1 to {STYLES} with points")
     frame = Frame.around(chart)
     described = f' aria-describedby="{chart.described_by}"' if chart.described_by else ""
+    styles = range(len(chart.lines)) if chart.styles is None else chart.styles
+    thinned = [thin(line)[0] for line in chart.lines]
+    named = [(n.label, style, n.x, n.y) for style, n in zip(styles, thinned, strict=True)]
+    data = curve_data(named, frame.numbers, chart.x_label, chart.unit)
+    title = f"Chart: {chart.title}" + (f", {chart.unit}" if chart.unit else "")
     parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
-        f' aria-label="{escape(f"Chart: {chart.title}")}"{described}>',
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0"'
+        f' aria-label="{escape(title)}"{described}{data}>',
         *_axes(frame, chart),
         *_marks(frame, chart.marks),
         *_reference(frame, chart.reference),
     ]
-    styles = range(len(chart.lines)) if chart.styles is None else chart.styles
     for style, line in zip(styles, chart.lines, strict=True):
         parts += _line(frame, line, style)
     return "".join([*parts, "</svg>"])
@@ -153,6 +161,14 @@ class Frame:
     y_low: float
     y_high: float
     logarithmic: bool
+
+    @property
+    def numbers(self) -> list[float]:
+        """Where the frame is in pixels, and its values, for `hover.curve_data`."""
+        pixels = [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM]
+        return [
+            *pixels, self.x_low, self.x_high, self.y_low, self.y_high, float(self.logarithmic),
+        ]  # fmt: skip
 
     @classmethod
     def around(cls, chart: Chart) -> "Frame":

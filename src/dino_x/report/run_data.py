@@ -1,7 +1,6 @@
 """What a RUN folder says, of a run that is finished, still training, or was killed."""
 
 import csv
-import json
 import math
 import time
 from collections import defaultdict
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from dino_x.errors import UserError
-from dino_x.files import read_json
-from dino_x.runs.checkpoint import checkpoints
+from dino_x.files import parse_json, read_json
 from dino_x.runs.folder import CONFIG, RunFolder
+from dino_x.runs.model_folder import model_step, newest_step
 
 QUIET_SECONDS = 600  # a run that has written nothing for so long is taken for stopped
 
@@ -69,7 +68,8 @@ class RunData:
         findings: in the order of their beginning; None where health was not watched.
         evaluation: evaluation.json, or None.
         snapshots: files by step.
-        model_step: the step of the newest checkpoint, whose model is in ``model``; None without.
+        checkpoint_step: the step of the newest checkpoint; None without one.
+        model_step: the step that the model in ``model`` is of; None without a model.
         skipped: files that could not be read.
         quiet_seconds: since the last step was recorded; None without steps.
     """
@@ -81,6 +81,7 @@ class RunData:
     findings: list[Finding] | None
     evaluation: dict[str, Any] | None
     snapshots: dict[int, Path]
+    checkpoint_step: int | None
     model_step: int | None
     skipped: int
     quiet_seconds: float | None
@@ -104,6 +105,13 @@ class RunData:
     def finished(self) -> bool:
         """Whether the last step was taken."""
         return 0 < self.steps <= self.done
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether the last step was taken, but no checkpoint or no model is of it."""
+        if self.checkpoint_step is None:
+            return False  # its owner has removed the checkpoints
+        return self.finished and (self.model_step or 0) < self.steps
 
     @property
     def is_training(self) -> bool:
@@ -136,7 +144,7 @@ def read_run(path: Path) -> RunData:
         what = "is not there" if not path.exists() else f"holds no run: there is no {CONFIG} in it"
         raise UserError(f"{path} {what}; name the folder that `dino-x pretrain --out` made")
     curves = read_curves(run.metrics)
-    saved = checkpoints(run.checkpoints)
+    checkpoint_step = newest_step(run)
     return RunData(
         path=path,
         settings=run.settings(),
@@ -145,10 +153,19 @@ def read_run(path: Path) -> RunData:
         findings=read_findings(path / "health.jsonl", curves),
         evaluation=read_evaluation(run.evaluation),
         snapshots={int(file.stem[5:]): file for file in sorted(run.snapshots.glob("step-*.npz"))},
-        model_step=int(saved[-1].stem[5:]) if saved else None,
+        checkpoint_step=checkpoint_step,
+        model_step=step_of_model(run, checkpoint_step),
         skipped=count_rows(run.skipped),
         quiet_seconds=time.time() - run.metrics.stat().st_mtime if curves else None,
     )
+
+
+def step_of_model(run: RunFolder, newest: int | None) -> int | None:
+    """The step of RUN/model; that of the newest checkpoint where an older run does not say."""
+    if not (run.model / "config.json").is_file():
+        return None
+    stated = model_step(run)
+    return newest if stated is None else stated
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -158,7 +175,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except ValueError:
                 continue
             if isinstance(value, dict):

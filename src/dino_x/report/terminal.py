@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dino_x.report.compare import Scored, SideBySide
+from dino_x.report.compare import SideBySide
+from dino_x.report.compare_scores import Scored
 
 
 def print_comparison(result: SideBySide, console: Console) -> None:
@@ -26,8 +27,7 @@ def print_comparison(result: SideBySide, console: Console) -> None:
     )
     if not result.scored:
         console.print(
-            "No run is evaluated: dino-x evaluate --model RUN --data FOLDER --labels LABELS.csv"
-            " --out RUN/evaluation.json",
+            "No run is evaluated: dino-x evaluate --model RUN --data FOLDER --labels LABELS.csv",
             soft_wrap=True, highlight=False,
         )  # fmt: skip
     else:

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dino_x.config.model_sizes import SIZES
+from dino_x.progress import duration
 from dino_x.report import scores
 from dino_x.report.plots import three_digits
 from dino_x.report.run_data import Finding, RunData
-from dino_x.training.report import duration
+from dino_x.runs.environment import in_a_line
+from dino_x.runs.folder import ENVIRONMENT
+from dino_x.training.health.states import AT_LOG_K, SMOOTHED, can_judge
 
 Judgement = Literal["good", "watch", "problem", "note"]
 BASELINES = ("random", "pixels", "start")  # what a model has to beat to be worth anything
@@ -40,6 +43,13 @@ class Tile:
 
 def state_of(run: RunData) -> Sentence:
     """Where the run is."""
+    if run.unsaved:
+        model = "there is no model"
+        if run.model_step is not None:
+            model = f"the model is of step {run.model_step:,}"
+        return Sentence(
+            "watch", f"all {run.done:,} steps are done, but {model}: pretrain --resume writes it"
+        )
     if run.finished:
         return Sentence("good", f"finished after {run.done:,} steps")
     if not run.done:
@@ -58,6 +68,9 @@ def training(run: RunData) -> list[Sentence]:
     known = ", ".join(str(name) for name in where if name)
     place = f"; {known}" if known else ""
     sentences = [Sentence("note", f"{what}{place}.")]
+    started_with = in_a_line(run.path / ENVIRONMENT)
+    if started_with:
+        sentences.append(Sentence("note", f"Started with {started_with}."))
     if run.skipped:
         unread = f"{run.skipped:,} files could not be read: see skipped.csv."
         sentences.append(Sentence("watch", unread))
@@ -86,17 +99,46 @@ def model_of(run: RunData) -> str:
     return f"{name} ({depth} layers of {width})"
 
 
+@dataclass(frozen=True)
+class Guessing:
+    """What a loss costs that says nothing about the image: its value, and what it is called."""
+
+    value: float
+    name: str
+
+    def has_left(self, run: RunData) -> bool:
+        """Whether the DINO loss, smoothed, is below it."""
+        dino = run.curves.get("dino")
+        return dino is not None and float(dino.values[-SMOOTHED:].mean()) < AT_LOG_K * self.value
+
+
+def guessing_of(run: RunData) -> Guessing | None:
+    """What guessing costs in a run; None if it is not known.
+
+    Log K with Sinkhorn-Knopp, which uses all prototypes alike. With softmax centering the entropy
+    of the mean target at the latest look, which is less from the first step on.
+    """
+    prototypes = run.settings.get("head.prototypes")
+    if not prototypes:
+        return None
+    entropy = run.curves.get("health/mean_target_entropy")
+    if run.settings.get("loss.centering") == "softmax" and entropy is not None:
+        return Guessing(entropy.last * math.log(prototypes), "the entropy of the mean target")
+    return Guessing(math.log(prototypes), "log K")
+
+
 def loss_against_guessing(run: RunData) -> list[Sentence]:
-    """Whether the loss has left log K, which is what guessing costs."""
-    dino, prototypes = run.curves.get("dino"), run.settings.get("head.prototypes")
-    if dino is None or not prototypes:
+    """Whether the loss has left what guessing costs."""
+    dino, guessing = run.curves.get("dino"), guessing_of(run)
+    if dino is None or guessing is None:
         return []
-    guessing = math.log(prototypes)
     where = (
-        f"The DINO loss is {three_digits(dino.last)}, and guessing costs log K ="
-        f" {three_digits(guessing)}"
+        f"The DINO loss is {three_digits(dino.last)}, and guessing costs {guessing.name} ="
+        f" {three_digits(guessing.value)}"
     )
-    if dino.last < 0.98 * guessing:
+    if run.done < SMOOTHED:
+        return [Sentence("note", f"{where}: {run.done:,} steps are too few to judge it.")]
+    if guessing.has_left(run):
         return [Sentence("good", f"{where}: the run has left it.")]
     late = run.done >= 0.1 * run.steps and run.findings is None  # else health knows better
     hint = "; lower temperatures or a higher rate may help" if late else ""
@@ -111,6 +153,13 @@ def health(run: RunData) -> list[Sentence]:
         return [state_found(i, finding) for i, finding in enumerate(run.findings, start=1)]
     if not run.done:
         return [Sentence("note", "Nothing to judge yet.")]
+    looked = run.curves.get("health/target_entropy")
+    looks = [] if looked is None else [float(step) for step in looked.steps]
+    guessing = guessing_of(run)
+    left = guessing is not None and guessing.has_left(run)
+    if not can_judge(looks, run.done, left):
+        seen = f"{run.done:,} steps with {len(looks):,} looks"
+        return [Sentence("note", f"Nothing was found, but {seen} are too few to call it healthy.")]
     return [Sentence("good", "No sign of a collapse or of divergence.")]
 
 
@@ -171,10 +220,10 @@ def tiles(run: RunData) -> list[Tile]:
         found.append(Tile(f"{run.images:,}", "images"))
     if run.steps:
         found.append(Tile(f"{run.done:,}", f"of {run.steps:,} steps"))
-    dino, prototypes = run.curves.get("dino"), run.settings.get("head.prototypes")
-    if dino is not None and prototypes:
-        log_k = three_digits(math.log(prototypes))
-        found.append(Tile(three_digits(dino.last), f"DINO loss; log K is {log_k}"))
+    dino, guessing = run.curves.get("dino"), guessing_of(run)
+    if dino is not None and guessing is not None:
+        costs = f"DINO loss; guessing costs {three_digits(guessing.value)}"
+        found.append(Tile(three_digits(dino.last), costs))
     if run.evaluation is not None:
         found.append(score_tile(scores.headlines(run.evaluation)[0]))
     return found

@@ -1,15 +1,20 @@
 """``dino-x report``: from a RUN folder to its page."""
 
-import json
+import contextlib
 from pathlib import Path
 
 from rich.console import Console
 
+from dino_x.errors import UserError
+from dino_x.files import parse_json, read_text
 from dino_x.model.pretrained import OWN_PROCESSOR
 from dino_x.report import curves, settings, tables, verdict
+from dino_x.report.class_details import class_details, unit_table
 from dino_x.report.galleries import galleries
 from dino_x.report.page import ReportPage, render, write_page
 from dino_x.report.run_data import RunData, read_run
+from dino_x.runs.folder import RunFolder
+from dino_x.runs.model_folder import bring_up
 
 PATIENT_SECONDS = 120.0  # for the sample's images where somebody asked for the page
 QUICK_SECONDS = 15.0  # at the end of a run
@@ -42,7 +47,12 @@ print(found.images[0].path)  # what the first row is of
 
 
 def report(
-    path: Path, out: Path | None = None, *, images: bool = True, quick: bool = False
+    path: Path,
+    out: Path | None = None,
+    *,
+    images: bool = True,
+    quick: bool = False,
+    refresh: int | None = None,
 ) -> Path:
     """Write the page about a run, from its files alone; the run may still be training.
 
@@ -51,21 +61,31 @@ def report(
         out: the file; None for ``RUN/report.html``.
         images: False leaves the user's images out, as ``report.images=false`` of the run does.
         quick: spend seconds, not minutes, on images that are slow to read.
+        refresh: after so many seconds an open page loads itself anew; None for a page that stays.
 
     Returns: the file.
 
     Raises: UserError if there is no run, or the file cannot be written.
     """
+    with contextlib.suppress(UserError):  # the page then says that the model is behind
+        bring_up(RunFolder(path))
     run = read_run(path)
     images = images and run.settings.get("report.images") is not False
-    page = page_of(run, images, QUICK_SECONDS if quick else PATIENT_SECONDS)
+    page = page_of(run, images, QUICK_SECONDS if quick else PATIENT_SECONDS, refresh)
     out = out or path / "report.html"
     write_page(render("report.html", page=page), out)
     return out
 
 
-def page_of(run: RunData, images: bool, seconds: float) -> ReportPage:
-    """Everything the page says."""
+def page_of(run: RunData, images: bool, seconds: float, refresh: int | None = None) -> ReportPage:
+    """Everything the page says.
+
+    Args:
+        run: the run.
+        images: whether the user's images may be in the page.
+        seconds: for the sample's images.
+        refresh: after so many seconds an open page loads itself anew; None for a page that stays.
+    """
     shown = galleries(run, images, seconds)
     first, more = tables.evaluation_tables(run.evaluation) if run.evaluation else ([], [])
     findings = run.findings or []
@@ -93,9 +113,14 @@ def page_of(run: RunData, images: bool, seconds: float) -> ReportPage:
         more_evaluation=more,
         tested_on=tables.tested_on(run.evaluation) if run.evaluation else "",
         warnings=[str(text) for text in (run.evaluation or {}).get("warnings", [])],
+        first_last=shown.first_last,
         maps=shown.maps,
         attention=shown.attention,
         neighbours=shown.neighbours,
+        feature_maps=shown.feature_maps,
+        details=class_details(run.evaluation) if run.evaluation else [],
+        units=unit_table(run.evaluation) if run.evaluation else None,
+        refresh=refresh,
         has_model=run.model_step is not None,
         snippet=snippet_of(run),
         images_shown=images,
@@ -105,7 +130,7 @@ def page_of(run: RunData, images: bool, seconds: float) -> ReportPage:
 def snippet_of(run: RunData) -> str:
     """The code that gets features of the images that a run was trained on."""
     try:
-        stated = json.loads((run.path / "model" / "preprocessor_config.json").read_text())
+        stated = parse_json(read_text(run.path / "model" / "preprocessor_config.json"))
         own = stated.get("image_processor_type") == OWN_PROCESSOR
         channels = len(stated.get("image_mean", [0, 0, 0]))
     except (OSError, ValueError, AttributeError, TypeError):
@@ -128,3 +153,15 @@ def report_at_end(path: Path, console: Console) -> None:
         )  # fmt: skip
     else:
         console.print(f"report    {out}", highlight=False, soft_wrap=True, markup=False)
+
+
+def report_again(evaluation: Path, console: Console) -> None:
+    """Make the page of a run anew after its evaluation was written into the run.
+
+    A file elsewhere is of no run, and a run with ``report.page=false`` gets no page.
+    """
+    run = RunFolder(evaluation.parent)
+    if run.evaluation != evaluation or not run.exists:
+        return
+    if run.settings().get("report.page") is not False:
+        report_at_end(run.path, console)

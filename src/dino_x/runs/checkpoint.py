@@ -8,12 +8,14 @@ from string import hexdigits
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from dino_x.errors import UserError
 from dino_x.files import write_atomically
 from dino_x.model.pretrained import first_line
 
 PATTERN = "step-{:08d}.pt"
+NOT_WRITTEN = (OSError, SafetensorError)  # what a full or lost disk raises
 HEX_DIGITS = 64  # of SHA-256
 
 
@@ -21,6 +23,11 @@ def checkpoints(folder: Path, up_to: int | None = None) -> list[Path]:
     """Checkpoints in a folder, oldest first; those of steps up to one, if that is given."""
     found = sorted(folder.glob("step-*.pt"))
     return found if up_to is None else [path for path in found if path <= named(folder, up_to)]
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps that there are checkpoints of, rising."""
+    return [int(path.stem.removeprefix("step-")) for path in checkpoints(folder)]
 
 
 def named(folder: Path, step: int) -> Path:

@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModel
 
 from dino_x.errors import UserError
-from dino_x.model.pretrained import first_line, quiet_transformers, split_name
+from dino_x.files import open_to_group
+from dino_x.model.pretrained import PREPARATION, first_line, quiet_transformers, split_name
 from dino_x.runs import checkpoint
-from dino_x.runs.folder import RunFolder
+from dino_x.runs.folder import RunFolder, run_of
+from dino_x.runs.model_folder import bring_up, vit_weights
 
-PREFIX = "backbone.vit."
-PREPARATION = "preprocessor_config.json"
 TEACHER, STUDENT = "teacher", "student"
 
 
@@ -25,12 +25,14 @@ def make_model_at(name: str | Path) -> None:
     """Write the model that a name such as ``RUN@step-400`` is of, if it is not there yet.
 
     Args:
-        name: of any model; nothing is done for one that names no step of a run.
+        name: of any model. That of a run is brought up to its newest checkpoint, if it is behind.
 
-    Raises: UserError if the run has no checkpoint of that step, or it is damaged.
+    Raises: UserError if the run has no checkpoint of that step, or it is damaged, or the model
+        cannot be written.
     """
     parts = split_name(name)
     if parts is None:
+        bring_up(run_of(name))
         return
     run = RunFolder(parts.run)
     if not run.exists:
@@ -39,13 +41,8 @@ def make_model_at(name: str | Path) -> None:
         return
     state = _state(run, parts.step)
     which = STUDENT if parts.student else TEACHER
-    weights = {
-        key.removeprefix(PREFIX): value
-        for key, value in state[which].items()
-        if key.startswith(PREFIX)
-    }
     try:
-        _write(run, weights, parts.folder)
+        _write(run, vit_weights(state[which]), parts.folder)
     except OSError as error:
         raise UserError(f"cannot write {parts.folder}: {error.strerror or error}") from error
 
@@ -61,25 +58,18 @@ def name_at(model: str | Path, step: int | None, which: str) -> str:
     if not run.exists:
         raise UserError(f"{model} is no run: --step and --which are about the checkpoints of one")
     if step is None:
-        found = steps_of(run)
+        found = checkpoint.steps_of(run.checkpoints)
         if not found:
             raise UserError(f"{run.path} has no checkpoint, and so no student")
         step = found[-1]
     return f"{run.path}@step-{step}" + ("-student" if which == STUDENT else "")
 
 
-def steps_of(run: RunFolder) -> list[int]:
-    """The steps that a run has a checkpoint of, rising."""
-    return [
-        int(path.stem.removeprefix("step-")) for path in checkpoint.checkpoints(run.checkpoints)
-    ]
-
-
 def _state(run: RunFolder, step: int) -> dict[str, Any]:
     """The checkpoint of a step. Raises UserError."""
     path = checkpoint.named(run.checkpoints, step)
     if not path.is_file():
-        there = ", ".join(map(str, steps_of(run))) or "none"
+        there = ", ".join(map(str, checkpoint.steps_of(run.checkpoints))) or "none"
         raise UserError(f"{run.path} has no checkpoint of step {step}; there are: {there}")
     try:
         return checkpoint.load(path, torch.device("cpu"))
@@ -100,6 +90,7 @@ def _write(run: RunFolder, weights: dict[str, torch.Tensor], folder: Path) -> No
         )
         network.load_state_dict({key: value.float() for key, value in weights.items()})
         network.save_pretrained(staging)
+    open_to_group(staging)
     if (run.model / PREPARATION).is_file():
         shutil.copy(run.model / PREPARATION, staging / PREPARATION)
     staging.rename(folder)

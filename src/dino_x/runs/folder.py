@@ -1,7 +1,6 @@
 """The RUN folder: settings, metrics, checkpoints, the model."""
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -16,14 +15,17 @@ from dino_x.config.options import Options
 from dino_x.config.presets import check, read_config
 from dino_x.data.image import DEFAULT, Reading
 from dino_x.errors import UserError
-from dino_x.files import write_json, write_text
+from dino_x.files import parse_json, read_text, write_json, write_text
 from dino_x.model.pretrained import split_name
 from dino_x.runs import checkpoint
 from dino_x.runs.lock import NAME as LOCK
 from dino_x.runs.lock import RunLock
+from dino_x.runs.train_log import NAME as TRAIN_LOG
+from dino_x.runs.train_log import TrainLog
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+ENVIRONMENT = "environment.json"
 HEALTH = "health.jsonl"  # only there if health found something
 
 
@@ -46,12 +48,16 @@ class RunFolder:
         self.micro_batch = path / "micro_batch.json"
         self.trained_on = path / "trained_on.keys"
         self.split = path / "split.csv"
+        self.settings_file = path / CONFIG
+        self.logged = path / "logger.json"
+        self.environment = path / ENVIRONMENT
         self.lock = RunLock(path)
+        self.log = TrainLog(path / TRAIN_LOG)
 
     @property
     def exists(self) -> bool:
         """Whether a run was started here."""
-        return (self.path / CONFIG).is_file()
+        return self.settings_file.is_file()
 
     def refuse_if_taken(self) -> None:
         """Raise UserError if there is something here that a new run would overwrite."""
@@ -75,7 +81,8 @@ class RunFolder:
 
     def _is_of_a_start(self, file: Path) -> bool:
         """Whether a file is what a run leaves that ended before its settings were written."""
-        return file in (self.facts, self.path / LOCK) or file.name.endswith(".partial")
+        names = (self.facts.name, ENVIRONMENT, TRAIN_LOG, LOCK)
+        return file.name in names or file.name.endswith(".partial")
 
     def hold(self) -> None:
         """Make the folder if it is not there, and keep other processes from writing into it.
@@ -85,6 +92,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.take()
+            self.log.begin()
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 
@@ -111,7 +119,7 @@ class RunFolder:
             f"#   dino-x pretrain --config {CONFIG} --out ANOTHER_FOLDER\n"
             + yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
         )
-        write_text(self.path / CONFIG, text)
+        write_text(self.settings_file, text)
 
     def lengthen(self, options: Options, done: int) -> None:
         """Keep the new number of steps of a run that goes on for longer, and note it.
@@ -135,8 +143,8 @@ class RunFolder:
         """
         try:
             if self.facts.is_file():
-                return dict(json.loads(self.facts.read_text(errors="replace")))
-            text = (self.path / CONFIG).read_text(errors="replace")
+                return dict(parse_json(read_text(self.facts)))
+            text = self.settings_file.read_text(errors="replace")
         except (OSError, ValueError, TypeError):
             return {}
         found: dict[str, Any] = dict(re.findall(r"^# ([^ :]+): (.*)$", text, re.MULTILINE))
@@ -145,7 +153,7 @@ class RunFolder:
 
     def settings(self) -> dict[str, Any]:
         """The run's resolved options as ``section.key`` values."""
-        return read_config(self.path / CONFIG)
+        return read_config(self.settings_file)
 
     def remove_leftovers(self) -> None:
         """Remove the half-written files of a run that was killed; whole files stay."""
@@ -181,7 +189,7 @@ def _whole_lines(path: Path, steps: int) -> Iterator[tuple[dict[str, Any], int]]
     with path.open("rb") as file:
         for line in file:
             try:
-                value = json.loads(line)
+                value = parse_json(line)
                 if not line.endswith(b"\n") or value["step"] > steps:
                     return
             except (ValueError, KeyError):

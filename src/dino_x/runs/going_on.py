@@ -4,14 +4,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dino_x.config.presets import check, differing
 from dino_x.data.storage.archives import is_remote
 from dino_x.errors import UserError
+from dino_x.runs import checkpoint
 from dino_x.runs.folder import RunFolder
+from dino_x.runs.model_folder import kept_options
 from dino_x.runs.trained_on import kept_keys
 
 STEPS = "train.steps"
 PLACES = ("data.paths", "data.labels", "data.index", "model.name", "teacher.model")
+
+
+def restore_settings(run: RunFolder) -> bool:
+    """Write config.yaml again from the newest checkpoint, where it alone is missing.
+
+    Returns: whether it was.
+
+    Raises: UserError if another process is in the folder, or the file cannot be written.
+    """
+    if run.exists or not checkpoint.checkpoints(run.checkpoints):
+        return False
+    run.lock.refuse_if_held()
+    try:
+        saved = checkpoint.load_newest(run.checkpoints, torch.device("cpu"))
+    except UserError:  # all are damaged, or are no checkpoints of ours
+        return False
+    options = None if saved is None else kept_options(saved)
+    if options is None:
+        return False
+    try:
+        run.write_settings(options)
+    except OSError as error:
+        raise UserError(f"cannot write to {run.path}: {error.strerror}") from error
+    return True
 
 
 def saved_settings(run: RunFolder, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_x.errors import UserError
+from dino_x.files import parse_json, read_text
 
 NAME = "lock"
 TOUCHED_EVERY = 20.0  # seconds
@@ -102,7 +103,7 @@ class RunLock:
 
     def _said(self) -> dict[str, Any] | None:
         try:
-            said = json.loads(self.file.read_text(encoding="utf-8"))
+            said = parse_json(read_text(self.file))
             int(said.get("process", 0))
         except (OSError, ValueError, TypeError, AttributeError):
             return None

@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dino_x.config.options import CheckpointOptions
 from dino_x.errors import UserError
-from dino_x.runs.checkpoint import checkpoints
+from dino_x.losses.checks import NotFiniteError
+from dino_x.runs.checkpoint import NOT_WRITTEN, checkpoints
 
-NOT_WRITTEN = (OSError, SafetensorError)  # what a full or lost disk raises
+NOT_SAVED = (*NOT_WRITTEN, NotFiniteError)
+
+
+def way_out(error: Exception) -> str:
+    """What to do where the last state of a run could not be saved."""
+    if isinstance(error, NotFiniteError):
+        return "try a lower optim.lr or optim.weight_decay in a new run"
+    return "make room, and finish with --resume"
 
 
 class FindingListener(Protocol):
@@ -72,7 +79,7 @@ class Saver:
             try:
                 self.write(step, state)
                 written.set_result(None)
-            except NOT_WRITTEN as error:
+            except NOT_SAVED as error:
                 written.set_exception(error)
         self._running = step, written
 
@@ -87,7 +94,7 @@ class Saver:
         step, written = self._running
         try:
             written.result(seconds)
-        except NOT_WRITTEN as error:
+        except NOT_SAVED as error:
             self._running = None
             return Failure(step, error)
         self._running = None
@@ -105,7 +112,7 @@ class Saver:
             f"nothing could be saved after step {failure.step}: {failure.error}; {self.last_good()}"
         )
         if last:
-            raise UserError(f"{line}; make room, and finish with --resume") from failure.error
+            raise UserError(f"{line}; {way_out(failure.error)}") from failure.error
         report.finding(
             f"{line}; training continues, and tries again after the next {self.options.every} steps"
         )

@@ -14,6 +14,7 @@ from dino_x.errors import UserError
 from dino_x.model.teacher import Network, build_student
 from dino_x.runs.checkpoint import checkpoints, load_newest
 from dino_x.runs.folder import RunFolder
+from dino_x.runs.model_folder import kept_options
 
 HANDED_ON = ("views.", "masks.")
 OF_ITS_OWN = "views.early_"  # the small crops that a run began with are no other run's
@@ -114,12 +115,18 @@ def load_run(name: str | Path, device: torch.device) -> RunNetwork:
     state = load_newest(run.checkpoints, device) if run.exists else None
     if state is None:
         raise UserError(f"{run.path} has no checkpoint, and so no heads; let the run make one")
-    options = check(run.settings())
+    options = kept_options(state) or check(run.settings())
     if not is_size(options.model.name):  # where the run began may be gone; its own model is here
         own = ModelOptions(name=str(run.model), drop_path=options.model.drop_path)
         options = options.model_copy(update={"model": own})
     network = build_student(options).to(device)
-    network.load_state_dict(state["teacher"])
+    try:
+        network.load_state_dict(state["teacher"])
+    except RuntimeError as error:
+        raise UserError(
+            f"{run.settings_file} does not describe the networks of its checkpoints; put back the"
+            " one that belongs to them"
+        ) from error
     return RunNetwork(options, state, network.requires_grad_(False).eval())
 
 

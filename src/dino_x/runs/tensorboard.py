@@ -31,7 +31,9 @@ class TensorBoardFile:
                 str(folder), purge_step=done + 1, flush_secs=NO_FLUSH_BY_ITSELF
             )
         except OSError as error:
-            self._give_up(error)
+            self._give_up(error.strerror)
+        except UnicodeError:
+            self._give_up("it takes no name that is not UTF-8")
         _print_no_traceback()
 
     def step(self, values: Mapping[str, Any]) -> None:
@@ -44,7 +46,7 @@ class TensorBoardFile:
                     self._writer.add_scalar(name, value, values["step"])
             self._writer.flush()
         except OSError as error:
-            self._give_up(error)
+            self._give_up(error.strerror)
 
     def close(self) -> None:
         """Close the file."""
@@ -53,10 +55,10 @@ class TensorBoardFile:
                 self._writer.close()
             self._writer = None
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, reason: str | None) -> None:
         self.close()
         self.say(
-            f"TensorBoard's file in {self.folder} cannot be written ({error.strerror}): it ends"
+            f"TensorBoard's file in {self.folder} cannot be written ({reason}): it ends"
             " here; training continues, and metrics.jsonl has every step"
         )
 

@@ -21,6 +21,7 @@ from dino_x.losses.ranks import Ranks
 from dino_x.model.backbone import CHANNELS, Backbone, build_backbone
 from dino_x.progress import progress_bar
 from dino_x.runs.checkpoint_model import make_model_at
+from dino_x.training.loggers import check_logger
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Early:
 def early_checks(overrides: Mapping[str, Any], ranks: Ranks) -> Early:
     """Refuse what can be refused before images are read."""
     options = check(overrides)
+    check_logger(options.report.log)
     check_enough(options.train.effective_batch, ranks.world_size)
     if is_size(options.model.name):
         return Early(options, None)

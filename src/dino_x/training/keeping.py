@@ -10,6 +10,7 @@ from dino_x.distributed.world import broadcast_from_rank0, check_alike
 from dino_x.errors import UserError
 from dino_x.runs import checkpoint
 from dino_x.runs.folder import RunFolder
+from dino_x.runs.model_folder import MADE_OF, made_of, model_step, write_model
 from dino_x.runs.saving import Saver
 from dino_x.training.report import NoReport, TrainingReport
 from dino_x.training.steps import Steps
@@ -33,7 +34,11 @@ class Keeper:
         self.run, self.images_hash = run, images_hash
         self.agreement, self.ranks = steps.agreement, steps.ranks
         self.sharded = steps.sharded
-        write = partial(write_checkpoint, run, steps.options, steps.teacher, steps.cutter, plain)
+        cutter = steps.cutter
+        self.made_of = made_of(
+            steps.options, steps.teacher.backbone, cutter.mean, cutter.std, plain
+        )
+        write = partial(write_checkpoint, run, steps.options.checkpoint.keep)
         self.saver = Saver(run.checkpoints, write, steps.options.checkpoint)
 
     def save(self, report: Report, last: bool = False) -> None:
@@ -47,7 +52,8 @@ class Keeper:
         """
         if not self.sharded:
             check_alike(self.state.student, self.ranks)
-        content = self.state.state_dict() | {"images_hash": self.images_hash}
+        content = self.state.state_dict()
+        content |= {"images_hash": self.images_hash, MADE_OF: self.made_of}
         whole = sharding.gathered(content, self.ranks)
         if self.ranks.rank > 0:
             return
@@ -84,7 +90,24 @@ class Keeper:
             self.state.load_state_dict(saved)
         if self.ranks.rank == 0:
             self.run.truncate_metrics(0 if saved is None else self.state.done)
+            if saved is not None:
+                self.same_model({MADE_OF: self.made_of, **saved}, say)
         return saved is not None
+
+    def same_model(self, saved: dict, say: Callable[[str], None]) -> None:
+        """Write the model of the checkpoint that was taken up, if RUN/model is of another step.
+
+        Raises: UserError if it cannot be written and no step is left that would write it again.
+        """
+        if model_step(self.run) == self.state.done:
+            return
+        try:
+            write_model(self.run, saved)
+        except checkpoint.NOT_WRITTEN as error:
+            line = f"{self.run.model} cannot be written: {error}"
+            if self.state.done == self.options.train.steps:
+                raise UserError(f"{line}; make room, and finish with --resume") from error
+            say(line)
 
     def check_same_run(self, saved: dict) -> None:
         """Refuse a checkpoint of other images, another distilled teacher or another network.

@@ -1,6 +1,5 @@
 """The micro-batch: the largest that fits, and its file in the folder of a run."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from dino_x.cost.memory import Numerics
 from dino_x.cost.shapes import Step
 from dino_x.distributed.shares import choices
 from dino_x.errors import UserError
-from dino_x.files import write_json
+from dino_x.files import parse_json, read_text, write_json
 from dino_x.machine.device import GIB, limited_memory
 from dino_x.machine.host import free_bytes, limit_bytes
 from dino_x.machine.out_of_memory import OutOfMemory, caught
@@ -227,7 +226,7 @@ def remember(run: RunFolder, chosen: Chosen, devices: list[str]) -> None:
 def remembered(run: RunFolder) -> tuple[int, bool, list[str]] | None:
     """A run's micro-batch, whether it was found, and where; None if nothing useful is kept."""
     try:
-        values = json.loads(run.micro_batch.read_text())
+        values = parse_json(read_text(run.micro_batch))
         size, devices = int(values["micro_batch"]), [str(name) for name in values["devices"]]
         auto = bool(values["auto"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -25,6 +25,7 @@ from dino_x.data.preparation import whole_canvases
 from dino_x.data.readers.registry import ImageRef
 from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities
 from dino_x.model.backbone import Backbone
+from dino_x.progress import Told
 from dino_x.randomness import generator
 from dino_x.training.step.batch_plan import Cutter, ImageSource
 from dino_x.views.crops import draw_views
@@ -101,6 +102,10 @@ def labelled_rows(
     return LabelledRows(references, queries, reference_classes, query_classes, len(common))
 
 
+def not_told(done: int, total: int) -> None:
+    """Hear how far an evaluation is, and do nothing."""
+
+
 @dataclass(frozen=True)
 class Online:
     """Evaluates a backbone on a few of a run's images.
@@ -133,15 +138,17 @@ class Online:
         return done == 1 or done == self.options.train.steps or done % every == 0
 
     @torch.no_grad()
-    def evaluate(self, backbone: Backbone) -> dict[str, float]:
-        """The metrics of a backbone, called ``online/...``."""
-        return self._knn(backbone) if self.labelled is not None else self._retrieval(backbone)
+    def evaluate(self, backbone: Backbone, told: Told = not_told) -> dict[str, float]:
+        """The metrics of a backbone, ``online/...``; ``told`` hears how many images are done."""
+        if self.labelled is not None:
+            return self._knn(backbone, told)
+        return self._retrieval(backbone, told)
 
-    def _knn(self, backbone: Backbone) -> dict[str, float]:
+    def _knn(self, backbone: Backbone, told: Told) -> dict[str, float]:
         data = self.labelled
         assert data is not None
         rows = np.concatenate([data.references, data.queries])
-        features_IF = self._features(backbone, rows, self._whole_image)[0].numpy()
+        features_IF = self._features(backbone, rows, self._whole_image, told)[0].numpy()
         probabilities = knn_probabilities(
             features_IF[: len(data.references)],
             data.reference_classes,
@@ -154,7 +161,7 @@ class Online:
             "online/classes": float(data.class_count),
         }
 
-    def _retrieval(self, backbone: Backbone) -> dict[str, float]:
+    def _retrieval(self, backbone: Backbone, told: Told) -> dict[str, float]:
         count, seed = min(self.options.online.images, self.images), self.options.train.seed
         rng = generator(seed, 0, "online images")
         rows = np.sort(rng.choice(self.images, count, replace=False))
@@ -169,11 +176,15 @@ class Online:
                 blur=views.blur_global,
             )  # fmt: skip
 
-        found = retrieval_top1(*self._features(backbone, rows, two_views))
+        found = retrieval_top1(*self._features(backbone, rows, two_views, told))
         return {"online/retrieval_top1": found, "online/images": float(count)}
 
     def _features(
-        self, backbone: Backbone, rows: np.ndarray, cut: Callable[[Canvases, slice], Tensor]
+        self,
+        backbone: Backbone,
+        rows: np.ndarray,
+        cut: Callable[[Canvases, slice], Tensor],
+        told: Told,
     ) -> Tensor:
         """CLS features, float32 [V, I, F] on the CPU."""
         size = self.micro_batch
@@ -184,6 +195,7 @@ class Online:
             with self.precision():
                 cls_BF, _ = backbone(cut(canvases, span), None, None)
             parts.append(cls_BF.float().cpu().unflatten(0, (-1, len(canvases.pixels))))
+            told(min(span.stop, len(rows)), len(rows))
         return torch.cat(parts, dim=1)
 
     def _whole_image(self, canvases: Canvases, span: slice) -> Tensor:

@@ -59,7 +59,9 @@ def set_values(optimizer: torch.optim.Optimizer, student: Network, values: StepV
     for group in optimizer.param_groups:
         group["lr"] = values.lr * group["lr_multiplier"]
         group["weight_decay"] = values.weight_decay * group["decays"]
-    student.backbone.requires_grad_(not values.backbone_frozen)
+    for weight in student.backbone.parameters():
+        # Without registers their parameter is empty. FSDP cannot sum a gradient of no numbers.
+        weight.requires_grad_(not values.backbone_frozen and weight.numel() > 0)
     for head in (student.dino_head, student.ibot_head):
         head.last_layer.requires_grad_(not values.last_layer_frozen)
 

@@ -7,20 +7,31 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.live import Live
 
+from dino_x.progress import LINE_SECONDS
 from dino_x.runs.append_only import GrowingFile, json_line
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.tensorboard import TensorBoardFile
+from dino_x.training.display import Display
+from dino_x.training.loggers import Logger, NoLogger
+from dino_x.training.step.passes import Passes
 
-LINE_SECONDS = 10  # between lines where there is no terminal for a bar
+LINE_SECONDS_WITHIN = 60.0  # between lines of a log within a step
+TERMS = ("dino", "ibot", "koleo", "sigreg", "gram")
 
 
 class TrainingReport:
     """Writes each step's metrics and shows them; a full disk costs TensorBoard's file at most."""
 
     def __init__(
-        self, run: RunFolder, console: Console, steps: int, done: int, prototypes: int
+        self,
+        run: RunFolder,
+        console: Console,
+        steps: int,
+        done: int,
+        prototypes: int,
+        logger: Logger | None = None,
     ) -> None:
         self.console = console
         self.steps = steps
@@ -29,18 +40,13 @@ class TrainingReport:
         self.warned = False  # that something cannot be written
         self.file = GrowingFile(run.metrics, self.warn)
         self.tensorboard = TensorBoardFile(run.tensorboard, done, self.finding)
-        self.started = self.last_line = time.monotonic()
-        self.first_step = done
+        self.logger = logger or NoLogger()
+        self.last_line = time.monotonic()
         self.online = ""
-        self.progress = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(bar_width=16),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.task = self.progress.add_task("", total=steps, completed=done, numbers="starting")
+        self.display = Display(steps, first=done, done=done)
+        self.live: Live | None = None
+        if console.is_terminal:
+            self.live = Live(self.display, console=console)
 
     def step(self, values: dict[str, Any], health: str = "") -> None:
         """Record one finished step, and show it with ``health`` in a word or two.
@@ -50,17 +56,32 @@ class TrainingReport:
         self.online = online_summary(values) or self.online
         self.file.append(json_line(values))
         self.tensorboard.step(values)
+        self.logger.step(values["step"], values)
         self.warned = bool(self.file.waiting)
-        parts = [self.summary(values), self.online, health]
-        numbers = "  ".join(filter(None, parts))
-        self.progress.update(self.task, completed=values["step"], numbers=numbers)
+        loss, details = self.summary(values)
+        self.display.step_done(values["step"], loss, health, [self.online, *details])
+        self.line(every=LINE_SECONDS, last=values["step"] == self.steps)
+
+    def within(self, passes: Passes) -> None:
+        """Show how far the step under way is; in a log, if it takes long."""
+        self.display.passes, self.display.doing = passes, ""
+        self.line(every=LINE_SECONDS_WITHIN)
+
+    def doing(self, what: str) -> None:
+        """Show what is done between two steps."""
+        self.display.doing = what
+        self.line(every=LINE_SECONDS_WITHIN)
+
+    def line(self, every: float, last: bool = False) -> None:
+        """Write what is shown as a line, not too often: to train.log, and to where no bar is."""
         now = time.monotonic()
-        due = now - self.last_line > LINE_SECONDS or values["step"] == self.steps
-        if due and not self.console.is_terminal:
-            left = (now - self.started) / (values["step"] - self.first_step)
-            left *= self.steps - values["step"]
-            self.say(f"step {values['step']}/{self.steps}  {numbers}  {duration(left)} left")
-            self.last_line = now
+        if not last and now - self.last_line <= every:
+            return
+        self.last_line = now
+        if self.live is None:
+            self.say(self.display.text)
+        else:
+            self.run.log.hear(self.display.text)
 
     def went_back(self, done: int) -> None:
         """Continue after ``done`` steps; metrics.jsonl was cut there."""
@@ -68,7 +89,7 @@ class TrainingReport:
         self.file.close()
         self.tensorboard.close()
         self.tensorboard = TensorBoardFile(self.run.tensorboard, done, self.finding)
-        self.first_step = min(self.first_step, done)
+        self.display.first = min(self.display.first, done)
 
     def warn(self, line: str) -> None:
         """Say what cannot be written, once until all of it could be."""
@@ -81,40 +102,46 @@ class TrainingReport:
         with contextlib.suppress(OSError):
             self.console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)
 
-    def summary(self, values: dict[str, Any]) -> str:
-        """The loss terms beside log K, the speed and the memory of a step in words."""
+    def summary(self, values: dict[str, Any]) -> tuple[str, list[str]]:
+        """The loss of a step in words; and its terms beside log K, the speed and the memory."""
+        memory = f"{values['memory_gib']:.1f} GiB"
         if "skipped" in values:
-            return f"skipped  {values['memory_gib']:.1f} GiB"
-        terms = [
-            f"{n} {values[n]:.3f}"
-            for n in ("dino", "ibot", "koleo", "sigreg", "gram")
-            if n in values
-        ]
-        return (
-            f"loss {values['loss']:.3f} ({', '.join(terms)}; log K {self.log_prototypes:.2f})"
-            f"  {values['images_per_second']:.1f} img/s  {values['memory_gib']:.1f} GiB"
-        )
+            return "skipped", [memory]
+        terms = [f"{name} {values[name]:.3f}" for name in TERMS if name in values]
+        speed = f"{values['images_per_second']:.1f} img/s"
+        log_k = f"log K {self.log_prototypes:.2f}"
+        return f"loss {values['loss']:.3f}", [speed, memory, *terms, log_k]
 
     def finding(self, text: str) -> None:
         """Say what health found, as a paragraph of its own."""
         self.say(text, "yellow")
 
     def __enter__(self) -> "TrainingReport":
-        self.progress.start()
+        self.display.began = time.monotonic()
+        if self.live is not None:
+            self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:  # fmt: skip
-        self.progress.stop()
+        if self.live is not None:
+            self.live.stop()
         self.file.flush()
         self.file.close()
         self.tensorboard.close()
+        self.logger.close()
 
 
 class NoReport:
     """A report that writes nothing, for the other ranks of a run."""
+
+    def within(self, passes: Passes) -> None:
+        """Say nothing."""
+
+    def doing(self, what: str) -> None:
+        """Say nothing."""
 
     def step(self, values: dict[str, Any], health: str = "") -> None:
         """Say nothing."""
@@ -133,13 +160,3 @@ def online_summary(values: dict[str, Any]) -> str:
     if "online/retrieval_top1" in values:
         return f"retrieval {100 * values['online/retrieval_top1']:.1f}%"
     return ""
-
-
-def duration(seconds: float) -> str:
-    """A duration in words, such as ``2 h 05 min``, ``3 min 10 s`` or ``12 s``."""
-    seconds = round(seconds)
-    if seconds >= 3600:
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    if seconds >= 60:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds} s"

@@ -1,6 +1,7 @@
 """The optimizer steps of a run: everything but the loop around them and the RUN folder."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dino_x.config.options import CropSizes, Options
@@ -11,6 +12,7 @@ from dino_x.distributed.processes import processes_of
 from dino_x.distributed.shares import largest_share
 from dino_x.exact import CenteringState, KoLeo, SIGReg, StepResult, update_teacher
 from dino_x.exact.probe import NO_PROBE, StepProbe
+from dino_x.exact.statistics import BatchStatistic
 from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.backbone import Backbone
@@ -20,6 +22,7 @@ from dino_x.training.optimizer import clip_gradients, set_values
 from dino_x.training.schedules import StepValues, values_at
 from dino_x.training.step.batch_plan import BatchPlan, Cutter, ImageSource, draw_batch_plan
 from dino_x.training.step.gram import GramTeacher, GramTerm, next_gram_teacher
+from dino_x.training.step.passes import Passes
 from dino_x.training.step.planned_batch import PlannedBatch
 from dino_x.training.train_state import TrainState
 from dino_x.views.sizes import crop_sizes
@@ -44,6 +47,8 @@ class Steps:
         agreement: what the processes tell each other.
         exact_step: the gradient of the effective batch.
         progress: changes while this process gets on.
+        passes: how far the step under way is.
+        watch: told of it after each micro-batch.
     """
 
     options: Options
@@ -55,6 +60,8 @@ class Steps:
     ranks: Ranks = ALONE
     state: TrainState = field(init=False)
     progress: int = field(default=0, init=False)
+    passes: Passes = field(default_factory=Passes, init=False)
+    watch: Callable[[Passes], None] = field(default=lambda passes: None, init=False)
 
     def __post_init__(self) -> None:
         options, device = self.options, self.cutter.device
@@ -109,8 +116,10 @@ class Steps:
             statistic=statistic_of(self.options, step),
             local_weight=values.local_weight,
         )
+        batch = self.batch(self.plan(step))
+        self.passes = passes_of(batch, exact_step.statistic)
         result = exact_step.gradient(
-            self.batch(self.plan(step)),
+            batch,
             self.state.centering,
             values.teacher_temperature,
             self.gram_term(values.gram_weight),
@@ -164,8 +173,10 @@ class Steps:
         )
 
     def advance(self) -> None:
-        """Note that this process gets on."""
+        """Note that this process gets on, and say so."""
         self.progress += 1
+        self.passes.done += 1
+        self.watch(self.passes)
 
     def fill_queues(self) -> None:
         """Before the first step: the teacher's outputs for images drawn as for steps of their own.
@@ -176,7 +187,9 @@ class Steps:
         step = FILLING
         dino, ibot = self.state.centering.dino, self.state.centering.ibot
         while len(dino.queue_QD) < dino.length:
-            _, _, cls_RD, patches_MD = self.exact_step.bottlenecks(self.batch(self.plan(step)))
+            batch = self.batch(self.plan(step))
+            self.passes = Passes(("filling the queue",), len(batch.spans))
+            _, _, cls_RD, patches_MD = self.exact_step.bottlenecks(batch)
             dino, ibot = dino.after(cls_RD, dino.center_K), ibot.after(patches_MD, ibot.center_K)
             step += 1
         self.state.centering = CenteringState(dino, ibot)
@@ -211,3 +224,10 @@ class Steps:
             alone.gradient(batch, self.state.centering, temperature, self.gram_term(gram))
         finally:
             self.state.optimizer.zero_grad(set_to_none=True)
+
+
+def passes_of(batch: PlannedBatch, statistic: BatchStatistic) -> Passes:
+    """The passes of a step: a second one where the statistic spans micro-batches."""
+    spanning = statistic.weight and statistic.spans(batch.sizes, batch.images)
+    names = ("targets", "statistic", "gradients") if spanning else ("targets", "gradients")
+    return Passes(names, len(batch.spans))

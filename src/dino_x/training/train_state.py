@@ -5,16 +5,13 @@ from typing import Any
 
 import torch
 
-from dino_x.config.options import Options
 from dino_x.distributed import sharding
 from dino_x.exact import CenteringState, HeadState
-from dino_x.model.backbone import save_vit
-from dino_x.model.pretrained import prepared_with
 from dino_x.model.teacher import Network
 from dino_x.runs import checkpoint
 from dino_x.runs.folder import RunFolder
+from dino_x.runs.model_folder import check_finite, write_model
 from dino_x.training.recovery import Recovery
-from dino_x.training.step.batch_plan import Cutter
 from dino_x.training.step.gram import GramTeacher
 
 
@@ -92,44 +89,20 @@ class TrainState:
         return gram
 
 
-def write_checkpoint(
-    run: RunFolder,
-    options: Options,
-    teacher: Network,
-    cutter: Cutter,
-    plain: bool,
-    step: int,
-    state: dict[str, Any],
-) -> None:
+def write_checkpoint(run: RunFolder, keep: int, step: int, state: dict[str, Any]) -> None:
     """A checkpoint, and the teacher's backbone as transformers saves it.
 
-    May run in a thread while training continues: only ``state`` and what never changes is used.
+    May run in a thread while training continues: it uses its arguments alone.
 
     Args:
         run: where they go.
-        options: of the run.
-        teacher: of whose backbone only what never changes is used.
-        cutter: knows how images are normalised.
-        plain: whether a processor of transformers prepares such images rightly.
+        keep: how many checkpoints stay.
         step: optimizer steps that are done.
-        state: whole tensors.
+        state: whole tensors, and ``runs.model_folder.made_of``.
 
-    Raises: OSError, SafetensorError if it cannot be written.
+    Raises: OSError, SafetensorError if it cannot be written; NotFiniteError for weights with NaN.
     """
+    check_finite(state)
     back_to = state["recovery"]["back_to"]
-    checkpoint.save(run.checkpoints, step, state, options.checkpoint.keep, back_to)
-    prefix = "backbone.vit."
-    backbone_state = {
-        name.removeprefix(prefix): value
-        for name, value in state["teacher"].items()
-        if name.startswith(prefix)
-    }
-    save_vit(
-        backbone_state,
-        teacher.backbone,
-        run.model,
-        options.views.global_size,
-        cutter.mean,
-        cutter.std,
-        prepared_with(options.data.slices, options.windows, plain),
-    )
+    checkpoint.save(run.checkpoints, step, state, keep, back_to)
+    write_model(run, {**state, "step": step})

@@ -84,6 +84,7 @@ class Trainer:
             give_up=None if alone else self.give_up,
         )
         self.agreement.asked = lambda: stop.asked
+        self.steps.watch = report.within
         with stop.listen(), self.saver.open(report):
             if self.done == 0:
                 self.steps.fill_queues()
@@ -146,7 +147,7 @@ class Trainer:
             for finding in self.health.judge(metrics):
                 report.finding(finding.paragraph())
             with self.agreement.this_rank_only(joint=self.sharded):
-                metrics |= self.evaluated()
+                metrics |= self.evaluated(report)
         report.step(metrics, self.health.word())
 
     def save_if_due(self, report: Report) -> None:
@@ -218,13 +219,15 @@ class Trainer:
         with self.agreement.this_rank_only(joint=self.sharded):
             snapshots.take(self.done, self.teacher, self.steps.source, self.cutter, self.ranks)
 
-    def evaluated(self) -> dict[str, float]:
+    def evaluated(self, report: Report) -> dict[str, float]:
         """The online evaluation after this step, if it is due."""
         takes_part = self.ranks.rank == 0 or self.sharded  # each has a part of the teacher
         if self.online is None or not takes_part or not self.online.due(self.done):
             return {}
         started = time.perf_counter()
-        found = self.online.evaluate(self.teacher.backbone)
+        found = self.online.evaluate(
+            self.teacher.backbone, lambda done, total: report.doing(f"evaluating {done}/{total}")
+        )
         return found | {"online/seconds": time.perf_counter() - started}
 
     @property

@@ -383,3 +383,19 @@ def test_what_memory_holds_while_the_disk_is_full(index, folder, decoded):
         for _ in range(3):
             loader.batch(np.arange(12))
     assert len(decoded) == 12
+
+
+@pytest.mark.parametrize("left", [0, 1, RECORD * 5 + 3])
+def test_a_cache_file_that_is_cut_off_in_use_costs_time_alone(index, folder, decoded, left):
+    """Mapped memory would end the process with a bus error."""
+    with loader_of(index, folder) as loader:
+        before = loader.batch(np.arange(12))
+    with loader_of(index, folder) as loader, loader_of(index, None) as plain:
+        assert_same(loader.batch(np.arange(12)), before)
+        assert_same(loader.batch(np.arange(12)), before)  # all are checked: copied without a look
+        (pixels,) = folder.glob("*.pixels")
+        os.truncate(pixels, left)
+        decoded.clear()
+        assert_same(loader.batch(np.arange(12)), plain.batch(np.arange(12)))
+    assert len(decoded) >= 12 + 12 - left // RECORD - 1
+    assert loader.skipped == []

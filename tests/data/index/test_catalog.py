@@ -214,7 +214,7 @@ def test_a_full_disk_loses_nothing(data, tmp_path, monkeypatch, capsys, write_pn
     write_png("data/a/new.png", 9)
 
     def full(rows, where, **_):
-        Path(where).write_bytes(b"PAR1")
+        where.write(b"PAR1")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(table.pq, "write_table", full)
@@ -371,13 +371,20 @@ def test_labels_of_a_csv_file_are_in_the_table(data, tmp_path):
     assert (labels["a/0.png"], labels["b/1.png"], labels["a/2.png"]) == ("calm", "wild", None)
 
 
-def test_names_that_are_not_utf8_are_read_and_not_kept(data, tmp_path):
-    shutil.copy(data / "a" / "0.png", os.fsencode(data) + b"/\xff.png")
+def test_names_that_are_not_utf8_are_read_and_kept(data, tmp_path):
+    odd = os.fsencode(data) + b"/caf\xe9"
+    os.mkdir(odd)
+    shutil.copy(data / "a" / "0.png", odd + b"/\xff \\xff.png")
+    shutil.copy(data / "a" / "0.png", odd + "/ü\\x5cx.png".encode())
     out = tmp_path / "i.parquet"
-    found = kept(data, out)
-    assert "1 files whose names are not UTF-8" in found.notes[0]
-    assert len(found.table.records) == 9
-    assert len(read_table(out).records) == 8
+    found = kept(Path(os.fsdecode(odd)), out)
+    records = read_table(out).records
+    assert [record.path for record in records] == [record.path for record in found.table.records]
+    assert len(records) == 2
+    assert all(record.path.is_file() for record in records)
+    assert set(pq.read_table(out)["path"].to_pylist()) == {"\\xff \\x5cxff.png", "ü\\x5cx5cx.png"}
+    again = kept(Path(os.fsdecode(odd)), out)
+    assert (again.read, again.kept) == (0, 2)
 
 
 def test_copies_are_told_by_all_of_their_bytes(tmp_path):

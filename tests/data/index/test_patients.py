@@ -6,11 +6,13 @@ import nibabel
 import numpy as np
 import pytest
 
+from dino_x.data import identity
 from dino_x.data.image import DEFAULT
 from dino_x.data.index.catalog import update
 from dino_x.data.index.index import build_index
 from dino_x.data.loading.sampler import sample_indices, strata_of
 from dino_x.data.readers.registry import refs
+from dino_x.errors import UserError
 from tests.data.conftest import make_dicom_file
 
 PIXELS = np.arange(12, dtype=np.uint16).reshape(3, 4)
@@ -114,3 +116,53 @@ def test_what_a_header_leaves_open_is_remarked_on(folder, elements, remark):
     index = build_index([folder])
     assert index.rows[0].remark.startswith(remark)
     assert index.notes[0].startswith(f"1 images: {remark}")
+
+
+def index_under(salt, folder, out, monkeypatch):
+    """An index of a folder as a user with another salt makes it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "_salt", salt)
+        identity._hash.cache_clear()
+        update([folder], reading=DEFAULT, kept_in=out, workers=1)
+    return out
+
+
+def test_patients_of_two_salts_are_refused(tmp_path, monkeypatch):
+    """The same patient has two keys there, so all tested patients could be trained on."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        put(folder, "1", PatientID="12")
+    indexes = [
+        index_under(bytes([number] * 32), folder, folder.with_suffix(".parquet"), monkeypatch)
+        for number, folder in enumerate(folders)
+    ]
+    for together in (indexes, [indexes[0], folders[1]]):
+        with pytest.raises(UserError, match=r"one and of .*two have keys that two users"):
+            update(together, reading=DEFAULT)
+    assert len(update(indexes[:1], reading=DEFAULT).table.records) == 1
+
+
+def test_images_without_patients_may_be_of_two_salts(tmp_path, monkeypatch):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        np.save(folder / "1.npy", PIXELS + number)
+    indexes = [
+        index_under(bytes([number] * 32), folder, folder.with_suffix(".parquet"), monkeypatch)
+        for number, folder in enumerate(folders)
+    ]
+    assert len(update(indexes, reading=DEFAULT).table.records) == 2
+
+
+def test_an_issuer_in_one_of_two_indexes_alone_is_no_second_patient(tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    put(folders[0], "1", PatientID="12", IssuerOfPatientID="A")
+    put(folders[1], "2", PatientID="12")
+    indexes = [folder.with_suffix(".parquet") for folder in folders]
+    for folder, index in zip(folders, indexes, strict=True):
+        update([folder], reading=DEFAULT, kept_in=index)
+    records = update(indexes, reading=DEFAULT).table.records
+    assert len({record.refs[0].patient for record in records}) == 1

@@ -1,3 +1,4 @@
+import os
 import threading
 
 import numpy as np
@@ -117,11 +118,24 @@ def test_unreadable_image_is_replaced_by_the_next_and_listed_once(index, workers
         wanted = loader.batch(np.array([5, 5, 0, 6]))
         for _ in range(2):
             assert_same(loader.batch(np.array([3, 4, 11, 6])), wanted)
-    assert [(skip.path.name, skip.reason) for skip in loader.skipped] == [
-        ("03.png", "not an image"),
-        ("04.png", "not an image"),
-        ("11.png", "not an image"),
-    ]
+    assert [skip.path.name for skip in loader.skipped] == ["03.png", "04.png", "11.png"]
+    assert all(
+        skip.reason.startswith("has changed since it was indexed") for skip in loader.skipped
+    )
+
+
+@pytest.mark.parametrize("change", ["size", "time", "nothing"])
+def test_a_file_that_changed_since_it_was_indexed_is_noticed(index, change):
+    path = index.rows[3].path
+    before = path.stat()
+    if change == "size":
+        with path.open("ab") as file:
+            file.write(bytes(1))
+    ns = before.st_mtime_ns + 10**9 * (change == "time")
+    os.utime(path, ns=(before.st_atime_ns, ns))
+    with loader_of(index, workers=1, cache_bytes=0) as loader:
+        loader.batch(np.array([3]))
+    assert [skip.path.name for skip in loader.skipped] == ["03.png"] * (change != "nothing")
 
 
 def many(write_png, tmp_path, number: int) -> Index:

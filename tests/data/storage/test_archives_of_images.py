@@ -354,7 +354,7 @@ def test_storage_whose_package_is_missing_says_what_to_install(monkeypatch):
     from dino_x.data.storage.archives import _filesystem
 
     _filesystem.cache_clear()
-    assert "pip install 'dino-x-ssl[s3]'" in refused("s3://bucket/x.tar")
+    assert "pip install s3fs" in refused("s3://bucket/x.tar")
     _filesystem.cache_clear()
 
 

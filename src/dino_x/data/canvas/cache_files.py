@@ -1,6 +1,6 @@
 """The files of the cache on disk, each written by one process. A cache file is a pair:
 
-    canvases-ID.pixels     records of uint16 [C, S, S] one after another, mapped into memory
+    canvases-ID.pixels     records of uint16 [C, S, S] one after another
     canvases-ID.entries    a header and one entry a record: key, checksum, and facts of the canvas
 
 A record is written before its entry, and both carry checksums. While a cache file is written, its
@@ -9,7 +9,7 @@ pixels are a sparse file of full length.
 
 from __future__ import annotations
 
-import mmap
+import io
 import os
 import struct
 import uuid
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from dino_x.data.canvas.canvas import Canvas
+from dino_x.machine.system import read_at
 
 CACHE_FILE_BYTES = 256 * 2**20  # small enough to be removed one by one, large enough to be few
 
@@ -48,6 +49,32 @@ class CacheEntry:
     canvas: Canvas
 
 
+class Records:
+    """The pixels of a cache file, read one record at a time.
+
+    They are read and not mapped: a file that is cut off while it is mapped ends the process.
+
+    Args:
+        path: of the pixels.
+        shape: [C, S, S] of a record.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        self._file = io.FileIO(path, "r")  # stays open, also if the file is removed
+        self._shape = shape
+        self._bytes = 2 * int(np.prod(shape))
+
+    def read(self, record: int) -> np.ndarray | None:
+        """A record, uint16 [C, S, S]; None if it cannot be read as a whole any more."""
+        try:
+            data = read_at(self._file.fileno(), self._bytes, record * self._bytes)
+        except OSError:
+            return None
+        if len(data) < self._bytes:
+            return None
+        return np.frombuffer(data, dtype="<u2").reshape(self._shape)
+
+
 def checksum_of(pixels: np.ndarray) -> int:
     """The CRC-32 of a canvas's pixels."""
     return zlib.crc32(np.ascontiguousarray(pixels, dtype="<u2").data.cast("B"))
@@ -59,19 +86,21 @@ def size_on_disk(file: Path) -> int:
     return min(status.st_size, status.st_blocks * 512)
 
 
-def read_cache_file(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[CacheEntry]]:
+def read_cache_file(
+    path: Path, shape: tuple[int, int, int]
+) -> tuple[Records | None, list[CacheEntry]]:
     """Open a cache file for reading.
 
     Args:
         path: of its entries.
         shape: [C, S, S] of the canvases that are looked for.
 
-    Returns: the records, mapped: uint16 [records, C, S, S]; and the entries that are whole. Both
-        are empty for a file that is not a cache file or holds canvases of another shape.
+    Returns: its records, and the entries that are whole. There are none in a file that is no cache
+        file or holds canvases of another shape.
 
     Raises: OSError, also if the pixels are not there.
     """
-    nothing = np.empty((0, *shape), dtype=np.uint16), list[CacheEntry]()
+    nothing = None, list[CacheEntry]()
     data = path.read_bytes()
     if len(data) < _HEADER.size:
         return nothing
@@ -91,11 +120,11 @@ def read_cache_file(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray
         size = None if np.isnan(height) else (height, width)
         canvas = Canvas(np.empty(0, np.uint16), aspect, size, bool(hounsfield))
         entries.append(CacheEntry(key, record, crc, canvas))
-    return _mapped(pixels, length, shape), entries
+    return Records(pixels, shape), entries
 
 
 class CacheFileWriter:
-    """A cache file that this process writes: sparse at full length, so that it is mapped once."""
+    """A cache file that this process writes: sparse at full length until it is closed."""
 
     def __init__(self, folder: Path, shape: tuple[int, int, int]) -> None:
         self.record_bytes = 2 * int(np.prod(shape))
@@ -110,7 +139,7 @@ class CacheFileWriter:
             header = _HEADER.pack(_MAGIC, *shape[:2], 0, 0)[:-4]
             _write(self.entries_file, header + struct.pack("<I", zlib.crc32(header)), 0)
             os.ftruncate(self.pixels_file, self.capacity * self.record_bytes)
-            self.records = _mapped(pixels, self.capacity, shape)
+            self.records = Records(pixels, shape)
         except OSError:
             for opened in (self.entries_file, self.pixels_file):
                 if opened is not None:
@@ -137,21 +166,13 @@ class CacheFileWriter:
         return self.count - 1
 
     def close(self) -> None:
-        """Cut off the length that was not used. What is mapped stays readable."""
+        """Cut off the length that was not used."""
         assert self.pixels_file is not None
         try:
             os.ftruncate(self.pixels_file, self.count * self.record_bytes)
         finally:
             os.close(self.pixels_file)
             os.close(self.entries_file)
-
-
-def _mapped(path: Path, records: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """The first records of a file, mapped for reading: uint16 [records, C, S, S]."""
-    count = records * int(np.prod(shape))
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 2 * count, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapped, dtype="<u2", count=count).reshape(records, *shape)
 
 
 def _write(file: int, data: bytes | memoryview, offset: int) -> None:

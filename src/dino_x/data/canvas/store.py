@@ -29,6 +29,7 @@ import numpy as np
 from dino_x.data.canvas.cache_files import (
     ENTRY_BYTES,
     CacheFileWriter,
+    Records,
     checksum_of,
     read_cache_file,
     size_on_disk,
@@ -111,9 +112,7 @@ class CanvasStore:
         self._shape = (form.channels, form.side, form.side)
         self._record_bytes = 2 * form.channels * form.side * form.side + ENTRY_BYTES
         self._keys = keys
-        self._records: list[
-            np.ndarray
-        ] = []  # of each cache file, mapped, uint16 [records, C, S, S]
+        self._records: list[Records] = []  # of each cache file
         n = len(keys)
         self._file = np.full(n, -1, dtype=np.int32)  # of each image, in `_records`; -1: in none
         self._place = np.zeros(n, dtype=np.int64)
@@ -137,14 +136,20 @@ class CanvasStore:
         """Whether images can be copied at once, being in the cache and checked, bool [n]."""
         return self._checked[rows]
 
-    def copy_to(self, row: int, out: np.ndarray) -> None:
+    def copy_to(self, row: int, out: np.ndarray) -> bool:
         """Write the pixels of an image that is `ready` as float32 in [0, 1]. Takes no lock.
 
         Args:
             row: the number of the image.
             out: float32 [C, S, S].
+
+        Returns: whether they are there; they are not if the cache file was cut off meanwhile.
         """
-        to_unit(self._pixels(row), out)
+        pixels = self._pixels(row)
+        if pixels is None:
+            return False
+        to_unit(pixels, out)
+        return True
 
     def holds(self, row: int) -> bool:
         """Whether an image is in the cache, whole or not."""
@@ -155,9 +160,12 @@ class CanvasStore:
         if self._file[row] < 0:
             return None
         pixels = self._pixels(row)
+        if pixels is None:
+            self._forget(row)
+            return None
         if not self._checked[row]:
             if checksum_of(pixels) != self._checksum[row]:
-                self._file[row] = -1
+                self._forget(row)
                 return None
             self._checked[row] = True
         known = not np.isnan(self.size_mm[row]).any()
@@ -205,8 +213,14 @@ class CanvasStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _pixels(self, row: int) -> np.ndarray:
-        return self._records[self._file[row]][self._place[row]]
+    def _pixels(self, row: int) -> np.ndarray | None:
+        file = self._file[row]  # another thread may forget it meanwhile
+        return self._records[file].read(int(self._place[row])) if file >= 0 else None
+
+    def _forget(self, row: int) -> None:
+        """An image that is not in the cache any more."""
+        self._checked[row] = False
+        self._file[row] = -1
 
     def _add(self, row: int, key: bytes, canvas: Canvas) -> bool:
         """Append a record and its entry; return whether there was room. Raises OSError.
@@ -287,7 +301,7 @@ class CanvasStore:
             row = wanted.get(entry.key)
             if row is not None and self._file[row] < 0:
                 found.append((row, entry))
-        if not found:
+        if records is None or not found:
             return False
         self._records.append(records)
         for row, entry in found:

@@ -77,7 +77,7 @@ def update(
     """
     before, passed_before, notes = _before(kept_in, reading)
     passed = _Passed(passed_before)
-    sources, taken, files = sources_of(paths, passed.of_files)
+    sources, taken, files, salts = sources_of(paths, passed.of_files)
     if taken:
         there = {location(file_of(record.path)) for record in taken}
         files = [file for file in files if location(file.path) not in there]
@@ -113,6 +113,7 @@ def update(
         labels = label_of([record.path for record in found if record.refs])
         found = [replace(record, label=labels.get(record.path)) for record in found]
     keeper.save({Path(): found}, complete=True)
+    refuse_two_salts(found, sources, salts)
     found = one_key_a_patient(found)
     table = Table(tuple(sources), found, reading, passed=passed.counts)
     read = len(found) - kept - len(taken)
@@ -151,8 +152,10 @@ def _before(
 
 def sources_of(
     paths: Sequence[Path], passed: Counter[str] | None = None
-) -> tuple[list[Path], list[Record], list[Candidate]]:
+) -> tuple[list[Path], list[Record], list[Candidate], list[str]]:
     """The folders that files lie in, the files of indexes among the paths, and all other files.
+
+    The last is the fingerprint of the salt that keys of each folder's patients are made with.
 
     Args:
         paths: folders, files and indexes.
@@ -161,6 +164,7 @@ def sources_of(
     Raises: UserError for a path that does not exist, or an index that is unfinished or unreadable.
     """
     sources: list[Path] = []
+    salts: list[str] = []
     taken: list[Record] = []
     others: list[Path] = []
     numbers: list[int] = []
@@ -170,6 +174,7 @@ def sources_of(
             numbers.append(len(sources))
             others.append(path)
             sources.append(folder_of(path))
+            salts.append(fingerprint())
             continue
         table = read_table(path)
         if not table.complete:
@@ -178,7 +183,33 @@ def sources_of(
         if passed is not None:
             passed.update(table.passed_over)
         sources += table.sources
-    return sources, taken, find_files(others, numbers, passed)
+        salts += [table.salt] * len(table.sources)
+    return sources, taken, find_files(others, numbers, passed), salts
+
+
+def refuse_two_salts(
+    records: Sequence[Record], sources: Sequence[Path], salts: Sequence[str]
+) -> None:
+    """Refuse patients whose keys were made with different salts: one patient would be two.
+
+    Args:
+        records: all files.
+        sources: the folders that `Record.source` is a number of.
+        salts: the fingerprint of the salt of each folder.
+
+    Raises: UserError, naming a folder of each.
+    """
+    known: dict[str, int] = {}
+    for record in records:
+        if any(ref.patient is not None for ref in record.refs):
+            known.setdefault(salts[record.source], record.source)
+    if len(known) > 1:
+        first, second = (sources[number] for number in list(known.values())[:2])
+        raise UserError(
+            f"the patients of {first} and of {second} have keys that two users or machines made, so"
+            " that the same patient would count as two, in training and in a split; make one index"
+            " of both: dino-x index FOLDER FOLDER --out FILE"
+        )
 
 
 def is_index(path: Path) -> bool:
@@ -262,11 +293,8 @@ class _Keeper:
     def save(self, records: Records, *, complete: bool) -> None:
         if self.path is None:
             return
-        every = list(chain.from_iterable(records.values()))
-        kept = [replace(r, path=_whole(r.path)) for r in every if _is_text(r.path)]
-        odd = len(every) - len(kept)
-        if complete and odd:
-            self.notes.append(f"{odd} files whose names are not UTF-8 cannot be kept in an index")
+        every = chain.from_iterable(records.values())
+        kept = [replace(record, path=_whole(record.path)) for record in every]
         kept.sort(key=lambda record: (record.source, record.path))
         try:
             write_table(replace(self.table, records=kept, complete=complete), self.path)
@@ -282,11 +310,3 @@ def _whole(path: Path) -> Path:
     if isinstance(path, Member):
         return path.moved(as_path(location(path.archive.path)))
     return as_path(location(path))
-
-
-def _is_text(path: Path) -> bool:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -223,10 +223,12 @@ def _scan_file(file: Candidate, path: Path, reading: Reading) -> list[Record]:
     content = None if is_remote(path) else content_key(path, file.size, _sampled)
     if isinstance(path, Member):
         path = path.holding(None)
+    state = (file.size, file.mtime_ns)
+    on_disk = not (isinstance(path, Member) or is_remote(path))
     for ref in refs:  # no one else has seen these yet, so they may be changed
         object.__setattr__(ref, "source", file.source)
         object.__setattr__(ref, "path", path)
-    state = (file.size, file.mtime_ns)
+        object.__setattr__(ref, "state", state if on_disk else None)
     return [Record(path, file.source, *state, refs, unusable, content)]
 
 

@@ -109,7 +109,8 @@ def items_from_csv(
             )
         patient = next((row[name] for name in UNITS if row.get(name)), None)
         split = row.get("split")
-        items[found] = Item(found, row["path"], label, patient, split, number)
+        volume, slide = row.get("volume") or None, row.get("slide") or None
+        items[found] = Item(found, row["path"], label, patient, split, number, volume, slide)
     if left_out["rows that match no image"] == len(rows) > 0:
         raise UserError(
             f"{file}: no path matches an image (a path there: '{unmatched}', an image here:"
@@ -179,7 +180,7 @@ def _rows_of_parquet(file: Path, label_column: str) -> list[tuple[int, dict[str,
     try:
         names = parquet.read_schema(file).names
         _check_columns(file, names, label_column)
-        wanted = {"path", "split", "mask", *UNITS, *columns_of(label_column, names)}
+        wanted = {"path", "split", "mask", "volume", *UNITS, *columns_of(label_column, names)}
         table = parquet.read_table(file, columns=[name for name in names if name in wanted])
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as a Parquet table: {error}") from error

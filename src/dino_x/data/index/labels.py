@@ -42,6 +42,8 @@ class Labelled:
         made: the side of each labelled file by its path below the data, if the split was made.
         targets: what is to be told of each image where that is not its one class; ``labels`` are
             then all the same.
+        units: which images belong to one ``volume`` or ``slide``, a name for each image, [N];
+            without the kinds that no image has. Never to be written out.
     """
 
     refs: list[ImageRef]
@@ -56,6 +58,7 @@ class Labelled:
     warnings: list[str]
     made: dict[str, str] = field(default_factory=dict)
     targets: Targets | None = None
+    units: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:
@@ -82,6 +85,7 @@ class Labelled:
             patients=self.patients[rows],
             left_out=self.left_out | {reason: int((~rows).sum())},
             targets=None if self.targets is None else self.targets.keep(rows),
+            units={name: of[rows] for name, of in self.units.items()},
         )
         if kept.targets is not None:
             check_sides(int(kept.is_train.sum()), int(kept.is_test.sum()), self.tested)
@@ -183,7 +187,28 @@ def load_labels(
         targets=None
         if targets is None
         else targets.keep(np.array([number_of[item.key] for _, item, _ in rows])),
+        units=units_of_images([(ref, item) for ref, item, _ in rows], frames),
     )
+
+
+def units_of_images(
+    rows: Sequence[tuple[ImageRef, Item]], frames: Mapping[Path, Sequence[ImageRef]]
+) -> dict[str, np.ndarray]:
+    """The volume and the slide of each image; see ``Labelled.units``.
+
+    A volume is what a column ``volume`` of the labels says, else a series of the headers, else a
+    file of several images.
+    """
+    volumes: list[str | None] = []
+    for ref, item in rows:
+        several = f"file {item.key}" if len(frames[item.file]) > 1 else None
+        volumes.append(item.volume or ref.series or several)
+    found: dict[str, np.ndarray] = {}
+    for name, names in (("volume", volumes), ("slide", [item.slide for _, item in rows])):
+        if any(names):
+            alone = [of or f"image {number}" for number, of in enumerate(names)]
+            found[name] = np.array(alone)
+    return found
 
 
 def label_of(
@@ -194,14 +219,26 @@ def label_of(
     label_column: str = "label",
 ) -> dict[Path, str]:
     """The class of each file that has one; see ``load_labels`` for arguments and errors."""
+    items = items_of(labels, files, data_paths=data_paths, label_column=label_column)
+    return {item.file: item.label for item in items}
+
+
+def items_of(
+    labels: str | Path,
+    files: list[Path],
+    *,
+    data_paths: Sequence[str | Path],
+    label_column: str = "label",
+) -> list[Item]:
+    """The files that have a label, with their patient; see ``load_labels``."""
     roots = folders_of(data_paths)
     if not files:
-        return {}
+        return []
     if str(labels) == "folder":
         items, _ = items_from_folders(files, roots)
     else:
         items, _ = items_from_csv(Path(labels), files, roots, label_column)
-    return {item.file: item.label for item in items}
+    return items
 
 
 def _with_patients_of(items: list[Item], frames: dict[Path, list[ImageRef]]) -> list[Item]:

@@ -28,6 +28,8 @@ class Item:
         patient: its patient; None where that is not known.
         split: train, val, test, or None where it was not given.
         row: its row in the CSV file, counted from 1 with the header; 0 where there is none.
+        volume: its volume, if the CSV file names one.
+        slide: its slide, if the CSV file names one.
     """
 
     file: Path
@@ -36,6 +38,8 @@ class Item:
     patient: str | None = None
     split: str | None = None
     row: int = 0
+    volume: str | None = None
+    slide: str | None = None
 
 
 def check_given(items: Sequence[Item]) -> None:

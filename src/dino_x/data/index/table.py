@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from dino_x.data.index.headers import Record
 from dino_x.data.storage.archives import Archive, address
 from dino_x.data.storage.member import Member, as_path
 from dino_x.errors import UserError
-from dino_x.files import write_atomically
+from dino_x.files import parse_json, write_atomically
 
 VERSION = 3
 _METADATA = b"dino_x.index"
@@ -135,6 +136,8 @@ def as_arrow(records: Iterable[Record], sources: Sequence[Path]) -> pa.Table:
         for ref in record.refs or (None,):
             for append, value in zip(appends, _row(record, ref, place), strict=True):
                 append(value)
+    for name in _NAMES:
+        columns[name] = [_escaped(value) for value in columns[name]]
     return pa.Table.from_arrays(
         [pa.array(columns[field.name], _plain(field.type)).cast(field.type) for field in SCHEMA],
         schema=SCHEMA,
@@ -195,9 +198,14 @@ def write_table(table: Table, path: Path) -> None:
     }
     rows = as_arrow(table.records, table.sources)
     rows = rows.replace_schema_metadata({_METADATA: json.dumps(facts)})
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:  # pyarrow opens no name that is not UTF-8
+            pq.write_table(rows, file, compression="zstd")
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: pq.write_table(rows, file, compression="zstd"))
+        write_atomically(path, write)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "the file system refuses"
         raise UserError(f"cannot write {path}: {reason}; nothing that was there is lost") from None
@@ -211,16 +219,28 @@ def read_table(path: Path) -> Table:
     try:
         with path.open("rb") as file:
             rows = pq.read_table(file)
-    except pa.ArrowException:
+        facts = _facts(rows, path)
+        return _table(rows, facts)
+    except (pa.ArrowException, *_MALFORMED):
         raise UserError(
             f"{path} is no index or is damaged; remove it, and it is made again"
         ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or 'damaged'}") from None
-    facts = _facts(rows, path)
+
+
+# What reading raises where a file holds other things than we write.
+_MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError)
+
+
+def _table(rows: pa.Table, facts: Mapping[str, Any]) -> Table:
+    """The content of an index from its rows and its metadata."""
     sources = tuple(as_path(source) for source in facts["sources"])
     number_of = {source: number for number, source in enumerate(facts["sources"])}
     columns = [_values(rows.column(name), name not in _UNIQUE) for name in SCHEMA.names]
+    for name in _NAMES:
+        number = SCHEMA.names.index(name)
+        columns[number] = [_unescaped(value) for value in columns[number]]
     archives: dict[tuple[Any, ...], Archive] = {}
     records = [
         _record(list(of_file), sources, number_of, archives)
@@ -228,6 +248,29 @@ def read_table(path: Path) -> Table:
     ]
     reading = Reading(facts["slice_axis"], facts["modality"], facts["axes"])
     return Table(sources, records, reading, facts["complete"], facts["salt"], facts["passed"])
+
+
+_NAMES = ("path", "source", "shard", "label")  # of files and folders, which may not be UTF-8
+
+
+def _escaped(name: str | None) -> str | None:
+    r"""A name as UTF-8 can hold it: a byte that is not UTF-8 is spelled ``\xe9``."""
+    if name is None or (name.isascii() and "\\x" not in name):
+        return name
+    spelled = name.replace("\\x", "\\x5cx")
+    return re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", spelled)
+
+
+def _unescaped(name: str | None) -> str | None:
+    """The opposite."""
+    if name is None or "\\x" not in name:
+        return name
+    return re.sub(r"\\x([0-9a-f]{2})", _byte, name)
+
+
+def _byte(found: re.Match[str]) -> str:
+    number = int(found[1], 16)
+    return chr(number if number < 0x80 else 0xDC00 + number)
 
 
 _UNIQUE = ("path", "content", "offset")
@@ -256,7 +299,7 @@ def _facts(rows: pa.Table, path: Path) -> dict[str, Any]:
     metadata = rows.schema.metadata or {}
     if _METADATA not in metadata:
         raise UserError(f"{path} is a Parquet file, but no index made by `dino-x index`")
-    facts: dict[str, Any] = json.loads(metadata[_METADATA])
+    facts: dict[str, Any] = parse_json(metadata[_METADATA])
     if facts["version"] != VERSION or rows.schema.names != SCHEMA.names:
         raise UserError(f"{path} is an index of another version; remove it, and it is made again")
     return facts
@@ -280,16 +323,18 @@ def _record(
             archives[which] = Archive(sources[source] / inside, archive_size, mtime_ns, etag)
         place = (offset, size) if row_group is None else (-1, -1, row_group, row)
         path, etag = Member(f"{folder}/{name}", archives[which], *place), None
-    refs = () if unusable is not None else tuple(_ref(row, path, source) for row in rows)
+    state = None if inside is not None or etag is not None else (size, mtime_ns)
+    refs = () if unusable is not None else tuple(_ref(row, path, source, state) for row in rows)
     return Record(path, source, size, mtime_ns, refs, unusable, content, label, etag)
 
 
-def _ref(row: tuple[Any, ...], path: Path, source: int) -> ImageRef:
+def _ref(row: tuple[Any, ...], path: Path, source: int, state: tuple[int, int] | None) -> ImageRef:
     of = dict(zip(_IMAGE_COLUMNS, row[6:-7], strict=True))
     down, low = of["spacing_row_mm"], of["window_low"]
     return ImageRef(
         path=path,
         source=source,
+        state=state,
         spacing_mm=None if down is None else _pair(down, of["spacing_column_mm"]),
         window=None if low is None else _pair(low, of["window_high"]),
         axis=of["slice_axis"],

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ class _Started:
     rows: np.ndarray
     pixels: np.ndarray
     copied: np.ndarray
-    copies: list[Future[None]]
+    copies: list[Future[list[int]]]
     loads: dict[int, Future[_Loaded]]
 
 
@@ -244,17 +245,22 @@ class Loader:
             loads[row] = self._pool.submit(self._load, row, fetch)
         return _Started(rows, pixels, copied, copies, loads)
 
-    def _copy(self, rows: np.ndarray, places: np.ndarray, pixels: np.ndarray) -> None:
-        """Copy images from the disk cache into their places in a batch. Runs in a thread."""
+    def _copy(self, rows: np.ndarray, places: np.ndarray, pixels: np.ndarray) -> list[int]:
+        """Copy images from the disk cache into their places in a batch. Runs in a thread.
+
+        Returns: the places of those that are not in the cache any more.
+        """
         assert self.store is not None
-        for place in places:
-            self.store.copy_to(rows[place], pixels[place])
+        return [place for place in places if not self.store.copy_to(rows[place], pixels[place])]
 
     def _finish(self, batch: _Started) -> Canvases:
         """Wait for the tasks of a batch and put it together."""
-        for copy in batch.copies:
-            copy.result()
         loaded = {row: future.result() for row, future in batch.loads.items()}
+        for lost in chain.from_iterable(copy.result() for copy in batch.copies):
+            batch.copied[lost] = False
+            row = int(batch.rows[lost])
+            if row not in loaded:
+                loaded[row] = self._load(row)
         self._seen.update(batch.rows[batch.copied].tolist())
         self._account(loaded)
         n = len(batch.rows)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import gdcm
 from pydicom.dataset import Dataset
@@ -99,6 +99,8 @@ _ELEMENTS: list[BaseTag | int] = [
 _IDENTIFIERS: list[BaseTag | int] = [
     Tag(keyword) for keyword in ("PatientID", "IssuerOfPatientID", "SeriesInstanceUID")
 ]
+_MOST_ZEROS = 1000  # elements of zeros, one after another
+_MOST_ELEMENTS = 50_000  # before the pixel data; a few hundred are usual
 _PIXEL_DATA = frozenset(
     int(Tag(keyword)) for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 )
@@ -222,21 +224,50 @@ def read_header(path: Path) -> Header:
     return header
 
 
+class _NoZeros:
+    """A file that is damaged where it holds a long run of zeros instead of elements.
+
+    pydicom takes each eight of them for an empty element, which takes a second a megabyte.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._zeros = 0
+
+    def read(self, count: int = -1) -> bytes:
+        """Read as the file does. Raises Unreadable."""
+        data = self._file.read(count)
+        self._zeros = self._zeros + 1 if data == b"\0" * 8 else 0
+        if self._zeros > _MOST_ZEROS:
+            raise Unreadable("damaged DICOM header: zeros where elements should be")
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
     """The wanted elements, where the element of the pixel data begins, and the length it states.
 
     The last two have no meaning in a deflated file.
     """
     met: list[int] = []
+    count = 0
 
     def at_pixel_data(tag: Any, vr: str | None, length: int) -> bool:
+        nonlocal count
+        count += 1
+        if count > _MOST_ELEMENTS:
+            raise Unreadable("damaged DICOM header: it has no end")
         if tag in _PIXEL_DATA:
             met.append(length)
         return tag in _PIXEL_DATA
 
     _refuse_inflation(file)
     tags = _ELEMENTS + _IDENTIFIERS
-    elements = read_partial(file, at_pixel_data, force=True, specific_tags=tags)
+    elements = read_partial(
+        cast(BinaryIO, _NoZeros(file)), at_pixel_data, force=True, specific_tags=tags
+    )
     written = elements.get("PhotometricInterpretation")
     known = term(written, PHOTOMETRICS)
     if known is not None and known != written:  # in small letters, or with blanks

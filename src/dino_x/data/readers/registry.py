@@ -6,6 +6,7 @@ and enter how its first bytes are recognised in `_FORMATS`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -67,9 +68,24 @@ def read(image: ImageRef | Path) -> Image:
     """
     if isinstance(image, Path):
         image = refs(image)[0]
+    _refuse_changed(image)
     with quiet(), _not_lost():
         image = at_hand(image)  # fetched once, though readers open it several times
         return _reader(image.path).read(image)
+
+
+def _refuse_changed(image: ImageRef) -> None:
+    """Raise Unreadable for a file that is not as it was when its header was read."""
+    if image.state is None:
+        return
+    try:
+        now = os.stat(image.path)
+    except OSError as error:
+        raise Unreadable(f"cannot be opened: {error.strerror}") from None
+    if (now.st_size, now.st_mtime_ns) != image.state:
+        raise Unreadable(
+            "has changed since it was indexed (another size or time): run `dino-x index` again"
+        )
 
 
 @contextmanager

@@ -36,7 +36,10 @@ BLOCK_BYTES = 4 * 2**20
 _BLOCKS_KEPT = 4
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+(?=[^/]|$)")
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
+_PACKAGES = {
+    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs",
+    "http": "aiohttp", "https": "aiohttp",
+}  # fmt: skip
 # The keys under which file systems report the state of an object; the first that is there counts.
 _STATES = (
     *("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "mtime"),
@@ -98,17 +101,15 @@ def _filesystem(protocol: str) -> Any:
     import fsspec  # runs on a disk need not wait for this import
 
     settings: dict[str, Any] = {}
-    if _EXTRAS.get(protocol) == "s3":  # its default allows only 10 fetches at a time
+    if _PACKAGES.get(protocol) == "s3fs":  # its default allows only 10 fetches at a time
         of_user = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
         settings["config_kwargs"] = {"max_pool_connections": _CONNECTIONS} | of_user
     try:
         return fsspec.filesystem(protocol, **settings)
     except ImportError:
-        extra = _EXTRAS.get(protocol)
-        package = f"dino-x-ssl[{extra}]" if extra else f"what fsspec needs for {protocol}"
-        raise UserError(
-            f"{protocol}:// needs a package that is not installed: pip install '{package}'"
-        ) from None
+        package = _PACKAGES.get(protocol)
+        needed = f"pip install {package}" if package else "fsspec's documentation names it"
+        raise UserError(f"{protocol}:// needs a package that is not installed: {needed}") from None
     except ValueError:
         raise UserError(
             f"{protocol}:// is not a known kind of storage; known are s3://, gs://, hf://,"

@@ -6,11 +6,13 @@ import tarfile
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
+from typing import Any
 
 from dino_x.data.image import Unreadable
 from dino_x.data.storage import row_groups
 from dino_x.data.storage.archives import Archive, none_lost, opened_span, raise_lost, reader_of
 from dino_x.data.storage.member import Member, plain_name
+from dino_x.errors import UserError
 
 TAR, PARQUET = ".tar", ".parquet"
 PACKED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -21,6 +23,7 @@ PACKED = (
     " .tar; images are compressed anyway"
 )
 _BLOCK = 512  # bytes: a tar consists of such blocks
+_LONGEST_NAME = 2**20  # bytes of a header that holds a long name, or other facts of a member
 
 
 def is_archive(name: str) -> bool:
@@ -47,6 +50,18 @@ def members(archive: Archive) -> Iterator[Member]:
     return _tar_members(archive)
 
 
+class _TarInfo(tarfile.TarInfo):
+    """A header of a tar that can lead neither backwards nor into memory without end."""
+
+    # Python before 3.11.14 and 3.13.6 goes back to the header itself, for ever, where its size is
+    # below 0 (CVE-2025-8194), and reads a header of any size as a whole.
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        facts = not (self.isreg() or self.isdir() or self.issparse())
+        if self.size < 0 or (facts and self.size > _LONGEST_NAME):
+            raise tarfile.ReadError("a size that cannot be")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
 def _tar_members(archive: Archive) -> Iterator[Member]:
     """The regular files of a tar. Its headers are read; what is between them is skipped.
 
@@ -55,8 +70,13 @@ def _tar_members(archive: Archive) -> Iterator[Member]:
     read = reader_of(archive)
     none_lost()
     try:
-        with tarfile.open(fileobj=opened_span(read, 0, archive.size, _BLOCK), mode="r:") as tar:
+        file = opened_span(read, 0, archive.size, _BLOCK)
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_TarInfo) as tar:
+            before = -1
             for info in tar:
+                if info.size < 0 or info.offset <= before:
+                    raise Unreadable("truncated or damaged tar: a member has a size below 0")
+                before = info.offset
                 tar.members.clear()  # type: ignore[attr-defined] # it would keep all of them
                 is_file = info.isreg() and not info.issparse()
                 if not is_file or not plain_name(info.name):
@@ -67,7 +87,9 @@ def _tar_members(archive: Archive) -> Iterator[Member]:
                 opens = partial(opened_span, read, info.offset_data, info.size)
                 yield Member(path, archive, info.offset_data, info.size, content=opens)
             end = tar.offset
-    except (tarfile.TarError, OSError, ValueError):
+    except (Unreadable, UserError):
+        raise
+    except Exception:  # of many kinds, where a header was made up
         raise_lost()
         raise Unreadable("truncated or damaged tar") from None
     if read(end, _BLOCK).strip(b"\0") or archive.size < end + _BLOCK:

@@ -20,6 +20,10 @@ from dino_x.data.storage.unpacked import VolumeCache
 INDEX_METADATA = b"dino_x.index"
 NO_IMAGES = "a Parquet file without a column of images (bytes, or a struct with bytes and path)"
 
+# A row group may take this much memory, and as many times what it takes in the file.
+_MEMORY, _TIMES = 256 * 2**20, 20
+_ROWS_AT_ONCE = 16  # so that values that a file holds once and repeats are noticed early
+
 groups: VolumeCache[pa.ChunkedArray] = VolumeCache(limit_bytes=512 * 2**20)
 
 
@@ -107,10 +111,29 @@ def _column(archive: Archive, row_group: int, leaf: str) -> pa.ChunkedArray:
     try:
         with _file(archive) as file:
             parquet = pq.ParquetFile(file, metadata=where.metadata)
-            column = parquet.read_row_group(row_group, columns=[leaf], use_threads=False).column(0)
+            column = _read(parquet, row_group, leaf, archive.size)
     except (pa.ArrowException, OSError):
         raise Unreadable("damaged row group of a Parquet file") from None
     return pc.struct_field(column, leaf.rpartition(".")[2]) if where.struct else column
+
+
+def _read(parquet: pq.ParquetFile, row_group: int, leaf: str, file_bytes: int) -> pa.ChunkedArray:
+    """A column of a row group. Raises Unreadable if it takes far more memory than the file."""
+    group = parquet.metadata.row_group(row_group)
+    stored = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+    limit = _MEMORY + _TIMES * max(0, min(stored, file_bytes))
+    chunks: list[pa.Array] = []
+    size = 0
+    batches = parquet.iter_batches(
+        _ROWS_AT_ONCE, row_groups=[row_group], columns=[leaf], use_threads=False
+    )
+    for batch in batches:
+        size += batch.nbytes
+        if size > limit:
+            raise Unreadable("a row group of a Parquet file takes far more memory than the file")
+        chunks.append(batch.column(0))
+    kind = parquet.schema_arrow.field(leaf.partition(".")[0]).type
+    return pa.chunked_array(chunks, None if chunks else kind)
 
 
 def _file(archive: Archive) -> Span:

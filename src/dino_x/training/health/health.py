@@ -22,10 +22,11 @@ from dino_x.training.health.advice import advice
 from dino_x.training.health.states import (
     AT_LOG_K,
     SMOOTHED,
-    UNIFORM_PATIENCE,
     History,
     State,
+    can_judge,
     diverging,
+    guessing_share,
     mean_loss,
     states,
 )
@@ -189,15 +190,22 @@ class Health:
         return None
 
     def word(self) -> str:
-        """A word for the progress line: ``healthy``, ``starting``, ``uniform since step 40``."""
+        """A word for the progress line: ``healthy``, ``starting``, ``uniform since step 40``.
+
+        A run in which nothing was found is ``starting`` until enough was seen to say so.
+        """
         if self.off or not self.history.steps:
             return ""
         if self.active:
             finding = next(iter(self.active.values()))
             return f"{finding.state} since step {finding.since}"
         recent = list(self.history.steps)[-SMOOTHED:]
-        early = recent[-1]["step"] <= UNIFORM_PATIENCE and mean_loss(recent) >= AT_LOG_K
-        return "starting" if early else "healthy"
+        looks = self.history.looks
+        entropy = looks[-1]["health/mean_target_entropy"] if looks else None
+        guessing = guessing_share(self.options.loss.centering == "softmax", entropy)
+        left = mean_loss(recent) < AT_LOG_K * guessing
+        seen = [look["step"] for look in looks]
+        return "healthy" if can_judge(seen, int(recent[-1]["step"]), left) else "starting"
 
     def resume(self, lines: Iterable[dict[str, Any]], findings: Iterable[dict[str, Any]]) -> None:
         """Take up what a run recorded before it was stopped."""

@@ -8,7 +8,7 @@ was seen, or None. Thresholds are set between runs that learn and runs that were
 import itertools
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Line = Mapping[str, float]
@@ -56,6 +56,41 @@ TEACHER_LOOKS = 2
 SAME = 0.01  # of an update: after it a teacher of momentum m is m updates away from the student
 MOVES = 1e-7  # relative: a student that moves less does not train, and shows nothing
 SHOULD_MOVE = 1e-5  # relative, since the look before: well above rounding in float32
+
+
+def can_judge(looks: Sequence[float], done: int, left_guessing: bool) -> bool:
+    """Whether enough was seen of a run to say that nothing is wrong with it.
+
+    A collapse takes ``COLLAPSED_LOOKS`` looks over ``COLLAPSED_STEPS`` steps to be named. A run
+    that is stuck where guessing is takes ``UNIFORM_PATIENCE`` steps, or has left it before.
+
+    Args:
+        looks: the steps that were looked at, ascending.
+        done: steps that are done.
+        left_guessing: whether the loss is below what guessing costs.
+
+    >>> can_judge([1, 4], 4, True), can_judge([1, 25, 50], 50, True)
+    (False, True)
+    """
+    if len(looks) < COLLAPSED_LOOKS or looks[-1] - looks[0] < COLLAPSED_STEPS:
+        return False
+    return left_guessing or done > UNIFORM_PATIENCE
+
+
+def guessing_share(softmax: bool, mean_target_entropy: float | None) -> float:
+    """What guessing costs, as a share of log K.
+
+    The best guess is the mean target, and costs its entropy. Sinkhorn-Knopp uses all prototypes
+    alike, so that is log K. With softmax centering it is less, from the first step on, and a loss
+    below log K says nothing.
+
+    Args:
+        softmax: whether targets come from softmax centering.
+        mean_target_entropy: at the latest look, as a share of log K; None if there was none.
+    """
+    if not softmax or mean_target_entropy is None:
+        return 1.0
+    return mean_target_entropy
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""Where the result of an evaluation goes, and what becomes of the one that was there."""
+
+from pathlib import Path
+from typing import Any
+
+from dino_x.files import parse_json, read_text
+from dino_x.runs.folder import RunFolder
+
+# Of the settings of an evaluation, those that make it another one.
+SUBJECT = ("labels", "label_column", "masks", "split_by", "tested_split")
+
+
+def place_of(model: str | Path) -> Path:
+    """The file for the evaluation of a model: in its run; for another model, in this folder.
+
+    A checkpoint of a run, ``RUN@step-400``, has no place in the run, whose page is about its model.
+    """
+    run = RunFolder(Path(model))
+    if run.path.name == "model" and RunFolder(run.path.parent).exists:
+        run = RunFolder(run.path.parent)
+    return run.evaluation if run.exists else Path("evaluation.json")
+
+
+def keep_former(path: Path, result: dict[str, Any]) -> Path | None:
+    """Give the evaluation that is there another name, if it was on other labels or another split.
+
+    Args:
+        path: where the new result goes.
+        result: the new one.
+
+    Returns: the new name of the former one; None if there is none, or it was the same evaluation,
+        which the new one replaces.
+    """
+    try:
+        former = parse_json(read_text(path))["settings"]
+        if all(former.get(name) == result["settings"].get(name) for name in SUBJECT):
+            return None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # damaged, or no evaluation: it is kept as well
+    number = 1
+    while (kept := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(kept)
+    return kept
