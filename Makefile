@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-floors lint docs clean
 
 demo: .venv/demo
 	$(BIN)/dino-x demo
@@ -14,6 +14,10 @@ test: .venv/dev
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
+# The quick tests with the lowest version of each package that pyproject.toml allows.
+test-floors: .venv-floors/ready
+	OMP_NUM_THREADS=1 .venv-floors/bin/python -m pytest -n auto -m "not slow"
+
 lint: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -24,7 +28,7 @@ docs: .venv/docs
 	@echo "site/ is built; $(BIN)/zensical serve shows it at http://localhost:8000"
 
 clean:
-	rm -rf .venv site
+	rm -rf .venv .venv-floors site
 
 .venv/demo: pyproject.toml requirements-tested.txt | .venv/pip
 	$(BIN)/pip install -q -c requirements-tested.txt -e .
@@ -47,4 +51,12 @@ clean:
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual\
 	 environments: install its package venv, as in: sudo apt install python3-venv"; exit 2; }
 	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv-floors/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-floors
+	.venv-floors/bin/pip install -q uv
+	.venv-floors/bin/uv pip compile -q --resolution lowest-direct --python .venv-floors/bin/python \
+	  pyproject.toml -o .venv-floors/floors.txt
+	.venv-floors/bin/pip install -q -c .venv-floors/floors.txt -e '.[dev]'
 	touch $@

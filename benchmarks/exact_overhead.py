@@ -16,9 +16,10 @@ it is seconds. Operations are counted too, of matrix products alone.
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,10 +38,11 @@ IMAGES, SIDE, STEP = 64, 256, 50
 
 
 class Noise:
-    """Random canvases, made once."""
+    """Random grey canvases, made once."""
 
-    def __init__(self) -> None:
-        self.pixels = torch.rand(IMAGES, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    def __init__(self, images: int = IMAGES) -> None:
+        drawn = torch.Generator().manual_seed(0)
+        self.pixels = torch.rand(images, 1, SIDE, SIDE, generator=drawn)
 
     def prefetch(self, batches: list[np.ndarray]) -> Iterator[Canvases]:
         """Canvases for each array of image numbers."""
@@ -48,18 +50,20 @@ class Noise:
             yield Canvases(self.pixels[indices], torch.ones(len(indices)))
 
 
-def steps_of(model: str, arguments: argparse.Namespace, group: int | str) -> Steps:
-    """The steps of a run, in the middle of it."""
+def steps_of(settings: Mapping[str, Any], images: int = IMAGES) -> Steps:
+    """The steps of a run on noise, in the middle of it.
+
+    Args:
+        settings: ``section.key`` options, over those that all ways have.
+        images: how many there are.
+    """
     overrides = {
-        "preset": "dinov3", "model.name": model, "train.effective_batch": arguments.batch,
-        "train.micro_batch": arguments.micro_batch, "train.steps": 100,
-        "train.precision": arguments.precision, "loss.centering": "sinkhorn",
-        "loss.koleo_group": group, "model.drop_path": arguments.drop_path, "health.every": 0,
-    }  # fmt: skip
-    options = resolve(overrides, Facts(IMAGES)).options
+        "preset": "dinov3", "train.steps": 100, "loss.centering": "sinkhorn", "health.every": 0,
+    } | dict(settings)  # fmt: skip
+    options = resolve(overrides, Facts(images)).options
     device = choose_device("auto")
-    cutter = Cutter(options, [0.5] * 3, [0.25] * 3, device, dtype_of(arguments.precision))
-    return Steps(options, Noise(), IMAGES, cutter)
+    cutter = Cutter(options, [0.5] * 3, [0.25] * 3, device, dtype_of(options.train.precision))
+    return Steps(options, Noise(images), images, cutter)
 
 
 def exact(steps: Steps) -> None:
@@ -67,14 +71,19 @@ def exact(steps: Steps) -> None:
     steps.gradients(STEP, values_at(STEP, steps.options))
 
 
-def naive(steps: Steps) -> None:
-    """As elsewhere: every micro-batch is a batch of its own, and gradients add up."""
+def naive(steps: Steps, group: int | None = None) -> None:
+    """As elsewhere: every micro-batch is a batch of its own, and gradients add up.
+
+    Args:
+        steps: of a run.
+        group: images among which KoLeo looks for neighbours; None is the micro-batch.
+    """
     steps.state.optimizer.zero_grad(set_to_none=True)
     size = steps.options.train.micro_batch
     assert isinstance(size, int)
     temperature = values_at(STEP, steps.options).teacher_temperature
     exact_step = steps.exact_step
-    step = replace(exact_step, statistic=replace(exact_step.statistic, group=size))
+    step = replace(exact_step, statistic=replace(exact_step.statistic, group=group or size))
     for batch in steps.batch(steps.plan(STEP)).each_alone():
         step.gradient(batch, steps.state.centering, temperature)
 
@@ -113,8 +122,13 @@ def main() -> None:
     table = Table("model", "way", "s/step", "against naive", "GFLOP an image", "against naive",
                   box=None)  # fmt: skip
     for model in arguments.models:
-        whole = steps_of(model, arguments, "effective")
-        parts = steps_of(model, arguments, arguments.micro_batch)
+        settings = {
+            "model.name": model, "train.effective_batch": arguments.batch,
+            "train.micro_batch": arguments.micro_batch, "train.precision": arguments.precision,
+            "model.drop_path": arguments.drop_path,
+        }  # fmt: skip
+        whole = steps_of(settings | {"loss.koleo_group": "effective"})
+        parts = steps_of(settings | {"loss.koleo_group": arguments.micro_batch})
         ways = {
             "naive": partial(naive, parts),
             "targets": partial(exact, parts),

@@ -102,9 +102,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         (Recipe("256x2", TINY, LENGTHS[-1], LENGTHS[:-1], sets=("cxr", "mr", "cxr700")),), 64
     ),
     "continue": Experiment(
-        (
-            Recipe("continued", GO_ON, 30_720, (10_240, 20_480), image_size=112, weights=True),
-        ),
+        (Recipe("continued", GO_ON, 30_720, (10_240, 20_480), image_size=112, weights=True),),
         112,
         (0,),
     ),

@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +39,16 @@ from dino_x.cost.shapes import Step
 from dino_x.machine.device import describe_device
 from dino_x.model.teacher import build_student
 
-BATCH = 16
 SIDE = 256
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a whole command: seconds, processor seconds, largest memory in bytes."""
+    """Of a whole command: seconds, processor seconds, largest memory in bytes.
+
+    Memory is that of the GPU if there is one, over what was taken before; else of the process.
+    """
 
     seconds: float
     processor: float
@@ -63,13 +66,43 @@ def make_images(folder: Path, count: int) -> None:
 def cost_of(command: list[str], log: Path) -> Cost:
     """Run a command to its end, its words in a file."""
     started = time.perf_counter()
-    with log.open("w") as words:
+    with log.open("w") as words, GpuMemory() as of_gpu:
         child = subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(child.pid, 0)
     if status:
         sys.exit(f"{' '.join(command)}\nfailed:\n{log.read_text()[-3000:]}")
     memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if torch.cuda.is_available():
+        memory = of_gpu.most
     return Cost(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, memory)
+
+
+class GpuMemory:
+    """The most memory of the first GPU that other processes take within a block, in bytes."""
+
+    def __init__(self) -> None:
+        self.most = 0.0
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "GpuMemory":
+        if torch.cuda.is_available():
+            self._before = self._taken()
+            self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._watch.is_alive():
+            self._watch.join()
+
+    def _taken(self) -> float:
+        free, total = torch.cuda.mem_get_info(0)
+        return total - free
+
+    def _look(self) -> None:
+        while not self._over.wait(0.05):
+            self.most = max(self.most, self._taken() - self._before)
 
 
 def ours(
@@ -79,7 +112,7 @@ def ours(
     return [
         sys.executable, "-m", "dino_x.cli", "pretrain", "--data", str(images), "--out", str(out),
         "--preset", "dinov3", "--model", "vits16", "--steps", str(steps),
-        "--effective-batch", str(BATCH), "--micro-batch", str(micro),
+        "--effective-batch", str(arguments.batch), "--micro-batch", str(micro),
         "--precision", arguments.precision,
         "--set", *(f"{name}={value}" for name, value in settings_of(arguments).items()),
     ]  # fmt: skip
@@ -96,12 +129,17 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def theirs(images: Path, out: Path, steps: int, arguments: argparse.Namespace) -> list[str]:
-    """lightly-train's command: an epoch is a step here, for there are as many images."""
+    """lightly-train's command: an epoch is ``steps_an_epoch`` steps, for there are as many images.
+
+    With one step an epoch, images are read in its own process; with more, in the workers asked for,
+    whose start at each epoch then matters less.
+    """
     precision = {"fp32": "32-true", "bf16": "bf16-mixed"}[arguments.precision]
     return [
         arguments.peer, "pretrain", f"out={out}", f"data={images}",
-        "model=dinov2/vits14-notpretrained", "method=dinov2", f"batch_size={BATCH}",
-        f"epochs={steps}", "num_workers=0", f"precision={precision}",
+        "model=dinov2/vits14-notpretrained", "method=dinov2", f"batch_size={arguments.batch}",
+        f"epochs={steps // arguments.steps_an_epoch}", f"num_workers={arguments.peer_workers}",
+        f"precision={precision}",
         f"accelerator={'gpu' if torch.cuda.is_available() else 'cpu'}",
         f"model_args.drop_path_rate={arguments.drop_path}",
         "method_args.center_method=sinkhorn_knopp", "method_args.ibot_separate_head=true",
@@ -114,9 +152,9 @@ def needed_operations(arguments: argparse.Namespace) -> float:
     """Operations that an image needs with the settings of ``ours``."""
     overrides: dict[str, object] = {
         "preset": "dinov3", "model.name": "vits16", "train.steps": 1,
-        "train.effective_batch": BATCH, "train.precision": arguments.precision,
+        "train.effective_batch": arguments.batch, "train.precision": arguments.precision,
     }  # fmt: skip
-    options = resolve(overrides | settings_of(arguments), Facts(BATCH)).options
+    options = resolve(overrides | settings_of(arguments), Facts(arguments.batch)).options
     with torch.device("meta"):
         student = build_student(options)
     return needed(Step.of(options, student, canvas=SIDE, channels=3))
@@ -130,7 +168,7 @@ def per_step(few: Cost, many: Cost, steps: int) -> Cost:
 
 
 def peak_operations() -> float:
-    """Operations a second of a large matrix product, all threads, the best of several."""
+    """Operations a second of a large matrix product on a CPU, all threads, the best of several."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     best = 0.0
     for _ in range(10):
@@ -143,19 +181,27 @@ def peak_operations() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peer", help="lightly-train's command, in an environment of its own")
+    parser.add_argument("--batch", type=int, default=16, help="images of a step")
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--drop-path", type=float, default=0.1, help="lightly-train's for a ViT-S")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--steps", type=int, nargs=2, default=[1, 4], help="of the two runs")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps-an-epoch", type=int, default=1, help="of lightly-train")
+    parser.add_argument("--peer-workers", type=int, default=0, help="of lightly-train")
     parser.add_argument("--set", nargs="*", default=[], help="more settings of this project")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
+    show(measured(arguments), arguments)
+
+
+def measured(arguments: argparse.Namespace) -> dict[str, list[Cost]]:
+    """What a step costs, by way; ways take turns."""
     few, many = arguments.steps
     costs: dict[str, list[Cost]] = {}
     with tempfile.TemporaryDirectory() as place:
         images = Path(place) / "images"
-        make_images(images, BATCH)
+        make_images(images, arguments.batch * arguments.steps_an_epoch)
         for repeat in range(arguments.repeats):
             ways = {
                 f"DINO-X, micro-batch {micro}": (
@@ -171,7 +217,7 @@ def main() -> None:
                     out = Path(place) / f"{name}-{steps}-{repeat}"
                     found.append(cost_of(command(out, steps), Path(place) / "log"))
                 costs.setdefault(name, []).append(per_step(*found, many - few))
-    show(costs, arguments)
+    return costs
 
 
 def show(costs: dict[str, list[Cost]], arguments: argparse.Namespace) -> None:
@@ -189,8 +235,8 @@ def show(costs: dict[str, list[Cost]], arguments: argparse.Namespace) -> None:
     peer = costs.get("lightly-train")
     lines = []
     for name, ones in costs.items():
-        speed = statistics.median(BATCH / one.seconds for one in ones)
-        processor = statistics.median(one.processor / BATCH for one in ones)
+        speed = statistics.median(arguments.batch / one.seconds for one in ones)
+        processor = statistics.median(one.processor / arguments.batch for one in ones)
         memory = max(one.memory for one in ones) / GIB
         line = {
             "way": name, "images_per_second": speed, "processor_s_per_image": processor,

@@ -1,46 +1,23 @@
-"""What tests share: images made on the spot, and a run small enough for a test."""
+"""What tests share: images made on the spot, a run small enough for a test, and the devices."""
 
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+import torch
 
-TINY = {  # a network and crops small enough for a test; every other option keeps its default
-    "model.name": "vit-tiny", "model.width": 32, "model.depth": 2, "model.heads": 2,
-    "model.patch_size": 8, "head.prototypes": 61, "head.hidden": 48, "head.bottleneck": 24,
-    "views.global_size": 32, "views.local_size": 16, "views.local_crops": 3,
-    "optim.warmup": 2, "preset": "dinov3", "report.page": False,
-    "loss.on_small_batch": "fallback",  # a queue would be filled before the first step of each run
-}  # fmt: skip
+from tests.tiny import TINY, draw_film, make_films, tiny_settings
+
+__all__ = ["TINY", "draw_film", "make_films", "tiny_settings"]
 
 
-def tiny_settings(**more: object) -> list[str]:
-    """``--set`` values of the tiny run; ``section__key=value`` adds or replaces."""
-    values = TINY | {name.replace("__", "."): value for name, value in more.items()}
-    return ["--set", *(f"{name}={value}" for name, value in values.items())]
-
-
-def draw_film(rng: np.random.Generator, height: int = 40, width: int = 48) -> np.ndarray:
-    """A grey picture with a bright ellipse and a few bars on noise, uint8 [H, W]."""
-    y, x = np.mgrid[0:height, 0:width] / max(height, width)
-    cy, cx, ry, rx = rng.uniform(0.2, 0.7, 4)
-    film = 60 + 120 * (((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1)
-    film = film + 30 * np.sin(rng.uniform(10, 60) * x + rng.uniform(0, 6))
-    return np.clip(film + rng.normal(0, 8, film.shape), 0, 255).astype(np.uint8)
-
-
-def make_films(folder: Path) -> Path:
-    """Write 40 PNG files in two subfolders."""
-    rng = np.random.default_rng(7)
-    for number in range(40):
-        place = folder / ("a" if number % 2 else "b")
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_film(rng)).save(place / f"{number:03d}.png")
-    return folder
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    """Each device on which a test runs; that of a GPU is skipped where there is none."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU that PyTorch can use")
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
-from transformers import AutoImageProcessor
 
 from dino_x.config.options import WindowOptions
 from dino_x.data.canvas.canvas import CanvasForm, make_canvas, to_unit
@@ -26,6 +25,7 @@ from dino_x.evaluation.embed import prepared
 from dino_x.model.backbone import write_vit
 from dino_x.model.pretrained import Preparation
 from dino_x.report.looking import square_of
+from tests.tiny import image_processor
 
 from ..evaluation.conftest import save_tiny
 
@@ -112,7 +112,7 @@ def test_the_exported_image_processor_makes_the_same_tensor(
     size = 24
     write_vit(tiny_vit(tmp_path, channels), tmp_path / "model", size, mean, std)
     path = write_png("x.png", 5, (height, width, 3)[: 2 if channels == 1 else 3])
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    processor = image_processor(tmp_path / "model")
     theirs = processor(Pillow.open(path), return_tensors="pt")["pixel_values"]
     square = to_square(windowed(registry.read(path), WINDOWS), channels, size)
     ours = normalised(torch.from_numpy(square)[None], mean, std)

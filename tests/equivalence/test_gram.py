@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from dino_x.training.step.gram import GramTeacher
 from tests.equivalence.conftest import relative_error
 from tests.losses.test_gram import plain_gram
 from tests.training.runs import killed_after, losses, metrics, pretrain, weights
@@ -18,12 +17,7 @@ MIXED = (
 
 def with_old_teacher(step):
     """Give a bench a Gram teacher that is neither student nor teacher."""
-    torch.manual_seed(9)
-    gram = GramTeacher.copy_of(step.steps.teacher.backbone)
-    with torch.no_grad():
-        for weight in gram.backbone.parameters():
-            weight.add_(torch.randn_like(weight), alpha=0.05)
-    step.steps.state.gram = gram
+    step.take_gram_teacher()
     return step
 
 

@@ -96,7 +96,8 @@ def plain_sinkhorn(logits_NK, iterations):
 def plain_koleo(features_BF):
     """KoLeo of one group, by all distances."""
     features = F.normalize(features_BF, dim=1)
-    distances = torch.cdist(features, features) + 10 * torch.eye(len(features))
+    itself = torch.eye(len(features), device=features.device)
+    distances = torch.cdist(features, features) + 10 * itself
     return -torch.log(distances.min(dim=1).values + 1e-8).mean()
 
 

@@ -22,6 +22,7 @@ from dino_x.exact import (
     Softmax,
 )
 from dino_x.losses import koleo
+from tests.training.step.waiting import counted_reads
 
 IMAGES, PATCHES, WIDTH, LOCALS = 12, 6, 10, 3
 
@@ -271,6 +272,17 @@ def test_pairs_with_a_local_crop_have_a_weight_of_their_own(sizes):
     assert of_none.terms["dino"] / result.terms["dino"] == pytest.approx(
         global_pairs / pairs, rel=0.15
     )
+
+
+def test_what_a_step_reads_does_not_grow_with_its_micro_batches():
+    both = networks()
+    step, found = ExactStep(both), []
+    for sizes in ([4, 4, 4], [1] * 12):
+        with counted_reads() as reads:
+            step.gradient(micro_batches(sizes), step.first_state(), 0.07)
+        found.append(reads)
+    assert set(found[0]) == {"read"}
+    assert found[0] == found[1]
 
 
 def test_nothing_masked_has_no_ibot_term():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dino_x.losses import koleo
+from dino_x.losses.checks import NotFiniteError, checked_late
 
 
 def random_features(rows: int, dim: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -122,3 +123,18 @@ def test_same_input_gives_the_same_bits_and_autocast_changes_nothing() -> None:
 def test_bad_input_is_refused_by_name(features_ND: Tensor, size: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         koleo(features_ND, size)
+
+
+@pytest.mark.parametrize("broken", [[2], [0, 1, 2, 3, 4]])
+def test_what_is_not_finite_may_be_named_later(broken):
+    """Until then nothing else fails, as a wrong index would."""
+    features_ND = torch.randn(5, 3)
+    features_ND[broken] = torch.nan
+    with checked_late() as checks:
+        value = koleo(features_ND)
+    assert value.isnan()
+    with pytest.raises(NotFiniteError, match=f"features_ND is not finite at {len(broken)} of 5"):
+        checks.raise_if_any()
+    with checked_late() as checks:
+        koleo(torch.randn(5, 3))
+    checks.raise_if_any()

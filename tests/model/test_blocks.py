@@ -18,6 +18,7 @@ from transformers import (
 
 from dino_x.model.backbone import Backbone, ForwardRandomness
 from dino_x.model.families import layers_of
+from tests.model.released_format import skip_old_dinov2
 
 RATE, SIDE, PATCH, LAYERS = 0.4, 24, 8, 3
 SIZES = {
@@ -62,6 +63,8 @@ class Multiplied(nn.Module):
 
 def networks(name):
     """Transformers' own in float64, with random scales and biases, and ours with its weights."""
+    if name.startswith("DINOv2"):
+        skip_old_dinov2()
     torch.manual_seed(3)
     plain = NETWORKS[name]().double().eval()
     for parameter in plain.parameters():

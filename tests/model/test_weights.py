@@ -9,6 +9,7 @@ from transformers import AutoModel
 
 from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError
+from dino_x.model import families
 from dino_x.model.accounting import Accounting
 from dino_x.model.backbone import ForwardRandomness, build_backbone, save_vit
 from dino_x.model.pretrained import IMAGENET
@@ -305,3 +306,12 @@ def test_what_a_file_does_not_say_is_said_to_be_assumed(tmp_path):
     facts = {"image_mean": [0.430, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143], "size": 32}
     (folder / "preprocessor_config.json").write_text(json.dumps(facts))
     assert "assumed" not in backbone(folder).accounting.line()
+
+
+def test_a_transformers_with_another_dinov2_is_named(monkeypatch):
+    monkeypatch.setattr(families.transformers, "__version__", "5.17.1")
+    families.check_transformers("dinov3_vit")
+    with pytest.raises(UserError, match=r"needs transformers 5.20 or later; this is 5.17.1"):
+        families.check_transformers("dinov2")
+    monkeypatch.setattr(families.transformers, "__version__", "5.20.0.dev0")
+    families.check_transformers("dinov2_with_registers")

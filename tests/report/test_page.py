@@ -24,6 +24,7 @@ from tests.report.runs import (
     numbers,
     write_findings,
 )
+from tests.tiny import NO_PROCESSOR
 from tests.training.runs import pretrain
 
 
@@ -217,6 +218,7 @@ def test_long_runs_make_small_pages(tmp_path):
     assert report(run).stat().st_size < 300_000
 
 
+@pytest.mark.skipif(NO_PROCESSOR, reason="its image processors need torchvision")
 def test_the_code_in_the_page_runs(real_run, films, tmp_path, monkeypatch, capsys):
     """As somebody would who copies it: beside the page, with one of the images."""
     page = (real_run / "report.html").read_text()

@@ -8,7 +8,7 @@ import time
 import torch
 
 from dino_x.cli import main
-from tests.conftest import tiny_settings
+from tests.tiny import tiny_settings
 
 
 def pretrain(films, out, *flags, **settings):

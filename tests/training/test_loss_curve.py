@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_films
+from tests.tiny import OLD_TRANSFORMERS
 from tests.training.runs import metrics, pretrain
 
 CURVES = Path(__file__).parent / "curves"
@@ -27,6 +28,7 @@ def curve(films, run, centering, implementation="fused"):
     return {name: [step[name] for step in metrics(run)] for name in NAMES}
 
 
+@pytest.mark.skipif(OLD_TRANSFORMERS, reason="it draws other first weights")
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
 @pytest.mark.parametrize("centering", FLAGS)
 def test_the_kept_curve_is_reproduced(films, tmp_path, centering, implementation):

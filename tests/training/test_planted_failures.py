@@ -9,6 +9,7 @@ import json
 import pytest
 
 from dino_x.exact import KoLeo
+from tests.tiny import OLD_TRANSFORMERS
 from tests.training.runs import metrics, pretrain
 
 LEARNS = {  # a small run that learns: the small preset on the test's films
@@ -36,6 +37,7 @@ def first(findings, steps=200):
     return findings[0]
 
 
+@pytest.mark.skipif(OLD_TRANSFORMERS, reason="it draws other first weights")
 def test_a_run_that_learns_is_left_alone(films, tmp_path, capsys):
     status, findings = run(films, tmp_path / "run", 51, batch=32)
     assert (status, findings) == (0, [])

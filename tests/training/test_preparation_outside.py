@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
 
 import dino_x
 from dino_x.cli import main
 from tests.data.conftest import _make_dicom
+from tests.tiny import image_processor
 from tests.training.runs import pretrain
 
 QUICK = ("--effective-batch", 8, "--micro-batch", 8, "--steps", 1, "--centering", "sinkhorn")
@@ -58,7 +59,7 @@ def run_on(write, tmp_path, **settings):
 def test_of_8_bit_pictures_transformers_gives_our_features(tmp_path, channels):
     out, images = run_on(eight_bits, tmp_path, model__channels=channels)
     found = dino_x.load(out).embed(images)
-    processor = AutoImageProcessor.from_pretrained(out / "model", backend="pil")
+    processor = image_processor(out / "model", backend="pil")
     network = AutoModel.from_pretrained(out / "model").eval()
     mode = "L" if channels == 1 else "RGB"
     assert f'convert("{mode}")' in (out / "report.html").read_text().replace("&#34;", '"')
@@ -76,7 +77,7 @@ def test_of_8_bit_pictures_transformers_gives_our_features(tmp_path, channels):
 def test_what_a_processor_would_do_wrongly_it_refuses(tmp_path, write, settings):
     out, images = run_on(write, tmp_path, **settings)
     with pytest.raises(ValueError, match="image processor"):
-        AutoImageProcessor.from_pretrained(out / "model", backend="pil")
+        image_processor(out / "model", backend="pil")
     page = (out / "report.html").read_text()
     assert "dino_x.load" in page
     assert "AutoImageProcessor" not in page
@@ -86,7 +87,7 @@ def test_what_a_processor_would_do_wrongly_it_refuses(tmp_path, write, settings)
     assert f'dino_x.load("{to.name}")' in card
     assert "8-bit pictures" in card
     with pytest.raises(ValueError, match="image processor"):
-        AutoImageProcessor.from_pretrained(to, backend="pil")
+        image_processor(to, backend="pil")
     own, exported = dino_x.load(out).embed(images), dino_x.load(to).embed(images)
     assert own.cls.shape[0] >= 8
     np.testing.assert_allclose(exported.cls, own.cls, atol=1e-5)

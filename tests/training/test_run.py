@@ -10,10 +10,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
 
 from dino_x.cli import main
 from tests.conftest import draw_film, tiny_settings
+from tests.tiny import image_processor
 from tests.training.runs import losses, metrics, pretrain, weights
 
 QUICK = ("--effective-batch", 8, "--micro-batch", 4, "--steps", 3, "--centering", "sinkhorn")
@@ -65,7 +66,7 @@ def _dotted(run):
 
 
 def test_the_image_processor_loads_and_prepares_as_training_did(run):
-    processor = AutoImageProcessor.from_pretrained(run / "model", backend="pil")
+    processor = image_processor(run / "model", backend="pil")
     film = Image.fromarray(np.full((50, 70), 255, np.uint8)).convert("RGB")
     pixels = processor(film, return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 32, 32)

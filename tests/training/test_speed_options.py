@@ -3,7 +3,9 @@
 import copy
 
 import numpy as np
+import pytest
 import torch
+import torch._dynamo
 
 from dino_x.config.options import ModelOptions
 from dino_x.model.backbone import ForwardRandomness, build_backbone
@@ -45,6 +47,43 @@ def test_activation_checkpointing_keeps_a_tenth():
     backbone.recompute = True
     again, _ = kept_for_backward(backbone, crops, randomness)
     assert again < plain / 10
+
+
+@pytest.mark.slow
+def test_blocks_are_compiled_a_few_times_whatever_rows_are_kept():
+    """PyTorch compiles a function 8 times at most, and then runs it as it is, without a word.
+
+    As in training: the teacher, the student without and with gradients, global and local crops, in
+    micro-batches of one image to three, of which stochastic depth keeps all, some, one or none.
+    """
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    options = ModelOptions(name="vit-tiny", width=16, depth=2, heads=2, patch_size=8, drop_path=0.3)
+    student, teacher = (build_backbone(options, 32, seed=0) for _ in range(2))
+    teacher.requires_grad_(False)
+    for network in (student, teacher):
+        network.compile_blocks(backend)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    rng = np.random.default_rng(0)
+    for step in range(3):
+        for side, views in ((32, 2), (16, 3)):
+            rows = views * (1 + step % 3)
+            crops = torch.randn(rows, 3, side, side)
+            randomness = ForwardRandomness(rng.random((2, 2, rows)) >= 0.3, 1.0)
+            looked = np.empty(0, dtype=np.int64)
+            with torch.no_grad():
+                teacher(crops, None, None)
+                student(crops, None, randomness, looked)
+            if side == 32:
+                looked = np.sort(rng.choice(16 * rows, 5 + step, replace=False))
+            sum(part.sum() for part in student(crops, None, randomness, looked)).backward()
+    assert 8 < len(graphs) < 24
+    assert not torch._dynamo.utils.counters["unimplemented"], "the limit was met"
 
 
 def test_compiled_blocks_give_the_same():

@@ -152,5 +152,12 @@ def normalised(squares_BCSS: Tensor, mean: Sequence[float], std: Sequence[float]
         mean: of each channel, on the scale where the window is [0, 1].
         std: of each channel, on the same scale.
     """
-    mean_C11, std_C11 = (squares_BCSS.new_tensor(values)[:, None, None] for values in (mean, std))
+    import torch
+
+    from dino_x.losses.transfer import there
+
+    dtype, device = squares_BCSS.dtype, squares_BCSS.device
+    mean_C11, std_C11 = (
+        there(torch.tensor(values, dtype=dtype)[:, None, None], device) for values in (mean, std)
+    )
     return (squares_BCSS - mean_C11).div_(std_C11)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dino_x.exact.processes import Processes
+from dino_x.losses.transfer import there
 
 GLOBAL_VIEWS = 2  # global crops an image, as in DINO, DINOv2 and DINOv3
 
@@ -108,12 +109,14 @@ class Placed:
 
     Attributes:
         micro: the crops and masks.
+        masks: the masks again, on the CPU, where what depends on their number is made.
         start: place of its first image.
         images_in_batch: B.
         masked_crops: of the effective batch.
     """
 
     micro: MicroBatch
+    masks: Tensor
     start: int
     images_in_batch: int
     masked_crops: int
@@ -125,20 +128,23 @@ class Placed:
 
     def masked_rows(self) -> Tensor:
         """Which of the [V * b * N] patch tokens are masked, int64 [m]."""
-        return self.micro.masks.flatten().nonzero()[:, 0]
+        (rows,) = self.masks.flatten().numpy().nonzero()
+        return there(rows, self.micro.masks.device)
 
     def masked_places(self) -> Tensor:
         """Places of the masked patches in the batch, by view, image and patch, int64 [m]."""
-        masks_VbN = self.micro.masks.unflatten(0, (GLOBAL_VIEWS, -1))
-        view, image, patch = masks_VbN.nonzero(as_tuple=True)
-        return (view * self.images_in_batch + image + self.start) * masks_VbN.shape[2] + patch
+        masks_VbN = self.masks.unflatten(0, (GLOBAL_VIEWS, -1))
+        view, image, patch = masks_VbN.numpy().nonzero()
+        row = view * self.images_in_batch + image + self.start
+        return there(row * masks_VbN.shape[2] + patch, self.micro.masks.device)
 
     def masked_weights(self) -> Tensor:
         """Weight of each masked patch: a mean over its crop, then over all masked crops, [m]."""
-        masks = self.micro.masks
-        masked_in_crop = masks.sum(dim=1, keepdim=True).expand_as(masks)[masks]
+        crop, _ = self.masks.numpy().nonzero()
+        masked_in_crop = self.masks.sum(dim=1)[torch.as_tensor(crop)]
         dtype = self.micro.global_crops.dtype
-        return (masked_in_crop.to(dtype) * max(self.masked_crops, 1)).reciprocal()
+        weights = (masked_in_crop.to(dtype) * max(self.masked_crops, 1)).reciprocal()
+        return there(weights, self.micro.masks.device)
 
 
 class Batch:
@@ -160,10 +166,14 @@ class Batch:
         if not self._micro_batches:
             raise ValueError("the effective batch is empty; expected one micro-batch or more")
         device = self._micro_batches[0].masks.device
-        own_sizes = torch.tensor([micro.images for micro in self._micro_batches], device=device)
-        masked = sum(int(micro.masks.any(dim=1).sum()) for micro in self._micro_batches)
-        each = processes.ranks.numbers([int(own_sizes.sum()), masked], device)
-        self.sizes = processes.ranks.concatenate(own_sizes).tolist()
+        self._masks = on_the_cpu([micro.masks for micro in self._micro_batches])
+        own_sizes = [micro.images for micro in self._micro_batches]
+        masked = sum(int(masks.numpy().any(axis=1).sum()) for masks in self._masks)
+        each = processes.ranks.numbers([sum(own_sizes), masked], device)
+        self.sizes = own_sizes
+        if processes.ranks.world_size > 1:
+            own = torch.tensor(own_sizes, device=device)
+            self.sizes = processes.ranks.concatenate(own).tolist()
         self.images = sum(images for images, _ in each)
         self.masked_crops = sum(masked for _, masked in each)
         self._start = sum(images for images, _ in each[: processes.ranks.rank])
@@ -181,6 +191,15 @@ class Batch:
     def micro_batches(self) -> Iterator[Placed]:
         """Micro-batches of this process in order."""
         start = self._start
-        for micro in self._micro_batches:
-            yield Placed(micro, start, self.images, self.masked_crops)
+        for micro, masks in zip(self._micro_batches, self._masks, strict=True):
+            yield Placed(micro, masks, start, self.images, self.masked_crops)
             start += micro.images
+
+
+def on_the_cpu(masks: list[Tensor]) -> list[Tensor]:
+    """Masks on the CPU; those on a GPU are read all at once."""
+    if all(part.device.type == "cpu" for part in masks):
+        return masks
+    together = torch.cat([part.flatten() for part in masks]).cpu()
+    parts = together.split([part.numel() for part in masks])
+    return [part.view(own.shape) for part, own in zip(parts, masks, strict=True)]

@@ -30,7 +30,8 @@ from dino_x.exact.probe import NO_PROBE, StepProbe
 from dino_x.exact.processes import Processes
 from dino_x.exact.results import HeadOutputs, Outputs, StepResult, Targets
 from dino_x.exact.statistics import BatchStatistic, KoLeo
-from dino_x.losses.checks import check_finite, compute_dtype
+from dino_x.losses import transfer
+from dino_x.losses.checks import check_finite, checked_late, compute_dtype
 from dino_x.losses.gram import gram_loss
 from dino_x.losses.prototypes import prototype_cross_entropy, view_pairs
 
@@ -116,25 +117,27 @@ class ExactStep:
             gram: Gram anchoring, if it counts in this step.
             probe: looks at rows; it changes nothing.
 
-        Raises: NotFiniteError (a ValueError) where the teacher returns NaN or infinity.
+        Raises: NotFiniteError (a ValueError) where a network returns NaN or infinity.
         """
         self.networks.begin()
         batch = batch if isinstance(batch, EffectiveBatch) else Batch(batch, self.processes)
-        targets = self.targets(batch, state, temperature, probe)
-        spanning, gradients_VbF = self.statistic_gradients(batch)
         totals: dict[str, Tensor] = {}
-        with self.processes.phase():
-            for position, micro in enumerate(self.processes.each(batch.micro_batches())):
-                outputs = self.student_outputs(micro, batch, gram, probe)
-                gradient_VbF = gradients_VbF[position] if gradients_VbF else None
-                with self.processes.alone():
-                    self.fault("losses", micro)
-                    terms = self.losses(outputs, micro, batch, targets, position, temperature)
-                    loss = self.weighted(terms, gram)
-                    if gradient_VbF is not None:
-                        loss = loss + self.statistic.weight * stand_in(outputs, gradient_VbF)
-                self.processes.backward(loss)
-                add(totals, terms | {"loss": loss})
+        with checked_late() as checks:
+            targets = self.targets(batch, state, temperature, probe)
+            spanning, gradients_VbF = self.statistic_gradients(batch)
+            with self.processes.phase():
+                for position, micro in enumerate(self.processes.each(batch.micro_batches())):
+                    outputs = self.student_outputs(micro, batch, gram, probe)
+                    gradient_VbF = gradients_VbF[position] if gradients_VbF else None
+                    with self.processes.alone():
+                        self.fault("losses", micro)
+                        terms = self.losses(outputs, micro, batch, targets, position, temperature)
+                        loss = self.weighted(terms, gram)
+                        if gradient_VbF is not None:
+                            loss = loss + self.statistic.weight * stand_in(outputs, gradient_VbF)
+                    self.processes.backward(loss)
+                    add(totals, terms | {"loss": loss})
+                checks.raise_if_any()  # read once, so that no micro-batch waits for its device
         self.processes.sum_gradients(self.networks.student)
         values = self.values(totals, spanning, gram, targets.dino_bias_K.device)
         probed = probe.finish(targets.dino_bias_K, temperature, self.processes)
@@ -281,7 +284,7 @@ class ExactStep:
         if self.local_weight == 1:
             return None
         is_local_P = pairs_P2[:, 0] >= GLOBAL_VIEWS * images  # rows are ordered view by view
-        weights_P = torch.ones(len(pairs_P2), dtype=dtype, device=pairs_P2.device)
+        weights_P = torch.ones(len(pairs_P2), dtype=dtype)
         weights_P[is_local_P] = self.local_weight
         return weights_P / len(pairs_P2)
 
@@ -296,8 +299,8 @@ class ExactStep:
         """Each masked patch of the student against the same patch of the teacher."""
         if not len(outputs.rows_RD):  # no loss, but a backward as in other micro-batches
             return 0.0 * (outputs.rows_RD.sum() + outputs.student_KD.sum())
-        rows_R = torch.arange(len(outputs.rows_RD), device=outputs.rows_RD.device)
-        same_P2 = torch.stack([rows_R, rows_R], dim=1)
+        rows_R = torch.arange(len(outputs.rows_RD))
+        same_P2 = torch.stack([rows_R, rows_R], dim=1)  # on the CPU, where chunks are planned
         teacher_mD, weights_m = targets.patches_mD[position], micro.masked_weights()
         return self.cross_entropy(
             outputs, teacher_mD, targets.ibot_bias_K, same_P2, temperature, weights_m
@@ -348,7 +351,9 @@ class ExactStep:
         terms = self.processes.sum_terms(totals, names, device) | spanning
         if spanning:  # what was backpropagated stands for the statistic, but is not its value
             terms["loss"] = self.weighted(terms, gram)
-        return {name: float(terms[name]) for name in names if name in terms}
+        found = [name for name in names if name in terms]
+        numbers = transfer.read(torch.stack([terms[name].to(device) for name in found]))
+        return dict(zip(found, numbers, strict=True))
 
 
 def by_view(rows_RX: Tensor) -> Tensor:
@@ -367,9 +372,9 @@ def head_outputs(student: Any, teacher: Any, tokens_RF: Tensor) -> HeadOutputs:
 
 
 def pairs_of_views(outputs: HeadOutputs, images: int) -> Tensor:
-    """Every student view against every other global view of the teacher, [P, 2]."""
+    """Every student view against every other global view of the teacher, [P, 2] on the CPU."""
     views = len(outputs.rows_RD) // images
-    return view_pairs(images, views, GLOBAL_VIEWS).to(outputs.rows_RD.device)
+    return view_pairs(images, views, GLOBAL_VIEWS)
 
 
 def stand_in(outputs: Outputs, gradient_VbF: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ MOST_ROWS = 2048  # few prototypes would allow more, but the weights are C x U
 
 @dataclass(frozen=True)
 class Problem:
-    """What the loss is computed from, all floating-point tensors in one dtype."""
+    """What the loss is computed from, all floating-point tensors in one dtype; pairs on the CPU."""
 
     student_RD: Tensor
     student_prototypes_KD: Tensor
@@ -108,9 +108,8 @@ def loss_and_gradients(problem: Problem, gradients: Gradients) -> Tensor:
 
 def _chunk_loss(problem: Problem, chunk: Chunk, buffer: Tensor, gradients: Gradients) -> Tensor:
     """One chunk's share of the loss; logits, probabilities and gradients share two buffers."""
-    device = buffer.device
-    student_C = torch.tensor(list(chunk.student_rows), device=device)
-    teacher_U = torch.tensor(list(chunk.teacher_rows), device=device)
+    places = chunk.there(buffer.device)
+    student_C, teacher_U = places.student_C, places.teacher_U
     students = len(student_C)
     blocks = chunk.blocks()
 
@@ -123,7 +122,7 @@ def _chunk_loss(problem: Problem, chunk: Chunk, buffer: Tensor, gradients: Gradi
     scaled_CD = problem.student_RD[student_C] / problem.student_temperature
     torch.mm(scaled_CD, problem.student_prototypes_KD.T, out=log_CK)
     torch.log_softmax(log_CK, dim=1, out=log_CK)
-    pair_weights_CU = chunk.weights_CU(problem.weights_P)
+    pair_weights_CU = places.weights_CU(problem.weights_P)
     loss = buffer.new_zeros(())
     for rows, teachers in blocks:
         log_likelihood = log_CK[rows] @ target_UK[teachers].T

@@ -77,8 +77,7 @@ def _nearest_of(groups_GMD: Tensor, rows: slice) -> Tensor:
     """Nearest neighbours of some rows of each group, as indices in the group, [G, C]."""
     rows_GCD = groups_GMD[:, rows]
     similarity_GCM = rows_GCD @ groups_GMD.transpose(1, 2)
-    own_C = torch.arange(rows.start, rows.stop, device=groups_GMD.device)
-    similarity_GCM[:, own_C - rows.start, own_C] = -torch.inf
+    similarity_GCM.diagonal(rows.start, dim1=1, dim2=2).fill_(-torch.inf)  # itself
     count = min(CANDIDATES, groups_GMD.shape[1] - 1)
     # In the order of the rows, so that of equal distances the first row's wins.
     candidates_GCJ = similarity_GCM.topk(count, dim=2).indices.sort(dim=2).values
@@ -92,6 +91,11 @@ def _nearest_of(groups_GMD: Tensor, rows: slice) -> Tensor:
 
 
 def _first_smallest(values_GCJ: Tensor) -> Tensor:
-    """Index of the first of the smallest values, [G, C, 1]; ``argmin`` may return any of them."""
+    """Index of the first of the smallest values, [G, C, 1]; ``argmin`` may return any of them.
+
+    Among NaN none is the smallest. The index is one of a row then, too, for a GPU that is given
+    another cannot be used any more, and NaN may be found later than here.
+    """
     smallest_GCJ = values_GCJ == values_GCJ.amin(dim=2, keepdim=True)
-    return (smallest_GCJ.cumsum(dim=2) == 0).sum(dim=2, keepdim=True)
+    first_GC1 = (smallest_GCJ.cumsum(dim=2) == 0).sum(dim=2, keepdim=True)
+    return first_GC1.clamp_(max=values_GCJ.shape[2] - 1)

@@ -23,6 +23,7 @@ from dino_x.losses.fused_cross_entropy import (
     Problem,
     loss_and_gradients,
 )
+from dino_x.losses.transfer import there
 
 
 def view_pairs(
@@ -54,14 +55,15 @@ def view_pairs(
     check_at_least("student_views", student_views, teacher_views)
     if student_views == 1 and not same_view:
         raise ValueError("student_views is 1 and same_view is False; expected 2 views or more")
-    image, student, teacher = torch.meshgrid(
-        torch.arange(images),
-        torch.arange(student_views),
-        torch.arange(teacher_views),
-        indexing="ij",
+    views_Q2 = torch.tensor(
+        [
+            (student, teacher)
+            for student in range(student_views)
+            for teacher in range(teacher_views)
+            if same_view or student != teacher
+        ]
     )
-    pairs = torch.stack([student * images + image, teacher * images + image], dim=-1)
-    return pairs.flatten(0, 2) if same_view else pairs[student != teacher]
+    return (views_Q2 * images + torch.arange(images)[:, None, None]).flatten(0, 1)
 
 
 # Chunks depend on the values of the pairs, which a compiled graph does not know; compiled code
@@ -142,9 +144,12 @@ def prototype_cross_entropy(
             f"{len(student_prototypes_KD)}, as student_prototypes_KD has"
         )
     check_vector("bias_K", bias_K, len(student_prototypes_KD), one_per="prototype")
+    if pairs_P2.device.type != "cpu":  # where chunks are planned
+        pairs_P2 = pairs_P2.cpu()
     check_pairs(pairs_P2, len(student_bottlenecks_RD), len(teacher_bottlenecks_TD))
     if weights_P is None:
         weights_P = bias_K.new_full((len(pairs_P2),), 1 / len(pairs_P2))
+    weights_P = there(weights_P.detach(), student_bottlenecks_RD.device)
     check_vector("weights_P", weights_P, len(pairs_P2), one_per="pair")
 
     dtype = compute_dtype(
@@ -163,7 +168,7 @@ def prototype_cross_entropy(
             teacher_prototypes_KD.detach().to(dtype),
             bias_K.detach().to(dtype),
             pairs_P2,
-            weights_P.detach().to(student_bottlenecks_RD.device, dtype),
+            weights_P.to(dtype),
             student_temperature,
             teacher_temperature,
         )
@@ -176,7 +181,7 @@ def prototype_cross_entropy(
 
 def _reference(problem: Problem) -> Tensor:
     """The loss as it is written, everything in memory; autograd does the rest."""
-    student_P, teacher_P = problem.pairs_P2.to(problem.student_RD.device).unbind(1)
+    student_P, teacher_P = problem.pairs_P2.unbind(1)
     scaled_TD = problem.teacher_TD / problem.teacher_temperature
     scaled_RD = problem.student_RD / problem.student_temperature
     target_TK = (scaled_TD @ problem.teacher_prototypes_KD.T + problem.bias_K).softmax(dim=1)
@@ -187,5 +192,6 @@ def _reference(problem: Problem) -> Tensor:
 
 def _rows(matrix: Tensor, index_P: Tensor) -> Tensor:
     """``matrix[index]`` without a copy if that is the matrix itself, as for patches."""
-    every_row = torch.arange(len(matrix), device=matrix.device)
-    return matrix if torch.equal(index_P, every_row) else matrix[index_P]
+    if index_P.numpy().tolist() == list(range(len(matrix))):
+        return matrix
+    return matrix[there(index_P, matrix.device)]

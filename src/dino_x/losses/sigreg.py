@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dino_x.losses.checks import check_at_least, check_finite, check_matrix, compute_dtype
 from dino_x.losses.memory import working_bytes
+from dino_x.losses.transfer import there
 
 LIMIT = 5.0  # knots lie between -5 and 5
 COPIES = 4  # numbers that are held for each row, direction and knot of a chunk
@@ -77,7 +78,9 @@ def sigreg(features_ND: Tensor, directions_DM: Tensor, knots: int = 17) -> Tenso
     check_finite("features_ND", features_ND)
     with torch.autocast(features_ND.device.type, enabled=False):
         rows_ND = features_ND.to(compute_dtype(features_ND))
-        loss: Tensor = EppsPulley.apply(rows_ND, directions_DM.to(rows_ND), knots)
+        loss: Tensor = EppsPulley.apply(
+            rows_ND, there(directions_DM, rows_ND.device, rows_ND.dtype), knots
+        )
     return loss
 
 
@@ -90,8 +93,9 @@ def knots_and_weights(knots: int, like: Tensor) -> tuple[Tensor, Tensor]:
     weights_T = torch.full_like(points_T, 2 * LIMIT / (knots - 1))
     weights_T[[0, -1]] /= 2
     weights_T *= torch.exp(-points_T.square() / 2)
-    above_T = points_T > 1e-9
-    return points_T[above_T].to(like), (2 * weights_T[above_T]).to(like)
+    above = slice((knots + 1) // 2, None)
+    points_T, weights_T = points_T[above], 2 * weights_T[above]
+    return there(points_T, like.device, like.dtype), there(weights_T, like.device, like.dtype)
 
 
 class EppsPulley(torch.autograd.Function):

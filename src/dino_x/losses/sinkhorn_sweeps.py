@@ -20,6 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dino_x.losses import transfer
 from dino_x.losses.memory import working_bytes
 from dino_x.losses.ranks import Ranks
 
@@ -65,8 +66,9 @@ def _iterate_sweeping(
         ranks.sum_(row_sums_N)
         row_bias_N = row_bias_N - (row_sums_N.log() + scale)
         # A row that is far from the largest of every prototype has lost digits, or all of them.
-        lost = (row_sums_N < torch.finfo(row_sums_N.dtype).tiny ** 0.5).nonzero()[:, 0]
-        if len(lost) > 0:
+        lost_N = row_sums_N < torch.finfo(row_sums_N.dtype).tiny ** 0.5
+        if transfer.read(lost_N.any()):
+            lost = lost_N.nonzero()[:, 0]
             row_bias_N[lost] = -_row_logsumexp(scaled_ND[lost], prototypes_KD, bias_K, ranks)
     return _sweep(scaled_ND, prototypes_KD, row_bias_N, relaxation)[0]
 
@@ -113,6 +115,7 @@ def _iterate_kept(
     safe = torch.finfo(exp_KN.dtype).tiny ** 0.25
     factors_N = scaled_ND.new_ones(len(scaled_ND))  # exp(g + scale)
     scale = scaled_ND.new_zeros(())
+    all_safe = []
     for _ in range(iterations - 1):
         sums_K = exp_KN @ factors_N
         weights_K = 1 / sums_K
@@ -122,9 +125,10 @@ def _iterate_kept(
             scale = ranks.max_(log_weights_K.logsumexp(dim=0))  # -inf without prototypes
             weights_K = (log_weights_K - scale).exp()
         row_sums_N = ranks.sum_(exp_KN.T @ weights_K)
-        if not bool((row_sums_N > safe).all()):
-            return None
+        all_safe.append((row_sums_N > safe).all())
         factors_N = 1 / row_sums_N
+    if all_safe and not transfer.read(torch.stack(all_safe).all()):
+        return None
     return (relaxation - 1) * (largest_K + (exp_KN @ factors_N).log() - scale)
 
 

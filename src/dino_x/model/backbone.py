@@ -27,6 +27,7 @@ from dino_x.config.model_sizes import SIZES, is_size
 from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError, nearest
 from dino_x.files import open_to_group, sync
+from dino_x.losses.transfer import all_there
 from dino_x.model.accounting import Accounting
 from dino_x.model.blocks import Block, NeededTokens, Rope
 from dino_x.model.families import final_norm, layers_of, registers_of, square
@@ -152,13 +153,14 @@ class Backbone(nn.Module):
         if patches_W is not None:
             places = places_of(patches_W, rows, count, registers)
             looked = NeededTokens.at(places, keep_by_layer[-1], count, tokens.device)
+        kept = kept_rows(keep_by_layer, self.drop_path, tokens.device)
         for index, block in enumerate(layers_of(self.vit)):
             is_last = index == self.depth - 1
             run = partial(
                 block,
                 position_embeddings=ropes[index],
                 looked=looked if is_last else None,
-                **kept_rows(keep_by_layer[index], self.drop_path, tokens.device),
+                **kept[index],
             )
             if self.recompute and torch.is_grad_enabled():  # nothing in a block is drawn
                 tokens = checkpoint(run, tokens, use_reentrant=False, preserve_rng_state=False)
@@ -182,10 +184,14 @@ class Backbone(nn.Module):
             ropes.append(made[factor])
         return ropes
 
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """Have torch.compile make the blocks, for any number of rows; copies made later are not."""
+    def compile_blocks(self, backend: Any = "inductor") -> None:
+        """Have torch.compile make the branches of the blocks, for any number of rows.
+
+        Args:
+            backend: what torch.compile calls a backend: a name, or a function.
+        """
         for block in layers_of(self.vit):
-            block.compile(dynamic=True, backend=backend)
+            block.backend = backend
 
 
 def places_of(patches_W: np.ndarray, rows: int, tokens: int, registers: int) -> np.ndarray:
@@ -196,27 +202,37 @@ def places_of(patches_W: np.ndarray, rows: int, tokens: int, registers: int) -> 
 
 
 def kept_rows(
-    keep_2B: np.ndarray | None, rate: float, device: torch.device
-) -> dict[str, Tensor | float | None]:
-    """The rows that keep a block's branches and what these are multiplied by, as it takes them.
+    keep_by_layer: Sequence[np.ndarray | None], rate: float, device: torch.device
+) -> list[dict[str, Tensor | float | None]]:
+    """For each block the rows that keep its branches, and what these are multiplied by.
+
+    They are sent to the device as one message.
+
+    Args:
+        keep_by_layer: bool [2, B], whether a row keeps attention and MLP; None if all keep both.
+        rate: of stochastic depth.
+        device: where the rows are wanted.
 
     Source: Huang et al. 2016, with the factor in training, as in DINOv2/v3.
     """
-    if keep_2B is None:
-        return {}
-    attention_B, mlp_B = keep_2B
-    return {
-        "attention_rows": _rows_of(attention_B, device),
-        "mlp_rows": _rows_of(mlp_B, device),
-        "factor": 1 / (1 - rate),
+    dropping = {
+        (layer, branch): np.flatnonzero(keep_B)
+        for layer, keep_2B in enumerate(keep_by_layer)
+        if keep_2B is not None
+        for branch, keep_B in zip(("attention_rows", "mlp_rows"), keep_2B, strict=True)
+        if not keep_B.all()
     }
-
-
-def _rows_of(keep_B: np.ndarray, device: torch.device) -> Tensor | None:
-    """The rows that keep a branch, as numbers on a device; None if all do."""
-    if keep_B.all():
-        return None
-    return torch.from_numpy(np.flatnonzero(keep_B)).to(device, non_blocking=True)
+    there = dict(zip(dropping, all_there(list(dropping.values()), device), strict=True))
+    return [
+        {}
+        if keep_2B is None
+        else {
+            "attention_rows": there.get((layer, "attention_rows")),
+            "mlp_rows": there.get((layer, "mlp_rows")),
+            "factor": 1 / (1 - rate),
+        }
+        for layer, keep_2B in enumerate(keep_by_layer)
+    ]
 
 
 def new_backbone(options: ModelOptions, image_size: int) -> Any:

@@ -11,12 +11,15 @@ N: patches of a row, F: features, H: heads, C: features of a head, W: tokens loo
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from dino_x.losses.transfer import there
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines of each patch's angles, [N, C] each
 
@@ -41,10 +44,6 @@ class NeededTokens:
         cls, tokens_W: np.ndarray, keep_2B: np.ndarray | None, tokens: int, device: torch.device
     ) -> "NeededTokens":
         """The tokens of a block that keeps the branches of some rows or all; ``tokens`` is T."""
-
-        def there(places: np.ndarray) -> Tensor:
-            return torch.from_numpy(places).to(device, non_blocking=True)
-
         attention, mlp = None, None
         if keep_2B is not None:
             row_W, place_W = np.divmod(tokens_W, tokens)
@@ -53,17 +52,22 @@ class NeededTokens:
                 target = np.flatnonzero(attention_B[row_W])
                 kept_row_B = np.cumsum(attention_B) - 1
                 source = kept_row_B[row_W[target]] * tokens + place_W[target]
-                attention = there(source), there(target)
+                attention = there(source, device), there(target, device)
             if not mlp_B.all():
-                mlp = there(np.flatnonzero(mlp_B[row_W]))
-        return cls(there(tokens_W), attention, mlp)
+                mlp = there(np.flatnonzero(mlp_B[row_W]), device)
+        return cls(there(tokens_W, device), attention, mlp)
 
 
 class Block(nn.Module):
     """A block of a ViT; it takes the place of transformers' and keeps the names of its parameters.
 
     Called as transformers calls it, it does what transformers' block does without stochastic depth.
+
+    Attributes:
+        backend: of torch.compile, which makes the two branches; None compiles nothing.
     """
+
+    backend: str | Callable[..., Any] | None = None
 
     norm1: nn.LayerNorm
     attention: Any
@@ -101,19 +105,39 @@ class Block(nn.Module):
             looked: the tokens that are looked at; None if all are.
         """
         rope = position_embeddings
-
-        def mlp(tokens: Tensor) -> Tensor:
-            return self.mlp_branch(tokens, factor)
-
         if looked is not None:
             tokens_WF = self.add_attention_at(tokens_BTF, rope, attention_rows, factor, looked)
-            return with_branch(tokens_WF, looked.mlp, mlp)
-        after = with_branch(
-            tokens_BTF,
-            attention_rows,
-            lambda tokens: self.projected(self.attended(tokens, rope), factor),
-        )
-        return with_branch(after, mlp_rows, mlp)
+            return self.add_mlp(tokens_WF, looked.mlp, factor)
+        after = self.add_attention(tokens_BTF, rope, attention_rows, factor)
+        return self.add_mlp(after, mlp_rows, factor)
+
+    def add_attention(
+        self, tokens_BTF: Tensor, rope: Rope | None, rows: Tensor | None, factor: float
+    ) -> Tensor:
+        """Tokens after the attention branch, which some rows keep, or all if None."""
+        if rows is None:
+            return self.run(attention_to_all, tokens_BTF, rope, factor)
+        if len(rows) == 0:
+            return tokens_BTF
+        return self.run(attention_to_rows, tokens_BTF, rows, rope, factor)
+
+    def add_mlp(self, tokens: Tensor, rows: Tensor | None, factor: float) -> Tensor:
+        """Tokens, [B, T, F] or [W, F], after the MLP branch, which some rows keep, or all."""
+        if rows is None:
+            return self.run(mlp_to_all, tokens, factor)
+        if len(rows) == 0:
+            return tokens
+        return self.run(mlp_to_rows, tokens, rows, factor)
+
+    def run(self, branch: Callable[..., Tensor], tokens: Tensor, *arguments: Any) -> Tensor:
+        """One of the branches below, compiled or not.
+
+        One row alone is not compiled: PyTorch would make code of its own for it.
+        """
+        rows = arguments[0] if isinstance(arguments[0], Tensor) else tokens
+        if self.backend is None or min(len(tokens), len(rows)) < 2:
+            return branch(self, tokens, *arguments)
+        return compiled(branch, self.backend)(self, tokens, *arguments)
 
     def add_attention_at(
         self,
@@ -175,13 +199,39 @@ def joined_bias(biases: list[Tensor | None]) -> Tensor | None:
     return torch.cat([zeros if bias is None else bias for bias in biases])
 
 
-def with_branch(tokens: Tensor, rows: Tensor | None, branch: Callable[[Tensor], Tensor]) -> Tensor:
-    """``tokens + branch(tokens)``, the branch for some rows only; for all if None."""
-    if rows is None:
-        return tokens + branch(tokens)
-    if len(rows) == 0:
-        return tokens
-    return AddRows.apply(tokens, rows, branch(tokens.index_select(0, rows)))
+@cache
+def compiled(branch: Callable[..., Tensor], backend: Any) -> Callable[..., Tensor]:
+    """A branch as torch.compile makes it, for any number of rows; all blocks share it.
+
+    Each branch is a function of its own, and what decides between them is not compiled. PyTorch
+    compiles a function 8 times at most, once for each case that it tells apart (with gradients or
+    without, some rows or all, the kind of tokens), and then no longer, without a word.
+    """
+    made: Callable[..., Tensor] = torch.compile(branch, dynamic=True, backend=backend)
+    return made
+
+
+def attention_to_all(block: Block, tokens_BTF: Tensor, rope: Rope | None, factor: float) -> Tensor:
+    """Tokens with the attention branch added to all rows."""
+    return tokens_BTF + block.projected(block.attended(tokens_BTF, rope), factor)
+
+
+def attention_to_rows(
+    block: Block, tokens_BTF: Tensor, rows: Tensor, rope: Rope | None, factor: float
+) -> Tensor:
+    """Tokens with the attention branch added to some rows, which attend to themselves alone."""
+    attended = block.attended(tokens_BTF.index_select(0, rows), rope)
+    return AddRows.apply(tokens_BTF, rows, block.projected(attended, factor))
+
+
+def mlp_to_all(block: Block, tokens: Tensor, factor: float) -> Tensor:
+    """Tokens with the MLP branch added to all rows."""
+    return tokens + block.mlp_branch(tokens, factor)
+
+
+def mlp_to_rows(block: Block, tokens: Tensor, rows: Tensor, factor: float) -> Tensor:
+    """Tokens with the MLP branch added to some rows."""
+    return AddRows.apply(tokens, rows, block.mlp_branch(tokens.index_select(0, rows), factor))
 
 
 def scaled(linear: Any, layer_scale: Any, factor: float, tokens: Tensor) -> Tensor:

@@ -6,8 +6,11 @@ patch kernels are, and in nothing else that training has to know.
 
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers import Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel
+
+from dino_x.errors import UserError
 
 CLASSES: dict[str, Any] = {
     "dinov3_vit": DINOv3ViTModel,
@@ -24,7 +27,22 @@ PATCH_KERNELS = {  # the convolution that makes patch tokens
     "dinov2": "embeddings.patch_embeddings.projection",
     "dinov2_with_registers": "embeddings.patch_embeddings.projection",
 }
+DINOV2_SINCE = (5, 20)  # the transformers whose DINOv2 has layers of the names that blocks use
 POSITIONS = "embeddings.position_embeddings"  # of DINOv2: [1, 1 + grid * grid, D]
+
+
+def check_transformers(architecture: str) -> None:
+    """Refuse a transformers whose network of this architecture has layers of other names.
+
+    Raises: UserError.
+    """
+    version = transformers.__version__
+    found = tuple(int(part) for part in version.split(".")[:2])
+    if architecture != "dinov3_vit" and found < DINOV2_SINCE:
+        needed = ".".join(map(str, DINOV2_SINCE))
+        raise UserError(
+            f"training from DINOv2 weights needs transformers {needed} or later; this is {version}"
+        )
 
 
 def layers_of(vit: nn.Module) -> nn.ModuleList:

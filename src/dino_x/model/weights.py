@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError
 from dino_x.model.accounting import Accounting
-from dino_x.model.families import CLASSES, PATCH_KERNELS, square
+from dino_x.model.families import CLASSES, PATCH_KERNELS, check_transformers, square
 from dino_x.model.meta_format import LEFT_OUT, SUFFIXES, convert
 from dino_x.model.patch_kernels import grey_kernels, repeated_kernels, resized_kernels
 from dino_x.model.pretrained import (
@@ -79,12 +79,13 @@ def _from_folder(name: str) -> Start:
     try:
         refuse_own_code(folder, name)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"model '{name}' cannot be loaded: {first_line(error)}") from error
     if config.model_type not in CLASSES:
         raise UserError(
             f"model '{name}' is a '{config.model_type}'; known are {', '.join(CLASSES)}"
         )
+    check_transformers(config.model_type)
     if getattr(config, "use_mask_token", True) is False:
         config.use_mask_token = True  # iBOT needs one; it is counted as missing
     preparation = read_preparation(folder, config)
@@ -120,6 +121,7 @@ def _from_file(options: ModelOptions) -> Start:
     if not path.is_file():
         raise UserError(f"no such file of weights: {path}")
     converted = convert(path, options.heads, allow_partial=options.allow_partial)
+    check_transformers(converted.config.model_type)
     vit = CLASSES[converted.config.model_type](converted.config)
     expected = vit.state_dict()
     fits, missing, wrong = {}, [], {}

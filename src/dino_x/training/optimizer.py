@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dino_x.config.options import OptimOptions
 from dino_x.distributed.sharding import whole
+from dino_x.losses import transfer
 from dino_x.model.teacher import Network
 from dino_x.training.schedules import StepValues
 
@@ -78,4 +79,4 @@ def clip_gradients(student: Network, optim: OptimOptions) -> float:
         parts = [student.backbone, student.dino_head, student.ibot_head]
     limit = optim.clip or math.inf
     norms = [whole(nn.utils.clip_grad_norm_(part.parameters(), limit)) for part in parts]
-    return math.hypot(*map(float, norms))
+    return math.hypot(*transfer.read(torch.stack(norms)))

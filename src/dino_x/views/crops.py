@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dino_x.config.options import ViewOptions
+from dino_x.losses.transfer import there
 from dino_x.views.ct_windows import WindowParameters, apply_windows
 
 DRAWS = 12  # uniform numbers a view needs; see the columns in view_parameters
@@ -145,6 +146,7 @@ def resampling_taps(
     side: int,
     size: int,
     interpolation: str = "bilinear",
+    taps: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Antialiased resampling of an interval of a line of pixels, as the pixels and their weights.
 
@@ -156,6 +158,7 @@ def resampling_taps(
         size: pixels of the result, O.
         interpolation: ``bilinear``, a triangle as wide as two output pixels, or ``bicubic``, as
             Pillow's filters of these names (Keys 1981, with a = -0.5).
+        taps: K, at least `taps_needed`, which is what None stands for; then it is on the CPU.
 
     Returns: which pixels make up each pixel of the result, int32 [N, O, K], and their weights,
         [N, O, K], which sum to 1. A triangle filter as wide as one output pixel, as Pillow's
@@ -168,7 +171,8 @@ def resampling_taps(
     centre_NO = start_N[:, None] * side + out_NO * step_N1
     pixel_N1 = step_N1.clamp(min=1)
     radius_N1 = pixel_N1 if interpolation == "bilinear" else 2 * pixel_N1
-    taps = math.ceil(2 * float(radius_N1.max()))  # whole numbers in an open interval of 2 radii
+    if taps is None:
+        taps = taps_needed(length_N, side, size, interpolation)
     first_NO = (centre_NO - radius_N1 - 0.5).floor() + 1
     pixel_NOK = first_NO[:, :, None] + torch.arange(taps, dtype=dtype, device=device)
     weight_NOK = (pixel_NOK + 0.5 - centre_NO[:, :, None]).abs_()
@@ -180,6 +184,13 @@ def resampling_taps(
     weight_NOK.masked_fill_((pixel_NOK < 0) | (pixel_NOK > side - 1), 0)
     weight_NOK.div_(weight_NOK.sum(dim=2, keepdim=True))
     return pixel_NOK.clamp_(0, side - 1).to(torch.int32), weight_NOK
+
+
+def taps_needed(length_N: Tensor, side: int, size: int, interpolation: str) -> int:
+    """The most pixels of a line that make up one pixel of a result, K, for lengths on the CPU."""
+    pixel_N = (length_N * side / size).clamp(min=1)
+    radius_N = pixel_N if interpolation == "bilinear" else 2 * pixel_N
+    return math.ceil(2 * float(radius_N.numpy().max()))  # whole numbers in an open interval
 
 
 def cubic(distance: Tensor) -> Tensor:
@@ -210,6 +221,9 @@ def apply_views(
     Row ``view * b + image``. Pure: the same numbers give the same crops, whatever else is in the
     micro-batch, to rounding. In this order: crop with resize and flip, blur, windows if there are
     any, brightness and contrast, gamma.
+
+    The canvases may be on any device; the parameters and windows are on the CPU, where it is known
+    without waiting for a device how large each part of the work is.
     """
     images, channels, side, _ = canvas_bCSS.shape
     views = parameters.left.shape[1]
@@ -253,6 +267,17 @@ def _of_images(parameters: Parameters, span: slice) -> Parameters:
     )
 
 
+def sent(parameters: Parameters, device: torch.device) -> Parameters:
+    """Parameters on a device, sent as one message."""
+    if device.type == "cpu":
+        return parameters
+    values = {f.name: getattr(parameters, f.name) for f in fields(parameters)}
+    wide = next(value.dtype for value in values.values() if value.dtype != torch.bool)
+    together = there(torch.stack([value.to(wide) for value in values.values()]), device)
+    found = zip(values.items(), together, strict=True)
+    return replace(parameters, **{name: one.to(value.dtype) for (name, value), one in found})
+
+
 def _views_of_block(
     canvas_bCSS: Tensor,
     p: ViewParameters,
@@ -264,17 +289,20 @@ def _views_of_block(
     images, channels, side, _ = canvas_bCSS.shape
     views = p.left.shape[1]
     planes = views * images * channels
+    here = sent(p, canvas_bCSS.device)
 
     def by_view(value: Tensor) -> Tensor:
         return value.t().flatten()
 
-    def taps(start: Tensor, length: Tensor, flip: Tensor) -> list[Tensor]:
+    def taps(start: Tensor, length: Tensor, flip: Tensor, lengths: Tensor) -> list[Tensor]:
         intervals = by_view(start), by_view(length), by_view(flip)
-        found = resampling_taps(*intervals, side, size, interpolation)
+        count = taps_needed(lengths, side, size, interpolation)
+        found = resampling_taps(*intervals, side, size, interpolation, count)
         return [value.repeat_interleave(channels, 0) if channels > 1 else value for value in found]
 
     # Lines are gathered: rows of the canvas, and then, as lines, the columns of what that gave.
-    down, across = taps(p.top, p.height, p.flip_y), taps(p.left, p.width, p.flip_x)
+    down = taps(here.top, here.height, here.flip_y, p.height)
+    across = taps(here.left, here.width, here.flip_x, p.width)
     first_line = torch.arange(images * channels, device=canvas_bCSS.device).repeat(views) * side
     rows = _gather(canvas_bCSS.reshape(-1, side), down[0] + first_line[:, None, None], down[1])
     columns = rows.t().contiguous().view(-1, size)  # a line for each (column, plane)
@@ -282,25 +310,25 @@ def _views_of_block(
     crops = _gather(columns, across[0] * planes + plane, across[1]).view(planes, size, size)
     crops = crops.transpose(1, 2).contiguous().view(-1, channels, size, size)
 
-    sigma = by_view(p.sigma)
-    blurred = sigma.nonzero().flatten()
-    if len(blurred):
-        blur = blur_matrix(sigma[blurred], size)[:, None]
+    (blurred_rows,) = by_view(p.sigma).numpy().nonzero()
+    if len(blurred_rows):
+        blurred = there(blurred_rows, crops.device)
+        blur = blur_matrix(by_view(here.sigma)[blurred], size)[:, None]
         with torch.autocast(crops.device.type, enabled=False):  # bf16 has 8 bits, as few as a PNG
             crops[blurred] = blur @ crops[blurred] @ blur.transpose(2, 3)
     if windows is not None:
-        crops = apply_windows(crops, windows)
+        crops = apply_windows(crops, sent(windows, crops.device))
 
     def of_view(value: Tensor) -> Tensor:
         return by_view(value)[:, None, None, None]
 
-    if channels == len(LUMA) and bool((p.colour != 1).any()):
-        luma_3 = torch.tensor(LUMA, dtype=crops.dtype, device=crops.device)
+    if channels == len(LUMA) and (p.colour.numpy() != 1).any():
+        luma_3 = there(torch.tensor(LUMA, dtype=crops.dtype), crops.device)
         grey = torch.einsum("ncij,c->nij", crops, luma_3)[:, None]
-        crops.sub_(grey).mul_(of_view(p.colour)).add_(grey)
+        crops.sub_(grey).mul_(of_view(here.colour)).add_(grey)
     mean = crops.mean(dim=(1, 2, 3), keepdim=True)
-    crops.sub_(mean).mul_(of_view(p.contrast)).add_(mean).add_(of_view(p.brightness))
-    return crops.clamp_(0, 1).pow_(of_view(p.gamma))
+    crops.sub_(mean).mul_(of_view(here.contrast)).add_(mean).add_(of_view(here.brightness))
+    return crops.clamp_(0, 1).pow_(of_view(here.gamma))
 
 
 def _gather(lines_LW: Tensor, line_POK: Tensor, weight_POK: Tensor) -> Tensor:

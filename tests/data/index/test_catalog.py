@@ -331,7 +331,9 @@ def test_the_summary(data, tmp_path, capsys, write_png):
     arguments = ["index", str(data), "--out", str(out), "--labels", "folder"]
     assert main(arguments) == 0
     printed = dict(
-        line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line[0] != " "
+        line.split(maxsplit=1)
+        for line in capsys.readouterr().out.splitlines()
+        if line and line[0] != " "
     )
     assert printed["images"] == "9 in 8 files"
     assert printed["patients"] == "1; unknown for 7 images"

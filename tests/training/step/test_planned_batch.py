@@ -1,13 +1,19 @@
 """The images of a step: each is decoded once, and every pass sees the same numbers."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import pytest
 import torch
 
 from dino_x.data.loading import loader as loader_module
 from dino_x.data.loading.loader import Canvases
-from dino_x.training.step.planned_batch import packed, unpacked
+from dino_x.errors import UserError
+from dino_x.training.step.planned_batch import one_ahead, packed, unpacked
 from tests.training.runs import metrics, pretrain
 
+CPU = torch.device("cpu")
 FLAGS = ("--effective-batch", 8, "--micro-batch", 2, "--centering", "sinkhorn")
 
 
@@ -37,10 +43,40 @@ def test_canvases_are_kept_in_16_bits_without_a_loss():
     pixels = torch.from_numpy(np.divide(stored, np.float32(65535), dtype=np.float32))
     kept = packed(canvases(pixels))
     assert kept.pixels.dtype == torch.uint16
-    assert torch.equal(unpacked(kept).pixels, pixels)
+    assert torch.equal(unpacked(kept, CPU).pixels, pixels)
 
 
 def test_other_pixels_are_kept_as_they_are():
     for pixels in (torch.rand(2, 1, 5, 5), torch.rand(2, 1, 5, 5, dtype=torch.float64)):
         kept = packed(canvases(pixels))
-        assert torch.equal(unpacked(kept).pixels, pixels)
+        assert torch.equal(unpacked(kept, CPU).pixels, pixels)
+
+
+def test_the_next_canvases_are_packed_while_these_are_used():
+    made, used = [], []
+
+    def make():
+        for number in range(4):
+            made.append(number)
+            yield number
+
+    with ThreadPoolExecutor(1) as pool:
+        for number in one_ahead(make(), pool):
+            used.append(number)
+            until = time.monotonic() + 10
+            while len(made) < min(4, number + 2) and time.monotonic() < until:
+                time.sleep(0.001)
+            assert made == list(range(min(4, number + 2)))
+    assert used == [0, 1, 2, 3]
+
+
+def test_an_error_of_the_source_comes_where_its_canvases_would():
+    def make():
+        yield 1
+        raise UserError("they give out")
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = one_ahead(make(), pool)
+        assert next(coming) == 1
+        with pytest.raises(UserError, match="they give out"):
+            next(coming)

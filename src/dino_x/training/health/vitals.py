@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from dino_x.distributed.sharding import norms_of, whole
 from dino_x.evaluation.spectrum import alpha_req, rankme
+from dino_x.losses import transfer
 from dino_x.losses.memory import working_bytes
 from dino_x.model.teacher import Network
 from dino_x.training.step.probe import ProbedRows
@@ -41,7 +42,7 @@ def gradient_norms(student: Network, layers: bool) -> dict[str, float]:
     named = [(name, w.grad) for name, w in student.named_parameters() if w.grad is not None]
     if not named:
         return {}
-    norms = norms_of([gradient for _, gradient in named]).tolist()
+    norms = transfer.read(norms_of([gradient for _, gradient in named]))
     squares: dict[str, float] = {}
     for (name, _), norm in zip(named, norms, strict=True):
         groups: list[str | None] = [part_of(name)]

@@ -18,6 +18,7 @@ from dino_x.config.options import CropSizes, Options
 from dino_x.data.loading.loader import Canvases
 from dino_x.data.loading.sampler import Strata, sample_indices
 from dino_x.data.preparation import normalised
+from dino_x.losses.transfer import there
 from dino_x.model.backbone import Backbone, ForwardRandomness
 from dino_x.randomness import generator
 from dino_x.views.crops import apply_views, draw_views, view_parameters
@@ -158,6 +159,9 @@ class Cutter:
     ) -> Tensor:
         """Normalised crops, view-major [V * b, 3, O, O].
 
+        What is done to each image is decided on the CPU, whatever the device: a device that had to
+        say how many crops are blurred would be waited for.
+
         Args:
             canvases: b images.
             draws_bVU: see ``draw_views``.
@@ -168,10 +172,11 @@ class Cutter:
             distorted: whether crops are blurred and their intensities changed.
             blur: probability of a blur of each view; ``views.blur`` without it.
         """
-        pixels, aspect = self._here(canvases.pixels), self._here(canvases.aspect)
-        size_mm = None if canvases.size_mm is None else self._here(canvases.size_mm)
+        pixels = there(canvases.pixels, self.device, self.dtype)
+        aspect = canvases.aspect.to(self.dtype)
+        size_mm = None if canvases.size_mm is None else canvases.size_mm.to(self.dtype)
         parameters = view_parameters(
-            self._here(draws_bVU), aspect, scale, size, self.options.views,
+            self._drawn(draws_bVU), aspect, scale, size, self.options.views,
             scale_mm=scale_mm, size_mm_B2=size_mm, blur=blur,
         )  # fmt: skip
         if not distorted:
@@ -179,9 +184,8 @@ class Cutter:
         windows = None
         if canvases.hounsfield is not None:
             assert windows_bVU is not None
-            is_ct = canvases.hounsfield.to(self.device)
             draws = windows_bVU if distorted else named_windows(windows_bVU)
-            windows = window_parameters(self._here(draws), is_ct)
+            windows = window_parameters(self._drawn(draws), canvases.hounsfield)
         interpolation = self.options.views.interpolation
         return self.normalised(apply_views(pixels, parameters, size, windows, interpolation))
 
@@ -189,11 +193,8 @@ class Cutter:
         """Crops in [0, 1] as the network takes them; a grey one becomes three channels here."""
         return normalised(crops, self.mean, self.std)
 
-    def _here(self, values: np.ndarray | Tensor) -> Tensor:
-        tensor = torch.as_tensor(values)
-        if self.device.type == "cuda":  # only pinned memory is copied while the card computes
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, self.dtype, non_blocking=True)
+    def _drawn(self, draws: np.ndarray) -> Tensor:
+        return torch.from_numpy(draws).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -259,11 +260,11 @@ class MicroBatch:
     def masks(self) -> Tensor:
         """Masked patches of the global crops, bool [2 * b, N]."""
         masks = self.plan.masks_BVN[self.span].swapaxes(0, 1)
-        return torch.from_numpy(masks.reshape(-1, masks.shape[-1]).copy()).to(self.cutter.device)
+        return there(masks.reshape(-1, masks.shape[-1]).copy(), self.cutter.device)
 
     def masked_rows(self) -> Tensor:
         """Which of the [2 * b * N] patch tokens are masked, on the device, int64 [m]."""
-        return torch.from_numpy(self.masked_index()).to(self.cutter.device)
+        return there(self.masked_index(), self.cutter.device)
 
     def masked_index(self) -> np.ndarray:
         """The same on the CPU, where what is computed depends on them."""
@@ -274,14 +275,14 @@ class MicroBatch:
         masks = self.plan.masks_BVN[self.span].swapaxes(0, 1)
         view, image, patch = np.nonzero(masks)
         places = (view * self.plan.images + image + self.span.start) * masks.shape[2] + patch
-        return torch.from_numpy(places).to(self.cutter.device)
+        return there(places, self.cutter.device)
 
     def masked_weights(self) -> Tensor:
         """Weight of each masked patch, [m]: a mean over its crop, then over all masked crops."""
         masks = self.plan.masks_BVN[self.span].swapaxes(0, 1)
         counts = masks.sum(axis=2, keepdims=True) * max(self.plan.masked_crops, 1)
         weights = np.broadcast_to(1 / np.maximum(counts, 1), masks.shape)[masks]
-        return torch.from_numpy(weights).to(self.cutter.device, self.cutter.dtype)
+        return there(weights, self.cutter.device, self.cutter.dtype)
 
     def global_randomness(self) -> ForwardRandomness:
         """Of the student's forward of the global crops."""

@@ -8,11 +8,13 @@ S images of the sample, V global views, D bottleneck, F features of the backbone
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dino_x.exact.processes import Processes
+from dino_x.losses.transfer import there
 from dino_x.training.step.batch_plan import MicroBatch
 from dino_x.views.sizes import GLOBAL_VIEWS
 
@@ -46,7 +48,7 @@ class Probe:
         positions_S: image positions in the effective batch, rising.
     """
 
-    positions_S: Tensor
+    positions_S: np.ndarray
     teacher_VsD: list[Tensor] = field(default_factory=list)
     teacher_VsF: list[Tensor] = field(default_factory=list)
     student_VsF: list[Tensor] = field(default_factory=list)
@@ -56,12 +58,12 @@ class Probe:
     def of(cls, images: int, rows: int) -> "Probe":
         """Of at most ``rows`` views: whole images, evenly spaced over the effective batch."""
         count = max(1, min(images, rows // GLOBAL_VIEWS))
-        return cls(torch.arange(count) * images // count)
+        return cls(np.arange(count) * images // count)
 
     def _chosen(self, micro: MicroBatch, rows: Tensor) -> Tensor:
         """The sample's images among view-major rows [V * b, ...] of a micro-batch: [V, s, ...]."""
         inside = (self.positions_S >= micro.span.start) & (self.positions_S < micro.span.stop)
-        places_s = (self.positions_S[inside] - micro.span.start).to(rows.device)
+        places_s = there(self.positions_S[inside] - micro.span.start, rows.device)
         return rows.detach().unflatten(0, (GLOBAL_VIEWS, -1)).index_select(1, places_s)
 
     def teacher(

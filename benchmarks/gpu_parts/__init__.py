@@ -1,0 +1,1 @@
+"""The parts of gpu.py, each run in a process of its own, and what they share."""
