@@ -1,7 +1,6 @@
 """The command line: from arguments to commands, no logic."""
 
 import argparse
-import contextlib
 import errno
 import logging
 import os
@@ -14,7 +13,7 @@ from typing import Any
 from dino_x.errors import SaidElsewhereError, StoppedError, UserError
 from dino_x.flags import build_parser
 from dino_x.parsing import FLAGS
-from dino_x.terminal import Terminal, visible
+from dino_x.terminal import Terminal, lasting_output, visible
 
 
 def overrides_in(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -52,8 +51,8 @@ def run_plan(arguments: argparse.Namespace) -> None:
     check_place(arguments.json)
     console = Terminal()
     result = plan(overrides_in(arguments), request, console)
-    print_plan(result, console)
     save(result, arguments.json)
+    print_plan(result, console)
 
 
 def run_index(arguments: argparse.Namespace) -> None:
@@ -240,6 +239,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     128 and a signal's number if that asked a run to stop.
     """
     prepare_libraries()
+    with lasting_output() as output:
+        status = run(arguments)
+    if output.lost and status == 0:
+        say(f"what it printed could not be written ({output.lost}); what it made is whole")
+        return 2
+    return status
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Run a command, and say in one line what the user can put right; the exit status."""
     try:
         parser = build_parser()
         parsed = parser.parse_args(arguments)
@@ -247,9 +256,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         COMMANDS[parsed.command](parsed)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return nobody_reads()
     except SaidElsewhereError:
         return 2
     except StoppedError as stopped:
@@ -269,13 +275,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped; a run continues with --resume, an index or features with the same command")
         return 130
-    return 0
-
-
-def nobody_reads() -> int:
-    """The status where what reads our output, such as ``head``, has gone: nothing is wrong."""
-    with contextlib.suppress(OSError, ValueError):  # what is still to be flushed goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -1,8 +1,12 @@
 """What goes to a terminal: text as it is, and names of files that cannot do anything there."""
 
+import errno
 import io
+import os
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -28,6 +32,68 @@ def _spelled(found: re.Match[str]) -> str:
     if 0xDC80 <= number <= 0xDCFF:  # how Python holds a byte that is not UTF-8
         number -= 0xDC00
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
+class Output(io.RawIOBase):
+    """A file that a command prints to, and that may come to an end while it works.
+
+    The reader may have gone (``| head``), the disk may be full, the terminal may be closed. The
+    work goes on, and what is printed from then on goes nowhere.
+
+    Args:
+        descriptor: of the open file.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._ended = False
+        self.lost = ""  # why something was lost that somebody would have read
+
+    def write(self, data: Any) -> int:
+        """Write, or let it go; the number of bytes."""
+        if not self._ended:
+            try:
+                return os.write(self._descriptor, data)
+            except OSError as error:
+                self._ended = True
+                if error.errno != errno.EPIPE:
+                    self.lost = error.strerror or "the file ends"
+        return len(data)
+
+    def writable(self) -> bool:
+        """Return True: this file can be written."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor of the open file."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return os.isatty(self._descriptor)
+
+
+@contextmanager
+def lasting_output() -> Iterator[Output]:
+    """A context in which printing never ends a command, and writes any name."""
+    if sys.stdout is None:  # closed before we began
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    output, before = Output(1), sys.stdout
+    if before is not sys.__stdout__ or before.closed:  # somebody captures it
+        yield output
+        return
+    before.flush()
+    terminal = before.isatty()
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(output),
+        encoding=before.encoding, errors="backslashreplace", line_buffering=terminal,
+    )  # fmt: skip
+    try:
+        yield output
+    finally:
+        sys.stdout.flush()
+        sys.stdout = before
 
 
 COPY_WIDTH = 120  # columns of tables in what a listener hears
