@@ -80,7 +80,7 @@ def lasting_output() -> Iterator[Output]:
     if sys.stdout is None:  # closed before we began
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     output, before = Output(1), sys.stdout
-    if before is not sys.__stdout__ or before.closed:  # somebody captures it
+    if before is None or before is not sys.__stdout__ or before.closed:  # somebody captures it
         yield output
         return
     before.flush()

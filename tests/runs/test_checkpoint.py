@@ -120,7 +120,7 @@ def test_a_checksum_without_its_checkpoint_is_removed(tmp_path):
 
 def test_one_more_than_the_newest_can_be_kept(tmp_path):
     for step in (2, 3, 4, 5):
-        save(tmp_path, step, {}, keep=2, also=2)
+        save(tmp_path, step, {}, keep=2, also=[2])
     assert [int(path.stem[5:]) for path in checkpoints(tmp_path)] == [2, 4, 5]
     assert checkpoints(tmp_path, 4)[-1].name == "step-00000004.pt"
     assert load_newest(tmp_path, CPU, up_to=3)["step"] == 2

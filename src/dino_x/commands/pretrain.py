@@ -39,10 +39,12 @@ from dino_x.report.write import report_at_end
 from dino_x.runs.environment import add_start, describe
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.going_on import check_same_content, restore_settings, saved_settings
+from dino_x.runs.model_folder import newest_step
 from dino_x.runs.origin import write_origin
 from dino_x.runs.start import inherited
 from dino_x.runs.trained_on import keep_keys, keep_split, kept_split, keys_of_images
 from dino_x.terminal import Terminal
+from dino_x.training.best import best_checkpoint
 from dino_x.training.images import early_checks, images_of
 from dino_x.training.loggers import open_logger
 from dino_x.training.micro_batch import remember, remembered
@@ -266,6 +268,11 @@ def say_where(run: RunFolder, options: Options, console: Console) -> None:
         "model": f"{run.model}, for transformers.AutoModel.from_pretrained",
         "features": f"dino-x embed --model {shlex.quote(str(run.path))} --data {data} {out}",
     }
+    newest = newest_step(run)
+    best = best_checkpoint(run, newest) if options.checkpoint.keep_best and newest else None
+    if best is not None:
+        step, figure = best
+        lines["best"] = f"{run.path}@step-{step} (a --model): online evaluation {figure:.3f}"
     for name, line in lines.items():
         console.print(f"{name:<10}{line}", highlight=False, soft_wrap=True, markup=False)
 

@@ -210,6 +210,11 @@ class CheckpointOptions(Section):
         100, "Number of steps between checkpoints; the last step always has one."
     )
     keep: PositiveInt = option(2, "Number of newest checkpoints that are kept.")
+    keep_best: bool = option(
+        False,
+        "Keep the checkpoint with the best online evaluation as well. It is no choice on unseen"
+        " images: evaluate it on others.",
+    )
     background: bool = option(
         True, "Write checkpoints while training continues. It takes memory for a copy of the state."
     )
@@ -258,6 +263,11 @@ class OnlineOptions(Section):
     images: int = option(
         512, "Largest number of images that are evaluated: references and queries of kNN.", ge=2
     )
+    patience: PositiveInt | None = option(
+        None,
+        "The run ends early after so many evaluations in a row without a new best one; null goes on"
+        " to the last step.",
+    )
 
 
 class Options(Section):
@@ -290,6 +300,8 @@ class Options(Section):
 
 # What may differ when a run is resumed: none of it changes the trajectory.
 FREE_ON_RESUME = (
+    "checkpoint.keep_best",
+    "online.patience",
     "data.paths",  # the images must be the same, wherever they are
     "data.labels",
     "train.micro_batch",

@@ -43,6 +43,10 @@ class Tile:
 
 def state_of(run: RunData) -> Sentence:
     """Where the run is."""
+    if run.done and run.facts.get("stopped_early") == run.done:
+        return Sentence(
+            "good", f"ended early after {run.done:,} steps: the online evaluation rose no more"
+        )
     if run.unsaved:
         model = "there is no model"
         if run.model_step is not None:

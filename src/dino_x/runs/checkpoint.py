@@ -2,7 +2,7 @@
 
 import errno
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from string import hexdigits
 from typing import Any
@@ -36,11 +36,11 @@ def named(folder: Path, step: int) -> Path:
 
 
 def save(
-    folder: Path, step: int, state: dict[str, Any], keep: int, also: int | None = None
+    folder: Path, step: int, state: dict[str, Any], keep: int, also: Iterable[int] = ()
 ) -> Path:
     """Write the state after ``step`` finished steps and its checksum.
 
-    The newest ``keep`` are kept, and that of the step ``also``. Later ones than this are of a
+    The newest ``keep`` are kept, and those of the steps ``also``. Later ones than this are of a
     future that is given up, as after going back to an earlier one, and are removed too.
 
     Raises: OSError if it cannot be written; all that were there still are.
@@ -60,9 +60,7 @@ def save(
         write_atomically(checksum_file(path), lambda file: file.write_text(text))
 
     write_atomically(path, write)
-    kept = checkpoints(folder, step)[-keep:]
-    if also is not None:
-        kept.append(named(folder, also))
+    kept = checkpoints(folder, step)[-keep:] + [named(folder, other) for other in also]
     for old in set(checkpoints(folder)) - set(kept):
         old.unlink()
         checksum_file(old).unlink(missing_ok=True)

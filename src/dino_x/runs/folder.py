@@ -151,6 +151,11 @@ class RunFolder:
         images = found.get("images", "").replace(",", "")
         return found | ({"images": int(images)} if images.isdigit() else {})
 
+    def add_fact(self, name: str, value: Any) -> None:
+        """Note something that the run met; a full disk costs the note alone."""
+        with contextlib.suppress(OSError):
+            write_json(self.facts, self.read_facts() | {name: value})
+
     def settings(self) -> dict[str, Any]:
         """The run's resolved options as ``section.key`` values; all of them.
 

@@ -38,7 +38,7 @@ class Keeper:
         self.made_of = made_of(
             steps.options, steps.teacher.backbone, cutter.mean, cutter.std, plain
         )
-        write = partial(write_checkpoint, run, steps.options.checkpoint.keep)
+        write = partial(write_checkpoint, run, steps.options.checkpoint)
         self.saver = Saver(run.checkpoints, write, steps.options.checkpoint)
 
     def save(self, report: Report, last: bool = False) -> None:

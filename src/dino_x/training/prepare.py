@@ -215,6 +215,7 @@ def online(prepared: Prepared, labelled: Labelled | None) -> Online | None:
     trainer, options = prepared.trainer, prepared.trainer.options
     assert isinstance(options.train.micro_batch, int)
     if not options.online.every:
+        check_not_needed(options)
         return None
     return Online(
         source=prepared.loader,
@@ -228,6 +229,19 @@ def online(prepared: Prepared, labelled: Labelled | None) -> Online | None:
             labelled, prepared.index.rows, options.online.images, options.train.seed
         ),
     )
+
+
+def check_not_needed(options: Options) -> None:
+    """Refuse options that take the evaluation while training, which is off. Raises UserError."""
+    for name, wanted in (
+        ("checkpoint.keep_best", options.checkpoint.keep_best),
+        ("online.patience", options.online.patience is not None),
+    ):
+        if wanted:
+            raise UserError(
+                f"{name} needs the evaluation while training, which is off: set online.every to"
+                " the steps between two"
+            )
 
 
 def check_koleo_group(options: Options) -> None:

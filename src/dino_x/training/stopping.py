@@ -21,6 +21,7 @@ from types import FrameType
 from dino_x.machine.system import signals
 
 SIGNALS = signals(("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"))
+EARLY = 1000  # asks for the end as a signal does, and is none: the evaluation rose no more
 HANG_UP = signals(("SIGHUP",))
 
 # torchrun kills what does not end in 30 s. A process that waits for one that has died hears of it

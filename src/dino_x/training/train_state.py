@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 
+from dino_x.config.options import CheckpointOptions
 from dino_x.distributed import sharding
 from dino_x.exact import CenteringState, HeadState
 from dino_x.model.teacher import Network
 from dino_x.runs import checkpoint
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.model_folder import check_finite, write_model
+from dino_x.training.best import best_checkpoint
 from dino_x.training.recovery import Recovery
 from dino_x.training.step.gram import GramTeacher
 
@@ -89,20 +91,25 @@ class TrainState:
         return gram
 
 
-def write_checkpoint(run: RunFolder, keep: int, step: int, state: dict[str, Any]) -> None:
+def write_checkpoint(
+    run: RunFolder, options: CheckpointOptions, step: int, state: dict[str, Any]
+) -> None:
     """A checkpoint, and the teacher's backbone as transformers saves it.
 
     May run in a thread while training continues: it uses its arguments alone.
 
     Args:
         run: where they go.
-        keep: how many checkpoints stay.
+        options: which checkpoints stay.
         step: optimizer steps that are done.
         state: whole tensors, and ``runs.model_folder.made_of``.
 
     Raises: OSError, SafetensorError if it cannot be written; NotFiniteError for weights with NaN.
     """
     check_finite(state)
-    back_to = state["recovery"]["back_to"]
-    checkpoint.save(run.checkpoints, step, state, keep, back_to)
+    also = {state["recovery"]["back_to"]} - {None}
+    best = best_checkpoint(run, step) if options.keep_best else None
+    if best is not None:
+        also.add(best[0])
+    checkpoint.save(run.checkpoints, step, state, options.keep, also)
     write_model(run, {**state, "step": step})

@@ -10,6 +10,7 @@ from dino_x.errors import SaidElsewhereError, StoppedError, UserError
 from dino_x.losses.checks import NotFiniteError
 from dino_x.model.teacher import Network
 from dino_x.runs.folder import RunFolder, lines
+from dino_x.training.best import Patience, figure_of, figures
 from dino_x.training.health.health import Finding, Health
 from dino_x.training.keeping import Keeper, Report
 from dino_x.training.metrics import step_metrics
@@ -19,7 +20,7 @@ from dino_x.training.schedules import StepValues
 from dino_x.training.snapshots import Snapshots
 from dino_x.training.step.gram import first_gram_teacher
 from dino_x.training.steps import Steps
-from dino_x.training.stopping import Stop, say
+from dino_x.training.stopping import EARLY, Stop, say
 
 FILLING = 2**40  # steps that only fill the queue are counted from here
 
@@ -52,6 +53,7 @@ class Trainer:
         self.health = Health(self.options, self.student.backbone.width, health_file)
         self.keeper = Keeper(self.steps, self.run, self.images_hash, self.plain)
         self.saver = self.keeper.saver
+        self.patience = Patience(self.options.online.patience)
         self.stopping = 0  # the signal for which it stops after the step it has done
 
     @property
@@ -83,7 +85,7 @@ class Trainer:
             progress=lambda: self.steps.progress,
             give_up=None if alone else self.give_up,
         )
-        self.agreement.asked = lambda: stop.asked
+        self.agreement.asked = lambda: stop.asked or EARLY * self.patience.over
         self.steps.watch = report.within
         with stop.listen(), self.saver.open(report):
             if self.done == 0:
@@ -93,7 +95,9 @@ class Trainer:
                 self.next_step(report, snapshots)
             stop.give_up = None  # what others do from here on takes as long as it takes
             self.agreement.exchange()
-        if self.done < steps:
+        if self.stopping == EARLY:
+            self.stopped_early(report)
+        elif self.done < steps:
             raise StoppedError(
                 f"stopped by a signal after step {self.done}; continue with --resume",
                 self.stopping,
@@ -148,6 +152,8 @@ class Trainer:
                 report.finding(finding.paragraph())
             with self.agreement.this_rank_only(joint=self.sharded):
                 metrics |= self.evaluated(report)
+            if (figure := figure_of(metrics)) is not None:
+                self.patience.take(figure)
         report.step(metrics, self.health.word())
 
     def save_if_due(self, report: Report) -> None:
@@ -235,6 +241,16 @@ class Trainer:
         """The signal that asked the run to stop after this step, or 0; the same in all."""
         return self.agreement.asked() if self.ranks.world_size == 1 else self.agreement.stop
 
+    def stopped_early(self, report: Report) -> None:
+        """Say that the online evaluation did not rise any more, and note it."""
+        if self.ranks.rank > 0:
+            return
+        self.run.add_fact("stopped_early", self.done)
+        report.finding(
+            f"ended early after step {self.done}: {self.options.online.patience} evaluations in"
+            " a row without a new best one (online.patience)"
+        )
+
     def give_up(self) -> None:
         """Say that this process waits for another in vain."""
         say(
@@ -262,3 +278,6 @@ class Trainer:
         if self.keeper.resume(say, up_to):
             run = self.run
             self.health.resume(lines(run.metrics, self.done), lines(run.health, self.done))
+            self.patience = Patience(self.options.online.patience)
+            for _, figure in figures(run.metrics, self.done):
+                self.patience.take(figure)
