@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.control import Control
@@ -79,8 +79,9 @@ def lasting_output() -> Iterator[Output]:
     """A context in which printing never ends a command, and writes any name."""
     if sys.stdout is None:  # closed before we began
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    output, before = Output(1), sys.stdout
-    if before is None or before is not sys.__stdout__ or before.closed:  # somebody captures it
+    output = Output(1)
+    before: TextIO = sys.stdout
+    if before is not sys.__stdout__ or before.closed:  # somebody captures it
         yield output
         return
     before.flush()
