@@ -55,6 +55,8 @@ def check_place(path: Path) -> None:
 
     Raises: UserError.
     """
+    if not path.name:
+        raise UserError("a file to write has no name: name one")
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file")
     if not path.parent.is_dir():

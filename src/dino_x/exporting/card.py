@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from dino_x.config.presets import nested
+from dino_x.errors import UserError
 from dino_x.evaluation.backbone import LoadedModel
 from dino_x.files import last_part, read_json
 from dino_x.model.pretrained import Preparation, StepOfRun, split_name
@@ -90,7 +91,7 @@ def write_card(
         "## Trained on",
         data_summary(run, settings),
         "## Evaluation",
-        evaluation(run) if at_step is None else NOT_EVALUATED,
+        evaluated(run) if at_step is None else NOT_EVALUATED,
         "## Where the weights come from, and licences",
         licence,
         f"## How it was made\n\n{made_with(run)}",
@@ -206,6 +207,16 @@ def crops(settings: dict[str, Any]) -> str:
             text += f" and {several} local ones of {one['local_size']} px"
         texts.append(text)
     return "; or ".join(texts)
+
+
+def evaluated(run: RunFolder) -> str:
+    """The section on the evaluation. Raises: UserError for a file that holds something else."""
+    try:
+        return evaluation(run)
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{run.evaluation} is no evaluation; make it again with dino-x evaluate, or remove it"
+        ) from error
 
 
 def evaluation(run: RunFolder) -> str:

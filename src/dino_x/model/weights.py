@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
@@ -79,7 +78,9 @@ def _from_folder(name: str) -> Start:
     try:
         refuse_own_code(folder, name)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # transformers has no common class for files that were made up
         raise UserError(f"model '{name}' cannot be loaded: {first_line(error)}") from error
     if config.model_type not in CLASSES:
         raise UserError(
@@ -98,7 +99,7 @@ def _from_folder(name: str) -> Start:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         raise UserError(f"model '{name}' cannot be loaded: {first_line(error)}") from error
     vit, info = loaded
     accounting = Accounting(

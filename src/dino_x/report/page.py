@@ -161,6 +161,8 @@ def write_page(text: str, path: Path) -> None:
 
     Raises: UserError if it cannot be written.
     """
+    if not path.name:
+        raise UserError("the page has no name: name a file with --out")
     try:
         write_text(path, text)
     except OSError as error:

@@ -30,6 +30,10 @@ from dino_x.views.sizes import crop_sizes
 FILLING = 2**40  # steps that only fill the queue are counted from here
 
 
+def nobody(passes: Passes) -> None:
+    """Watches a step without looking."""
+
+
 @dataclass
 class Steps:
     """Networks and optimizer, and what one step does. All state changes in ``update``, once a step.
@@ -61,7 +65,7 @@ class Steps:
     state: TrainState = field(init=False)
     progress: int = field(default=0, init=False)
     passes: Passes = field(default_factory=Passes, init=False)
-    watch: Callable[[Passes], None] = field(default=lambda passes: None, init=False)
+    watch: Callable[[Passes], None] = field(default_factory=lambda: nobody, init=False)
 
     def __post_init__(self) -> None:
         options, device = self.options, self.cutter.device

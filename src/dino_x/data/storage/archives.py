@@ -174,7 +174,7 @@ def _read_range(archive: Archive, start: int, length: int) -> bytes:
     for pause in (*PAUSES, None):
         try:
             return read(archive, start, length)
-        except (UserError, Unreadable):
+        except (UserError, Unreadable, RecursionError):  # of those that called us
             raise
         except FileNotFoundError:
             raise UserError(
