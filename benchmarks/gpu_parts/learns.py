@@ -147,7 +147,8 @@ def train(
     backbone = steps.teacher.backbone
     state = backbone.vit.state_dict()
     size = options.views.global_size
-    save_vit(state, backbone, to, size, backbone.mean, backbone.std)
+    network = type(backbone.vit)(backbone.vit.config)
+    save_vit(state, network, to, size, backbone.mean, backbone.std)
     results.found(
         f"training on {films.title}, {title_of(name)}",
         f"{count:,} steps of {batch} images in {took:.0f} s, {count * batch / took:,.3g} images/s",
