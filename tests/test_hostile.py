@@ -1,4 +1,4 @@
-"""A sample of the commands of benchmarks/hostile.py: none ends in a traceback, hangs or swells."""
+"""A sample of hostile commands and damaged files: none ends in a traceback, hangs or swells."""
 
 import os
 import subprocess
@@ -10,14 +10,24 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="it watches forks, as Linux has them")
-def test_hostile_commands_end_with_one_line():
-    script = ROOT / "benchmarks" / "hostile.py"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="they watch forks, as Linux has them"),
+]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "row"),
+    [
+        ("hostile.py", ("--commands", "45", "--seed", "7"), "| files | 15 |"),
+        ("fuzz_files.py", ("--files", "20", "--seed", "7"), "| checksum | 20 |"),
+    ],
+)
+def test_each_ends_with_a_result_or_a_line(script, arguments, row):
     found = subprocess.run(
-        [sys.executable, script, "--commands", "45", "--seed", "7"],
+        [sys.executable, ROOT / "benchmarks" / script, *arguments],
         capture_output=True, text=True, check=False, cwd=ROOT, timeout=500,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
     assert found.returncode == 0, found.stdout + found.stderr[-2000:]
-    assert "| files | 15 |" in found.stdout
+    assert row in found.stdout

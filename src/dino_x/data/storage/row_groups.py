@@ -22,6 +22,8 @@ NO_IMAGES = "a Parquet file without a column of images (bytes, or a struct with 
 
 # A row group may take this much memory, and as many times what it takes in the file.
 _MEMORY, _TIMES = 256 * 2**20, 20
+# What pyarrow raises for a damaged file; ValueError for text that is no UTF-8.
+_DAMAGED = (pa.ArrowException, OSError, ValueError, KeyError, IndexError)
 _ROWS_AT_ONCE = 16  # so that values that a file holds once and repeats are noticed early
 
 groups: VolumeCache[pa.ChunkedArray] = VolumeCache(limit_bytes=512 * 2**20)
@@ -53,7 +55,7 @@ def layout(archive: Archive) -> Layout:
         with _file(archive) as file:
             parquet = pq.ParquetFile(file)
             metadata, schema = parquet.metadata, parquet.schema_arrow
-    except (pa.ArrowException, OSError):
+    except _DAMAGED:
         raise Unreadable("truncated or damaged Parquet file") from None
     if INDEX_METADATA in (schema.metadata or {}):
         return Layout(metadata, "", False, False, index=True)
@@ -102,7 +104,11 @@ def read_names(archive: Archive, row_group: int) -> list[str | None]:
     where = layout(archive)
     if not where.named:
         return [None] * int(where.metadata.row_group(row_group).num_rows)
-    names: list[str | None] = _column(archive, row_group, f"{where.column}.path").to_pylist()
+    column = _column(archive, row_group, f"{where.column}.path")
+    try:
+        names: list[str | None] = column.to_pylist()
+    except _DAMAGED:
+        raise Unreadable("damaged row group of a Parquet file") from None
     return names
 
 
@@ -112,7 +118,7 @@ def _column(archive: Archive, row_group: int, leaf: str) -> pa.ChunkedArray:
         with _file(archive) as file:
             parquet = pq.ParquetFile(file, metadata=where.metadata)
             column = _read(parquet, row_group, leaf, archive.size)
-    except (pa.ArrowException, OSError):
+    except _DAMAGED:
         raise Unreadable("damaged row group of a Parquet file") from None
     return pc.struct_field(column, leaf.rpartition(".")[2]) if where.struct else column
 
