@@ -18,6 +18,7 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -108,6 +109,8 @@ def watched(arguments: list[str], folder: Path) -> Outcome:
         growth = int((folder / "growth").read_text())
     (folder / "growth").unlink(missing_ok=True)
     seconds = usage.ru_utime + usage.ru_stime
+    if not all(stat.S_ISCHR(os.stat(device).st_mode) for device in ("/dev/null", "/dev/full")):
+        raise SystemExit(f"{arguments} has replaced a device by a file")
     text = errors.read_text(errors="replace") if errors.exists() else ""
     return Outcome(os.waitstatus_to_exitcode(waited), seconds, growth, text)
 

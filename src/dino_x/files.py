@@ -17,8 +17,16 @@ MOST_TEXT = 64 * 2**20  # bytes
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call ``write(temporary path)``, then rename: a crash leaves the old file or the new one.
 
+    A link stays one, and what it names is replaced. A device or a pipe is written to as it is: to
+    be replaced is the end of ``/dev/null``.
+
     Raises: OSError if it cannot be written; the old file is untouched.
     """
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
+    if is_device(path):
+        write(path)
+        return
     temporary = path.with_name(f".{path.name}.partial")
     try:
         write(temporary)
@@ -26,6 +34,11 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_device(path: Path) -> bool:
+    """Whether a path is there and is neither a file nor a folder."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def sync(path: Path) -> None:
@@ -59,6 +72,8 @@ def check_place(path: Path) -> None:
         raise UserError("a file to write has no name: name one")
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file")
+    if is_device(path):
+        return
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.partial")
