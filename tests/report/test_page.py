@@ -170,6 +170,21 @@ def test_an_older_evaluation_is_read(tmp_path):
     assert "0.250 above random weights and is 0.030 below raw pixels" in text
 
 
+def test_an_evaluation_of_other_values_is_one_line(tmp_path, capsys):
+    evaluation = evaluation_of(0.9)
+    evaluation["results"]["model"]["knn"]["20"]["balanced_accuracy"]["value"] = "high"
+    run = make_run(tmp_path / "run", evaluation=evaluation)
+    assert main(["report", str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "evaluation.json holds something else than an evaluation" in line
+
+
+def test_facts_of_other_values_are_left_out(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "facts.json").write_text('{"images": "many", "device": 7}')
+    assert "images that were not counted" in check(report(run).read_text()).text
+
+
 def test_without_an_evaluation_it_says_what_makes_one(tmp_path):
     text = check(report(make_run(tmp_path / "run")).read_text()).text
     assert "dino-x evaluate --model RUN" in text

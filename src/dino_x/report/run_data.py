@@ -131,7 +131,8 @@ class RunData:
     @property
     def images(self) -> int | None:
         """Images trained on, as the run noted."""
-        return self.facts.get("images")
+        number = self.facts.get("images")
+        return number if type(number) is int else None
 
 
 def read_run(path: Path) -> RunData:

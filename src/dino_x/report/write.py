@@ -71,9 +71,18 @@ def report(
         bring_up(RunFolder(path))
     run = read_run(path)
     images = images and run.settings.get("report.images") is not False
-    page = page_of(run, images, QUICK_SECONDS if quick else PATIENT_SECONDS, refresh)
+    seconds = QUICK_SECONDS if quick else PATIENT_SECONDS
     out = out or path / "report.html"
-    write_page(render("report.html", page=page), out)
+    try:
+        text = render("report.html", page=page_of(run, images, seconds, refresh))
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        if run.evaluation is None:
+            raise
+        raise UserError(
+            f"{RunFolder(path).evaluation} holds something else than an evaluation"
+            f" ({type(error).__name__}): make it again with dino-x evaluate, or remove it"
+        ) from error
+    write_page(text, out)
     return out
 
 
