@@ -250,6 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str] | None) -> int:
     """Run a command, and say in one line what the user can put right; the exit status."""
     try:
+        if any("\0" in argument for argument in arguments or ()):
+            raise UserError("an argument holds a zero byte, which no name and no number has")
         parser = build_parser()
         parsed = parser.parse_args(arguments)
         if parsed.command is None:

@@ -46,6 +46,7 @@ def test_seeds_that_are_taken_train(seed):
         ["batch-floor", "--model", "m", "--data", "d", "--out", "o", "--seed", "nan"],
         ["demo", "--out", "o", "--seed", "9" * 5000],
         ["plan", "--images", "1e9"],
+        ["plan", "--images", "9", "--config", "a\0b"],
         ["plan", "--images", "9", "--price", "inf"],
         ["plan", "--images", "9", "--mfu", "nan"],
         ["plan", "--images", "9", "--set", f"train.steps={'9' * 5000}"],
