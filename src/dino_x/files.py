@@ -156,3 +156,23 @@ def last_part(name: str) -> str:
     ('run', 'vit-small')
     """
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def spelled_name(name: str | None) -> str | None:
+    r"""A name as UTF-8 can hold it: a byte that is not UTF-8 is spelled ``\xe9``."""
+    if name is None or (name.isascii() and "\\x" not in name):
+        return name
+    spelled = name.replace("\\x", "\\x5cx")
+    return re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", spelled)
+
+
+def name_of(name: str | None) -> str | None:
+    """The opposite of ``spelled_name``."""
+    if name is None or "\\x" not in name:
+        return name
+    return re.sub(r"\\x([0-9a-f]{2})", _byte, name)
+
+
+def _byte(found: re.Match[str]) -> str:
+    number = int(found[1], 16)
+    return chr(number if number < 0x80 else 0xDC00 + number)

@@ -1,6 +1,8 @@
 """Features in a table: what evaluation sees, whatever interrupts them."""
 
 import csv
+import os
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -152,3 +154,17 @@ def test_half_done_features_of_another_model_or_other_images_are_not_mixed(
     assert embed(model, data, out) == 2
     assert "holds the first features of another model; remove it" in capsys.readouterr().err
     assert (parts / "about.json").is_file()
+
+
+def test_names_that_are_not_utf8_are_spelled_as_in_an_index(model, data, tmp_path):
+    """One byte that is not UTF-8 must not cost the whole table."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    for film in sorted(data.rglob("*.png"))[:2]:
+        shutil.copy(film, folder / os.fsdecode(b"\xff" + os.fsencode(film.name)))
+    assert embed(model, folder, folder / "f.parquet") == 0
+    with (folder / "f.parquet").open("rb") as file:
+        rows = pq.read_table(file).to_pylist()
+    assert all(row["path"].startswith("\\xff") for row in rows)
+    assert all(row["folder"].endswith("caf\\xe9") for row in rows)
+    assert embed(model, folder, folder / "f.csv") == 0

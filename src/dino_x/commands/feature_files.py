@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dino_x.data.image import ImageRef
-from dino_x.files import write_atomically
+from dino_x.files import spelled_name, write_atomically
 
 GRID = "patches.npy"
 GRID_TYPE = np.dtype(np.float16)
@@ -64,8 +64,8 @@ class Block:
         """The columns of the result."""
         text = pa.string()
         columns = {
-            "path": pa.array([path for path, _ in self.places], text),
-            "folder": pa.array([folder for _, folder in self.places], text),
+            "path": pa.array([spelled_name(path) for path, _ in self.places], text),
+            "folder": pa.array([spelled_name(folder) for _, folder in self.places], text),
             "frame": pa.array([image.frame for image in self.images], pa.int32()),
             "patient": pa.array([image.patient for image in self.images], text),
             "kind": pa.array([image.kind for image in self.images], text),
@@ -85,7 +85,8 @@ def read_parts(folder: Path) -> list[Part]:
     found: list[Part] = []
     for file in sorted(folder.glob("part-*.parquet")):
         try:
-            note = json.loads(pq.read_schema(file).metadata[_NOTE])
+            with file.open("rb") as opened:  # pyarrow opens no name that is not UTF-8
+                note = json.loads(pq.read_schema(opened).metadata[_NOTE])
         except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
             break
         skipped = [(path, reason) for path, reason in note["skipped"]]
@@ -104,7 +105,12 @@ def write_part(
     kept = len(block.images)
     note = {"start": start, "end": end, "kept": kept, "skipped": skipped}
     table = block.table().replace_schema_metadata({_NOTE: json.dumps(note).encode()})
-    write_atomically(file, lambda temporary: pq.write_table(table, temporary))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as opened:
+            pq.write_table(table, opened)
+
+    write_atomically(file, write)
     return Part(start, end, kept, skipped, file)
 
 
@@ -180,16 +186,18 @@ def write_table(parts: Sequence[Part], path: Path) -> None:
 
 def _tables(parts: Sequence[Part]) -> Iterator[pa.Table]:
     for part in parts:
-        yield pq.read_table(part.file).replace_schema_metadata(None)
+        with part.file.open("rb") as file:
+            yield pq.read_table(file).replace_schema_metadata(None)
 
 
 def _write_parquet(parts: Sequence[Part], path: Path) -> None:
     writer: pq.ParquetWriter | None = None
-    for table in _tables(parts):
-        writer = writer or pq.ParquetWriter(path, table.schema)
-        writer.write_table(table)
-    assert writer is not None
-    writer.close()
+    with path.open("wb") as file:
+        for table in _tables(parts):
+            writer = writer or pq.ParquetWriter(file, table.schema)
+            writer.write_table(table)
+        assert writer is not None
+        writer.close()
 
 
 def _write_csv(parts: Sequence[Part], path: Path) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from dino_x.files import parse_json, read_text
-from dino_x.runs.folder import RunFolder
+from dino_x.model.pretrained import split_name
+from dino_x.runs.folder import run_of
 
 # Of the settings of an evaluation, those that make it another one.
 SUBJECT = ("labels", "label_column", "masks", "split_by", "tested_split")
@@ -15,10 +16,9 @@ def place_of(model: str | Path) -> Path:
 
     A checkpoint of a run, ``RUN@step-400``, has no place in the run, whose page is about its model.
     """
-    run = RunFolder(Path(model))
-    if run.path.name == "model" and RunFolder(run.path.parent).exists:
-        run = RunFolder(run.path.parent)
-    return run.evaluation if run.exists else Path("evaluation.json")
+    run = run_of(model)
+    in_run = run.exists and split_name(model) is None
+    return run.evaluation if in_run else Path("evaluation.json")
 
 
 def keep_former(path: Path, result: dict[str, Any]) -> Path | None:

@@ -73,8 +73,8 @@ def write_model(run: RunFolder, state: dict[str, Any]) -> None:
 
     Raises: OSError, SafetensorError if it cannot be written.
     """
-    made = parse_json(state[MADE_OF])
-    options = check(dotted(made["options"]))
+    made, options = parse_json(state[MADE_OF]), kept_options(state)
+    assert options is not None
     save_vit(
         vit_weights(state["teacher"]),
         empty_network(made["vit"]),

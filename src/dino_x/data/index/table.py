@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ from dino_x.data.index.headers import Record
 from dino_x.data.storage.archives import Archive, address
 from dino_x.data.storage.member import Member, as_path
 from dino_x.errors import UserError
-from dino_x.files import parse_json, write_atomically
+from dino_x.files import name_of, parse_json, spelled_name, write_atomically
 
 VERSION = 3
 _METADATA = b"dino_x.index"
@@ -137,7 +136,7 @@ def as_arrow(records: Iterable[Record], sources: Sequence[Path]) -> pa.Table:
             for append, value in zip(appends, _row(record, ref, place), strict=True):
                 append(value)
     for name in _NAMES:
-        columns[name] = [_escaped(value) for value in columns[name]]
+        columns[name] = [spelled_name(value) for value in columns[name]]
     return pa.Table.from_arrays(
         [pa.array(columns[field.name], _plain(field.type)).cast(field.type) for field in SCHEMA],
         schema=SCHEMA,
@@ -240,7 +239,7 @@ def _table(rows: pa.Table, facts: Mapping[str, Any]) -> Table:
     columns = [_values(rows.column(name), name not in _UNIQUE) for name in SCHEMA.names]
     for name in _NAMES:
         number = SCHEMA.names.index(name)
-        columns[number] = [_unescaped(value) for value in columns[number]]
+        columns[number] = [name_of(value) for value in columns[number]]
     archives: dict[tuple[Any, ...], Archive] = {}
     records = [
         _record(list(of_file), sources, number_of, archives)
@@ -251,26 +250,6 @@ def _table(rows: pa.Table, facts: Mapping[str, Any]) -> Table:
 
 
 _NAMES = ("path", "source", "shard", "label")  # of files and folders, which may not be UTF-8
-
-
-def _escaped(name: str | None) -> str | None:
-    r"""A name as UTF-8 can hold it: a byte that is not UTF-8 is spelled ``\xe9``."""
-    if name is None or (name.isascii() and "\\x" not in name):
-        return name
-    spelled = name.replace("\\x", "\\x5cx")
-    return re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", spelled)
-
-
-def _unescaped(name: str | None) -> str | None:
-    """The opposite."""
-    if name is None or "\\x" not in name:
-        return name
-    return re.sub(r"\\x([0-9a-f]{2})", _byte, name)
-
-
-def _byte(found: re.Match[str]) -> str:
-    number = int(found[1], 16)
-    return chr(number if number < 0x80 else 0xDC00 + number)
 
 
 _UNIQUE = ("path", "content", "offset")

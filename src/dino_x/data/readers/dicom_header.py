@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import re
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from pydicom.uid import (
 from dino_x.data.identity import is_placeholder, key, patient_key
 from dino_x.data.image import Unreadable, check_size
 from dino_x.data.readers.codestream import check_codestream
+from dino_x.data.readers.dicom_bounds import NoZeros, refuse_inflation
 from dino_x.data.readers.dicom_terms import PHOTOMETRICS, term
 
 gdcm.Trace.DebugOff()
@@ -99,13 +99,11 @@ _ELEMENTS: list[BaseTag | int] = [
 _IDENTIFIERS: list[BaseTag | int] = [
     Tag(keyword) for keyword in ("PatientID", "IssuerOfPatientID", "SeriesInstanceUID")
 ]
-_MOST_ZEROS = 1000  # elements of zeros, one after another
 _MOST_ELEMENTS = 50_000  # before the pixel data; a few hundred are usual
 _PIXEL_DATA = frozenset(
     int(Tag(keyword)) for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 )
 # A deflated file may inflate to this many bytes; it is inflated as a whole for each frame.
-_MOST_INFLATED = 200_000_000
 _VRS = {b"AE", b"AS", b"CS", b"DA", b"DT", b"IS", b"LO", b"OB", b"PN", b"SH", b"TM", b"UI", b"UL"}
 
 
@@ -224,28 +222,6 @@ def read_header(path: Path) -> Header:
     return header
 
 
-class _NoZeros:
-    """A file that is damaged where it holds a long run of zeros instead of elements.
-
-    pydicom takes each eight of them for an empty element, which takes a second a megabyte.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._zeros = 0
-
-    def read(self, count: int = -1) -> bytes:
-        """Read as the file does. Raises Unreadable."""
-        data = self._file.read(count)
-        self._zeros = self._zeros + 1 if data == b"\0" * 8 else 0
-        if self._zeros > _MOST_ZEROS:
-            raise Unreadable("damaged DICOM header: zeros where elements should be")
-        return data
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
 def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
     """The wanted elements, where the element of the pixel data begins, and the length it states.
 
@@ -263,10 +239,10 @@ def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
             met.append(length)
         return tag in _PIXEL_DATA
 
-    _refuse_inflation(file)
+    refuse_inflation(file)
     tags = _ELEMENTS + _IDENTIFIERS
     elements = read_partial(
-        cast(BinaryIO, _NoZeros(file)), at_pixel_data, force=True, specific_tags=tags
+        cast(BinaryIO, NoZeros(file)), at_pixel_data, force=True, specific_tags=tags
     )
     written = elements.get("PhotometricInterpretation")
     known = term(written, PHOTOMETRICS)
@@ -411,17 +387,3 @@ def _count_fragments(file: BinaryIO, offset: int, size: int, header: Header) -> 
     if offset == size:  # some writers leave out the delimiter at the end
         return fragments
     raise Unreadable("truncated or damaged: the compressed pixel data has no end")
-
-
-def _refuse_inflation(file: BinaryIO) -> None:
-    """Raise Unreadable for a deflated file that inflates beyond any image; rewind the file."""
-    head = file.read(1024)
-    file.seek(0)
-    if head[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() in head:
-        start = 144 + int.from_bytes(head[140:144], "little")
-        file.seek(start)
-        inflated = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflated.decompress(file.read(), _MOST_INFLATED)
-        file.seek(0)
-        if not inflated.eof:
-            raise Unreadable("truncated, or inflates to more than any image")
