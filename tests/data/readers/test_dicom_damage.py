@@ -10,7 +10,7 @@ import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000, MPEG2MPML
 
-from dino_x.data.readers import dicom_header
+from dino_x.data.readers import dicom_bounds
 from dino_x.data.readers.registry import Unreadable, read, refs
 from tests.data.conftest import transcode
 
@@ -62,7 +62,7 @@ def test_deflated_bomb_is_refused(write_dicom, monkeypatch):
     )
     assert path.stat().st_size < 10_000
     assert len(refs(path)) == 1
-    monkeypatch.setattr(dicom_header, "_MOST_INFLATED", 200_000)
+    monkeypatch.setattr(dicom_bounds, "_MOST_INFLATED", 200_000)
     with pytest.raises(Unreadable, match="inflates"):
         refs(path)
 
