@@ -114,6 +114,7 @@ def page_of(run: RunData, images: bool, seconds: float, refresh: int | None = No
         more_evaluation=more,
         tested_on=tables.tested_on(run.evaluation) if run.evaluation else "",
         warnings=[str(text) for text in (run.evaluation or {}).get("warnings", [])],
+        seen=shown.seen,
         first_last=shown.first_last,
         maps=shown.maps,
         attention=shown.attention,
