@@ -15,8 +15,9 @@ CAPTION = (
     "The run's fixed images, and the crops of them that a step of this run has: their windows and"
     " intensities changed as in training, masked patches darkened. Look here first if a model does"
     " not learn: an image that is nearly black, white or flat has a wrong window or modality"
-    " (data.modality, dino-x options windows), and crops in which nothing can be recognised are too small"
-    " (views.global_scale, views.local_scale). dino-x views draws more of them before a run."
+    " (data.modality, dino-x options windows), and crops in which nothing can be recognised are"
+    " too small (views.global_scale, views.local_scale). dino-x views draws more of them before a"
+    " run."
 )
 NONE_KEPT = "This run kept no crops: it was made by an older version, or has not begun."
 
