@@ -63,13 +63,13 @@ SMALL: dict[str, Any] = {
 # The demo's network and crops, on one's own images: minutes on two CPU cores.
 TRY: dict[str, Any] = SMALL | {
     "model.name": "vit-tiny",
-    "model.width": 128,
-    "model.depth": 4,
-    "model.heads": 2,
+    "model.width": 256,
+    "model.depth": 2,
+    "model.heads": 4,
     "views.global_size": 64,
-    "train.effective_batch": 256,
-    "train.steps": 120,
-    "checkpoint.every": 50,
+    "train.effective_batch": 64,  # of so few images many small steps teach more than few large
+    "train.steps": 960,
+    "checkpoint.every": 240,
 }
 SIZES_OF_TRY = ("model.name", "model.width", "model.depth", "model.heads")
 # Goes on from good weights, on top of what is for the number of images and of what a RUN hands on.
