@@ -92,8 +92,10 @@ DINOV3_7B: dict[str, Any] = {
     "head.prototypes": 262_144,
     "head.ibot_prototypes": 98_304,
     "head.hidden": 8192,
+    "head.ibot_hidden": 4096,
     "head.bottleneck": 512,
     "head.ibot_bottleneck": 384,
+    "views.flip": 0.0,
     "views.global_size": 256,
     "views.local_size": 112,
     "loss.koleo_group": 16,
@@ -110,6 +112,14 @@ DINOV3_7B: dict[str, Any] = {
 }
 # Softmax centering collapses to a point at the small preset's temperature; DINO's does not.
 SOFTMAX: dict[str, Any] = {"teacher.temperature_start": 0.04, "teacher.temperature": 0.07}
+# Shares of the steps for what is given in steps and left open: those of DINOv3's ViT-L, and those in
+# which the 7B differs.
+SHARES = {
+    "optim.warmup": 0.1,
+    "optim.freeze_last_layer": 0.01,
+    "teacher.temperature_warmup": 0.3,
+}
+SHARES_OF = {"dinov3-7b": {"optim.freeze_last_layer": 0.005, "teacher.temperature_warmup": 0.1}}
 FROZEN = 0.25  # share of the steps in which new heads alone are trained
 # DINOv3's high-resolution adaptation (section 5.1 and the configuration released with it): rate,
 # weight decay and momentum are constant after the warmup; 5e-5 at 1,024 is 7.1e-5 at 2,048.

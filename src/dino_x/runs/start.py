@@ -74,7 +74,7 @@ def inherited(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def sizes_of_heads(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run's projection heads; in older runs both heads are alike."""
-    alike = {"head.ibot_prototypes": None, "head.ibot_bottleneck": None}
+    alike = dict.fromkeys(("head.ibot_prototypes", "head.ibot_hidden", "head.ibot_bottleneck"))
     return alike | {option: value for option, value in saved.items() if option.startswith("head.")}
 
 
