@@ -112,8 +112,8 @@ DINOV3_7B: dict[str, Any] = {
 }
 # Softmax centering collapses to a point at the small preset's temperature; DINO's does not.
 SOFTMAX: dict[str, Any] = {"teacher.temperature_start": 0.04, "teacher.temperature": 0.07}
-# Shares of the steps for what is given in steps and left open: those of DINOv3's ViT-L, and those in
-# which the 7B differs.
+# Shares of the steps for what is given in steps and left open: those of DINOv3's ViT-L, and where
+# the 7B differs, its own.
 SHARES = {
     "optim.warmup": 0.1,
     "optim.freeze_last_layer": 0.01,
