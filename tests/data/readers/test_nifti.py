@@ -1,5 +1,4 @@
 import gzip
-import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,13 +11,7 @@ from dino_x.data.image import Reading, Unreadable
 from dino_x.data.readers import registry, volume
 from dino_x.data.readers.registry import looks_like_image, read, refs
 from dino_x.data.storage.unpacked import VolumeCache
-
-SHAPE = (5, 7, 4)
-CODES = [
-    "".join(code)
-    for order in itertools.permutations(("RL", "AP", "SI"))
-    for code in itertools.product(*order)
-]
+from tests.data.readers.volumes import CODES, SHAPE, seen
 
 
 @pytest.fixture
@@ -36,21 +29,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-def seen(volume, axis, number):
-    """A slice of a canonical volume as it is looked at: a loop over its pixels."""
-    right, front, top = (side - 1 for side in volume.shape)
-    rows, columns = {"axial": (1, 0), "coronal": (2, 0), "sagittal": (2, 1)}[axis]
-    image = np.empty((volume.shape[rows], volume.shape[columns]))
-    for row, column in np.ndindex(*image.shape):
-        if axis == "axial":
-            image[row, column] = volume[right - column, front - row, number]
-        elif axis == "coronal":
-            image[row, column] = volume[right - column, number, top - row]
-        else:
-            image[row, column] = volume[number, front - column, top - row]
-    return image
 
 
 @pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])

@@ -88,8 +88,7 @@ def _read_header(path: Path) -> Volume:
         raw.seek(0)
         file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if packed else raw
         head = file.read(Nifti2Header.sizeof_hdr)
-        with np.errstate(all="ignore"):
-            return check_volume(_parsed(path, head, packed))
+        return check_volume(_parsed(path, head, packed))
 
 
 def _parsed(path: Path, raw: bytes, packed: bool) -> Volume:

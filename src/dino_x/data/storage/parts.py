@@ -115,7 +115,7 @@ def _pick(
 def _fill(file: Any, begin: int, out: np.ndarray) -> None:
     """Read the bytes of contiguous values from one place of a file."""
     file.seek(begin)
-    view, done = memoryview(out.reshape(-1).view(np.uint8)), 0
+    view, done = out.reshape(-1).view(np.uint8).data, 0
     while done < len(view):
         got = file.readinto(view[done:])
         if not got:
