@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dino_x.data.image import Reading, Unreadable
+from dino_x.data.readers import packed as packed_values
 from dino_x.data.readers import registry, volume
 from dino_x.data.readers.registry import looks_like_image, read, refs
 from tests.data.readers.volumes import AXES, CODES, SHAPE, check_slices, turned
@@ -234,14 +235,14 @@ def test_no_more_is_unpacked_than_the_header_says(write, monkeypatch):
     head, _, packed = path.read_bytes().rpartition(b"LOCAL\n")
     path.write_bytes(head + b"LOCAL\n" + zlib.compress(zlib.decompress(packed) + bytes(50_000_000)))
     got = []
-    whole = volume._Inflated.read
+    whole = packed_values.Inflated.read
 
     def counted(self, count):
         data = whole(self, count)
         got.append(len(data))
         return data
 
-    monkeypatch.setattr(volume._Inflated, "read", counted)
+    monkeypatch.setattr(packed_values.Inflated, "read", counted)
     assert read(path).pixels.sum() == 35
     assert sum(got) < 10_000
 

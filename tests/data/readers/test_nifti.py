@@ -8,7 +8,7 @@ import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
 from dino_x.data.image import Reading, Unreadable
-from dino_x.data.readers import registry, volume
+from dino_x.data.readers import packed, registry, volume
 from dino_x.data.readers.registry import looks_like_image, read, refs
 from dino_x.data.storage.unpacked import VolumeCache
 from tests.data.readers.volumes import CODES, SHAPE, seen
@@ -236,7 +236,7 @@ def test_no_more_is_unpacked_than_the_header_says(write, monkeypatch):
             got += count
             return count
 
-    monkeypatch.setattr(volume.gzip, "GzipFile", Counting)
+    monkeypatch.setattr(packed.gzip, "GzipFile", Counting)
     assert read(path).pixels.sum() == 35
     assert got < 10_000
 

@@ -13,15 +13,13 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import cast
 
 import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation
@@ -38,6 +36,7 @@ from dino_x.data.image import (
     check_count,
     check_size,
 )
+from dino_x.data.readers.packed import from_text, unpacked
 from dino_x.data.storage.member import size_of, version_of, whereabouts
 from dino_x.data.storage.parts import CUT_OFF, read_part
 from dino_x.data.storage.unpacked import VolumeCache
@@ -47,7 +46,6 @@ from dino_x.data.windowing import choose_window
 MAX_UNPACKED = 800 * 2**20
 _BEST_RATIO = 1032  # of deflate: no file can unpack to more than this many times its size
 _MOST_TEXT = 64 * 2**20  # bytes of values that are written as text
-_LONGEST_WORD = 1000
 
 INVALID_ORIENTATION = "its orientation is not valid"
 
@@ -256,77 +254,18 @@ def _values(volume: Volume, where: tuple[int | None, ...]) -> np.ndarray:
         if version is None:
             raise Unreadable("cannot be opened: it is gone")
         which = (version, volume.start, volume.offset, volume.packed, volume.dtype, volume.size)
-        unpacked = _unpacked.get(which, lambda: _unpack(volume))
-        values = unpacked.view(volume.dtype).reshape(volume.shape, order="F")
+        stored = _unpacked.get(which, lambda: _unpack(volume))
+        values = stored.view(volume.dtype).reshape(volume.shape, order="F")
         return values[tuple(slice(None) if place is None else place for place in where)]
 
 
 def _unpack(volume: Volume) -> np.ndarray:
-    """Unpack all values as bytes, and nothing that follows them."""
-    with errors_as_reasons(volume.format), volume.path.open("rb") as raw:
-        raw.seek(volume.start)
+    """Unpack all values as bytes."""
+    with errors_as_reasons(volume.format), volume.path.open("rb") as file:
+        file.seek(volume.start)
         if volume.packed == "text":
-            return _from_text(raw, volume)
-        values = np.empty(volume.size, dtype=np.uint8)
-        file = cast(Any, _Inflated(raw) if volume.packed == "zlib" else gzip.GzipFile(fileobj=raw))
-        file.seek(volume.offset)
-        view, done = values.data, 0
-        while done < volume.size:
-            got = file.readinto(view[done : done + 2**20])
-            if not got:
-                raise Unreadable(f"truncated {volume.format}")
-            done += got
-        file.read(1)  # at the end of the file its checksum is verified
-    return values
-
-
-class _Inflated:
-    """What a zlib stream unpacks to, read forwards."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw, self._unpacker = raw, zlib.decompressobj(zlib.MAX_WBITS | 32)
-
-    def seek(self, offset: int) -> None:
-        """Pass over the first bytes."""
-        while offset > 0 and (passed := self.read(min(offset, 2**20))):
-            offset -= len(passed)
-
-    def read(self, count: int) -> bytes:
-        """Read up to so many bytes, and at least one before the end."""
-        data = b""
-        while not data and not self._unpacker.eof:
-            packed = self._unpacker.unconsumed_tail or self._raw.read(2**16)
-            data = self._unpacker.decompress(packed, count)
-            if not packed and not data:
-                break
-        return data
-
-    def readinto(self, view: memoryview) -> int:
-        """Read up to as many bytes as there is room for."""
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-
-def _from_text(file: IO[bytes], volume: Volume) -> np.ndarray:
-    """Values that are written as text with blanks in between, as bytes of their type."""
-    count, found, rest = math.prod(volume.shape), 0, b""
-    number = float if volume.dtype.kind == "f" else int
-    parts = []
-    while found < count:
-        block = file.read(2**20)
-        words = (rest + block).replace(b",", b" ").split()
-        whole = not block or block[-1:].isspace()
-        rest = b"" if whole or not words else words.pop()
-        if len(rest) > _LONGEST_WORD:
-            raise Unreadable(f"damaged {volume.format}: values that are no numbers")
-        parts.append(np.array([number(word) for word in words[: count - found]], volume.dtype))
-        found += len(parts[-1])
-        if not block:
-            break
-    if found < count:
-        raise Unreadable(f"truncated {volume.format}: {found:,} of {count:,} values are there")
-    return np.concatenate(parts).astype(volume.dtype, copy=False).view(np.uint8)
+            return from_text(file, math.prod(volume.shape), volume.dtype)
+        return unpacked(file, str(volume.packed), volume.offset, volume.size)
 
 
 def check_volume(volume: Volume) -> Volume:
