@@ -275,11 +275,7 @@ def _lie(content: bytearray, rng: np.random.Generator) -> bytearray:
         if at >= 0:
             content[at + 8 : at + 10] = struct.pack("<H", size)
     elif content[:2] in (b"II", b"MM"):
-        order = "<" if content[:2] == b"II" else ">"
-        for tag in (256, 257, 258, 277, 278, 279):
-            at = content.find(struct.pack(order + "H", tag), 8)
-            if at >= 0 and rng.uniform() < 0.4:
-                content[at + 8 : at + 12] = struct.pack(order + "I", size)
+        _lie_of_tiff(content, size, rng)
     elif content.startswith(b"\x93NUMPY"):
         at = content.find(b"(", 10)
         content[at + 1 : at + 3] = b"%d" % (size % 90 + 10)
@@ -287,6 +283,14 @@ def _lie(content: bytearray, rng: np.random.Generator) -> bytearray:
         at = max(content.find(b"\xff\xc0"), content.find(b"\xff\xc2"))
         content[at + 5 : at + 7] = struct.pack(">H", size)
     return content
+
+
+def _lie_of_tiff(content: bytearray, size: int, rng: np.random.Generator) -> None:
+    order = "<" if content[:2] == b"II" else ">"
+    for tag in (256, 257, 258, 277, 278, 279):
+        at = content.find(struct.pack(order + "H", tag), 8)
+        if at >= 0 and rng.uniform() < 0.4:
+            content[at + 8 : at + 12] = struct.pack(order + "I", size)
 
 
 def _lie_of_volume(content: bytearray, size: int, rng: np.random.Generator) -> bytearray:

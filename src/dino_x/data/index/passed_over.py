@@ -52,8 +52,8 @@ _ONLY_IF_ALONE = {".dat", ".bin", ".raw", ".v", ".i", ".pt", ".pkl", ".pickle", 
 def suffix_of(name: str) -> str:
     """The suffix that a file is counted under, with that of a compressed one's content.
 
-    >>> suffix_of("CT.tar.gz"), suffix_of("a.MGZ"), suffix_of("README"), suffix_of("IM.0012")
-    ('.tar.gz', '.mgz', 'without suffix', 'numbered')
+    >>> suffix_of("CT.tar.gz"), suffix_of("a.MNC"), suffix_of("README"), suffix_of("IM.0012")
+    ('.tar.gz', '.mnc', 'without suffix', 'numbered')
     """
     suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
     if not suffixes:
