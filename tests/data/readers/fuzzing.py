@@ -8,7 +8,7 @@ import re
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import gdcm
@@ -343,9 +343,13 @@ def _mutated(content: bytes, mutate: Mutation, rng: np.random.Generator) -> byte
     return bytes(made)
 
 
-def mutants(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """`count` mutations of the whole files, with their names."""
-    files = sorted(whole_files().items())
+def mutants(count: int, seed: int = 0, suffixes: Sequence[str] = ()) -> Iterator[tuple[str, bytes]]:
+    """`count` mutations of the whole files, or of those with some suffixes, with their names."""
+    files = sorted(
+        (name, content)
+        for name, content in whole_files().items()
+        if not suffixes or Path(name).suffix[1:] in suffixes
+    )
     for number in range(count):
         rng = np.random.default_rng([seed, number])
         name, content = files[number % len(files)]
