@@ -1,10 +1,11 @@
 """Do damaged files ever crash, hang or swell the readers?
 
-    python benchmarks/fuzz_readers.py [--files 2000] [--seed 0] [--keep FOLDER]
+    python benchmarks/fuzz_readers.py [--files 2000] [--seed 0] [--only nrrd mha] [--keep FOLDER]
 
-Makes that many damaged DICOM, NIfTI, PNG, JPEG, TIFF and .npy files (truncated, bits flipped, sizes
-lied about, pieces moved) and some decompression bombs, and reads each in a process that is watched:
-it must give an image or a reason within 5 s and 1 GB. Exit status 1 if one does not.
+Makes that many damaged DICOM, NIfTI, NRRD, MetaImage, MGH, PNG, JPEG, TIFF and .npy files (cut off,
+bits flipped, sizes lied about, pieces moved) and some decompression bombs, and reads each in a
+process that is watched: it must give an image or a reason within 5 s and 1 GB. Exit status 1 if one
+does not.
 """
 
 import argparse
@@ -24,13 +25,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", default=[], help="suffixes of the files")
     parser.add_argument("--keep", type=Path, help="folder to keep bad files in")
     arguments = parser.parse_args()
     outcomes: dict[str, Outcome] = {}
     reader = Watched()
     with tempfile.TemporaryDirectory() as folder:
         bombs = ((name, make()) for name, make in BOMBS.items())
-        for name, content in chain(bombs, mutants(arguments.files, arguments.seed)):
+        for name, content in chain(bombs, mutants(arguments.files, arguments.seed, arguments.only)):
             path = Path(folder, name)
             path.write_bytes(content)
             outcomes[name] = reader.read(path)

@@ -30,12 +30,12 @@ class DataOptions(Section):
         " thickness_mm <= 3'.",
     )
     slice_axis: Literal["axial", "coronal", "sagittal"] = option(
-        "axial", "Direction in which volumes (NIfTI) are cut into slices."
+        "axial", "Direction in which volumes (NIfTI, NRRD, ...) are cut into slices."
     )
     modality: Literal["auto", "CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "OT"] = option(
         "auto",
-        "Modality of NIfTI and NumPy files, which do not name one. With CT, their values"
-        " are Hounsfield units.",
+        "Modality of volumes (NIfTI, NRRD, ...) and NumPy files that do not name one. With CT,"
+        " their values are Hounsfield units.",
     )
     axes: str = option(
         "auto",

@@ -127,8 +127,8 @@ class Reading:
     """What the user says of files that do not say it themselves.
 
     Attributes:
-        slice_axis: how volumes (NIfTI) are cut: one of `SLICE_AXES`.
-        modality: the modality of files whose values are physical and that name none (NIfTI,
+        slice_axis: how volumes are cut: one of `SLICE_AXES`.
+        modality: the modality of files whose values are physical and that name none (NIfTI, NRRD,
             NumPy); None if it is not known. With "CT" their values are Hounsfield units.
         axes: what the axes of arrays are that do not say it (NumPy, TIFF), see readers/axes.py;
             None reads what can be read in one way only.

@@ -412,3 +412,19 @@ def test_records_are_equal_if_their_files_are(data):
     first, second = (update([data], reading=DEFAULT).table.records for _ in range(2))
     assert first == second
     assert first[0] != replace(first[0], size=1)
+
+
+def test_headers_that_agree_are_no_copies_if_their_values_differ(tmp_path):
+    """Nor are they of one content for what keeps training and evaluation apart."""
+    from dino_x.data.index.content import content_key
+    from dino_x.data.index.summary import duplicates
+
+    header = "NDims = 2\nDimSize = 4 3\nElementType = MET_UCHAR\nElementDataFile = a.raw\n"
+    for name, value in (("a", 1), ("b", 2), ("c", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.mhd").write_text(header)
+        (tmp_path / name / "a.raw").write_bytes(bytes([value]) * 12)
+    records = update([tmp_path], reading=DEFAULT).table.records
+    assert duplicates(records) == [[tmp_path / "b" / "a.mhd", tmp_path / "c" / "a.mhd"]]
+    one, other, third = (content_key(tmp_path / name / "a.mhd") for name in "abc")
+    assert one != other == third

@@ -44,7 +44,7 @@ def passed(folder, **more):
 
 
 def test_everything_that_is_not_taken_is_counted(folder):
-    for name in ("a.csv", "b.csv", "brain.mgz", "README", "scan.mnc", "study.zip", "IM.001"):
+    for name in ("a.csv", "b.csv", "brain.mnc", "README", "scan.hdr", "study.zip", "IM.001"):
         (folder / name).write_bytes(b"\x1f\x8b and so on")
     (folder / "a.dcm.gz").write_bytes(gzip.compress(b"nothing"))
     (folder / "b.DCM.GZ").write_bytes(gzip.compress(b"nothing"))
@@ -56,24 +56,24 @@ def test_everything_that_is_not_taken_is_counted(folder):
     for number, mode in enumerate(("w:gz", "w:gz", "w:xz")):
         write_tar(folder / f"{number}.tar.{mode[2:]}", mode)
     assert passed(folder) == {
-        ".csv": 2, ".mgz": 1, "without suffix": 1, ".mnc": 1, ".zip": 1, "numbered": 1,
+        ".csv": 2, ".mnc": 1, "without suffix": 1, ".hdr": 1, ".zip": 1, "numbered": 1,
         ".dcm.gz": 2, "hidden files": 1, "hidden folders": 1, "DICOMDIR": 1, "broken links": 1,
         "pipes and sockets": 1, ".tar.gz": 2, ".tar.xz": 1,
     }  # fmt: skip
 
 
 def test_what_may_hold_images_comes_first_and_names_the_way_out():
-    counts = {".csv": 40, ".tar.gz": 12, ".mgz": 3, ".txt": 1}
-    assert in_a_line(counts) == "12 .tar.gz, 3 .mgz, 40 .csv, 1 .txt"
+    counts = {".csv": 40, ".tar.gz": 12, ".mnc": 3, ".txt": 1}
+    assert in_a_line(counts) == "12 .tar.gz, 3 .mnc, 40 .csv, 1 .txt"
     assert ways_out(counts) == [
         "12 .tar.gz: unpack them to .tar (gunzip, zstd -d)",
-        "3 .mgz: convert them to .nii.gz (mri_convert)",
+        "3 .mnc: convert them to .nii.gz (mnc2nii)",
     ]
 
 
 @pytest.mark.parametrize(
     "suffix",
-    [".mgz", ".mnc", ".hdr", ".img", ".dcm.gz", ".tar.gz", ".zip", ".heic", ".czi", ".mp4", ".mat"],
+    [".mnc", ".hdr", ".img", ".dcm.gz", ".tar.gz", ".zip", ".heic", ".czi", ".mp4", ".mat"],
 )
 def test_formats_with_images_have_a_way_out(suffix):
     assert len(ways_out({suffix: 1})) == 1
@@ -95,9 +95,9 @@ def test_what_lies_beside_images_in_an_archive_is_counted_and_stays_counted(fold
 
 
 def test_the_summary_of_an_index_says_it(folder, tmp_path):
-    (folder / "brain.mgz").write_bytes(b"?")
+    (folder / "brain.mnc").write_bytes(b"?")
     (folder / "a.csv").write_text("")
     said = io.StringIO()
     make_index([folder], tmp_path / "i.parquet", Console(file=said, width=200), reading=DEFAULT)
-    assert "passed over 1 .mgz, 1 .csv" in said.getvalue()
-    assert "1 .mgz: convert them to .nii.gz (mri_convert)" in said.getvalue()
+    assert "passed over 1 .mnc, 1 .csv" in said.getvalue()
+    assert "1 .mnc: convert them to .nii.gz (mnc2nii)" in said.getvalue()

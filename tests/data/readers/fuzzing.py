@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import lzma
+import re
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import gdcm
@@ -103,6 +104,38 @@ def _volumes(grey: np.ndarray) -> dict[str, bytes]:
         "second.nii.gz": zlib_gzip(second.to_bytes()),
         "stack.npy": _saved(lambda out: np.save(out, volume)),
         "rgb.npy": _saved(lambda out: np.save(out, np.zeros((20, 30, 3), np.uint8))),
+        "volume.mgh": nibabel.MGHImage(volume, np.diag([2.0, 2.0, 3.0, 1.0])).to_bytes(),
+        **_text_headers(volume),
+    }
+
+
+def _text_headers(volume: np.ndarray) -> dict[str, bytes]:
+    """Volumes whose headers are text, plain, packed and as text."""
+    content = volume.astype("<i2").tobytes("F")
+    text = " ".join(map(str, volume[..., :2].ravel("F"))).encode()
+    sizes = " ".join(map(str, volume.shape))
+    nrrd = (
+        f"NRRD0005\n# words\ntype: short\ndimension: 3\nspace: left-posterior-superior\n"
+        f"sizes: {sizes}\nspace directions: (2,0,0) (0,2,0) (0,0,3)\nkinds: domain domain domain\n"
+        "endian: little\nencoding: raw\nspace origin: (1,2,3)\nname:=value\n\n"
+    ).encode()
+    meta = (
+        "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n"
+        "CompressedData = False\nTransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 1 2 3\n"
+        f"CenterOfRotation = 0 0 0\nElementSpacing = 2 2 3\nDimSize = {sizes}\n"
+        "ElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    ).encode()
+    short = sizes.rpartition(" ")[0].encode() + b" 2"
+    return {
+        "volume.nrrd": nrrd + content,
+        "packed.nrrd": nrrd.replace(b": raw", b": gzip") + zlib_gzip(content),
+        "text.nrrd": nrrd.replace(b": raw", b": ascii").replace(sizes.encode(), short) + text,
+        "volume.mha": meta + content,
+        "packed.mha": meta.replace(b"Data = False", b"Data = True") + zlib.compress(content),
+        "text.mha": meta.replace(b"BinaryData = True", b"BinaryData = False").replace(
+            sizes.encode(), short
+        )
+        + text,
     }
 
 
@@ -221,6 +254,10 @@ def _garbage(content: bytearray, rng: np.random.Generator) -> bytearray:
 def _lie(content: bytearray, rng: np.random.Generator) -> bytearray:
     """A size that the format itself finds plausible: checksums are made anew."""
     size = int(rng.choice([0, 1, 3, 47, 49, 500, 4096, 30_000, 65_535]))
+    if content.startswith((b"NRRD", b"ObjectType")):
+        return _lie_in_words(content, size, rng)
+    if content[:4] == b"\0\0\0\1" or content[:2] == b"\x1f\x8b" or content[344:348] == b"n+1\0":
+        return _lie_of_volume(content, size, rng)
     if content.startswith(b"\x89PNG"):
         which = int(rng.integers(0, 2))
         at = 16 + 4 * which
@@ -237,18 +274,8 @@ def _lie(content: bytearray, rng: np.random.Generator) -> bytearray:
         at = content.find(tags[int(rng.integers(0, len(tags)))], 132)
         if at >= 0:
             content[at + 8 : at + 10] = struct.pack("<H", size)
-    elif content[:2] == b"\x1f\x8b" or content[344:348] == b"n+1\0":
-        packed = content[:2] == b"\x1f\x8b"
-        plain = bytearray(zlib.decompress(content, zlib.MAX_WBITS | 16)) if packed else content
-        at = 42 + 2 * int(rng.integers(0, 4))
-        plain[at : at + 2] = struct.pack("<H", size)
-        content = bytearray(zlib_gzip(bytes(plain))) if packed else plain
     elif content[:2] in (b"II", b"MM"):
-        order = "<" if content[:2] == b"II" else ">"
-        for tag in (256, 257, 258, 277, 278, 279):
-            at = content.find(struct.pack(order + "H", tag), 8)
-            if at >= 0 and rng.uniform() < 0.4:
-                content[at + 8 : at + 12] = struct.pack(order + "I", size)
+        _lie_of_tiff(content, size, rng)
     elif content.startswith(b"\x93NUMPY"):
         at = content.find(b"(", 10)
         content[at + 1 : at + 3] = b"%d" % (size % 90 + 10)
@@ -256,6 +283,34 @@ def _lie(content: bytearray, rng: np.random.Generator) -> bytearray:
         at = max(content.find(b"\xff\xc0"), content.find(b"\xff\xc2"))
         content[at + 5 : at + 7] = struct.pack(">H", size)
     return content
+
+
+def _lie_of_tiff(content: bytearray, size: int, rng: np.random.Generator) -> None:
+    order = "<" if content[:2] == b"II" else ">"
+    for tag in (256, 257, 258, 277, 278, 279):
+        at = content.find(struct.pack(order + "H", tag), 8)
+        if at >= 0 and rng.uniform() < 0.4:
+            content[at + 8 : at + 12] = struct.pack(order + "I", size)
+
+
+def _lie_of_volume(content: bytearray, size: int, rng: np.random.Generator) -> bytearray:
+    which = int(rng.integers(0, 4))
+    if content[:4] == b"\0\0\0\1":  # MGH
+        content[4 + 4 * which : 8 + 4 * which] = struct.pack(">i", size)
+        return content
+    packed = content[:2] == b"\x1f\x8b"
+    plain = bytearray(zlib.decompress(content, zlib.MAX_WBITS | 16)) if packed else content
+    plain[42 + 2 * which : 44 + 2 * which] = struct.pack("<H", size)
+    return bytearray(zlib_gzip(bytes(plain))) if packed else plain
+
+
+def _lie_in_words(content: bytearray, size: int, rng: np.random.Generator) -> bytearray:
+    """One number or word of a header that is text becomes another."""
+    ends = (content.find(b"\n\n"), content.find(b"LOCAL"))
+    words = list(re.finditer(rb"[^\s(),]+", content[: max(ends)]))
+    others = (b"%d" % size, b"-1", b"nan", b"1e300", b"none", b"../a", b"5" * 400, b"(1,", b"%d")
+    word = words[int(rng.integers(1, len(words)))]
+    return content[: word.start()] + others[int(rng.integers(len(others)))] + content[word.end() :]
 
 
 Mutation = Callable[[bytearray, np.random.Generator], bytearray]
@@ -288,9 +343,13 @@ def _mutated(content: bytes, mutate: Mutation, rng: np.random.Generator) -> byte
     return bytes(made)
 
 
-def mutants(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """`count` mutations of the whole files, with their names."""
-    files = sorted(whole_files().items())
+def mutants(count: int, seed: int = 0, suffixes: Sequence[str] = ()) -> Iterator[tuple[str, bytes]]:
+    """`count` mutations of the whole files, or of those with some suffixes, with their names."""
+    files = sorted(
+        (name, content)
+        for name, content in whole_files().items()
+        if not suffixes or Path(name).suffix[1:] in suffixes
+    )
     for number in range(count):
         rng = np.random.default_rng([seed, number])
         name, content = files[number % len(files)]
@@ -331,6 +390,23 @@ def _volume() -> bytes:
     return zlib_gzip(header.binaryblock + b"\0" * 4) + zlib_gzip(b"\0" * 2**20) * 600
 
 
+def _nrrd() -> bytes:
+    """600 MB that are there, of 700 that the header claims."""
+    header = b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 1000 1000 700\nencoding: gzip\n\n"
+    return header + zlib_gzip(b"\0" * 2**20) * 600
+
+
+def _metaimage() -> bytes:
+    header = b"NDims = 3\nDimSize = 1000 1000 700\nElementType = MET_UCHAR\nCompressedData = True\n"
+    return header + b"ElementDataFile = LOCAL\n" + _zeros(600)
+
+
+def _words(of_each: bytes) -> bytes:
+    """Text instead of 8 million numbers."""
+    header = b"NRRD0004\ntype: double\ndimension: 2\nsizes: 4000 2000\nencoding: ascii\n\n"
+    return header + of_each * (60_000_000 // len(of_each))
+
+
 def _tiff(data: bytes, compression: int) -> bytes:
     """20 x 20 pixels in one strip, whose data unpack to more."""
     tags = {256: 20, 257: 20, 258: 8, 259: compression, 262: 1, 273: 200, 277: 1, 278: 20,
@@ -366,6 +442,13 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "9900-8-alpha.png": lambda: _png(9_900, 8, 6),
     "allowed-8-rgb.png": lambda: _png(_JUST_ALLOWED, 8, 2),
     "volume.nii.gz": _volume,
+    "packed.nrrd": _nrrd,
+    "packed.mha": _metaimage,
+    "one-number.nrrd": lambda: _words(b"9"),
+    "few-numbers.nrrd": lambda: _words(b" " * 64),
+    "commas.nrrd": lambda: _words(b","),
+    "header.nrrd": lambda: b"NRRD0004\n" + b"kinds: domain\n" * 2_000_000,
+    "header.mha": lambda: b"NDims = 3\n" + b"a = 1\n" * 2_000_000,
     "deflate.tif": lambda: _tiff(_zeros(1_200), 8),
     "lzma.tif": lambda: _tiff(lzma.compress(b"\0" * 2**26, preset=0) * 20, 34925),
     "frames.dcm": lambda: _many_frames(),

@@ -1,5 +1,4 @@
 import gzip
-import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,15 +8,10 @@ import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
 from dino_x.data.image import Reading, Unreadable
-from dino_x.data.readers import nifti, registry
+from dino_x.data.readers import packed, registry, volume
 from dino_x.data.readers.registry import looks_like_image, read, refs
-
-SHAPE = (5, 7, 4)
-CODES = [
-    "".join(code)
-    for order in itertools.permutations(("RL", "AP", "SI"))
-    for code in itertools.product(*order)
-]
+from dino_x.data.storage.unpacked import VolumeCache
+from tests.data.readers.volumes import CODES, SHAPE, seen
 
 
 @pytest.fixture
@@ -35,21 +29,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-def seen(volume, axis, number):
-    """A slice of a canonical volume as it is looked at: a loop over its pixels."""
-    right, front, top = (side - 1 for side in volume.shape)
-    rows, columns = {"axial": (1, 0), "coronal": (2, 0), "sagittal": (2, 1)}[axis]
-    image = np.empty((volume.shape[rows], volume.shape[columns]))
-    for row, column in np.ndindex(*image.shape):
-        if axis == "axial":
-            image[row, column] = volume[right - column, front - row, number]
-        elif axis == "coronal":
-            image[row, column] = volume[right - column, number, top - row]
-        else:
-            image[row, column] = volume[number, front - column, top - row]
-    return image
 
 
 @pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
@@ -151,15 +130,15 @@ def test_it_is_told_by_content_whatever_it_is_called(write, rng):
 def test_a_compressed_volume_is_unpacked_once(write, rng, monkeypatch):
     path = write(rng.integers(0, 9, (6, 6, 30), dtype=np.int16))
     unpacked = []
-    unpack = nifti._unpack
-    monkeypatch.setattr(nifti, "_unpack", lambda *given: unpacked.append(1) or unpack(*given))
+    unpack = volume._unpack
+    monkeypatch.setattr(volume, "_unpack", lambda *given: unpacked.append(1) or unpack(*given))
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(read, refs(path)))
     assert len(unpacked) == 1
 
 
 def test_volumes_are_dropped_oldest_first_and_broken_ones_remembered():
-    cache = nifti.VolumeCache(limit_bytes=250)
+    cache = VolumeCache(limit_bytes=250)
     made = []
 
     def of(which):
@@ -181,7 +160,7 @@ def test_volumes_are_dropped_oldest_first_and_broken_ones_remembered():
 
 
 def test_two_threads_wait_for_one_unpacking():
-    cache, started, go = nifti.VolumeCache(1000), threading.Event(), threading.Event()
+    cache, started, go = VolumeCache(1000), threading.Event(), threading.Event()
     made = []
 
     def slow():
@@ -239,7 +218,7 @@ def test_a_header_that_cannot_be_true_is_refused(write, name, fields, reason):
 
 def test_a_bomb_is_refused_before_it_is_unpacked(write, monkeypatch):
     path = write(np.zeros((100, 100, 100), np.int16))
-    monkeypatch.setattr(nifti, "MAX_UNPACKED", 2**20)
+    monkeypatch.setattr(volume, "MAX_UNPACKED", 2**20)
     with pytest.raises(Unreadable, match=r"unpacks to 1 MB, more than the 1 MB.*gunzip"):
         refs(path)
 
@@ -257,7 +236,7 @@ def test_no_more_is_unpacked_than_the_header_says(write, monkeypatch):
             got += count
             return count
 
-    monkeypatch.setattr(nifti.gzip, "GzipFile", Counting)
+    monkeypatch.setattr(packed.gzip, "GzipFile", Counting)
     assert read(path).pixels.sum() == 35
     assert got < 10_000
 

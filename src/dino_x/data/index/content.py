@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dino_x.data.image import Unreadable
+from dino_x.data.readers.registry import values_in
 from dino_x.data.storage.member import size_of
 from dino_x.errors import UserError
 
@@ -25,26 +26,36 @@ def content_key(path: Path) -> bytes:
     """16 bytes that two files share if they hold the same.
 
     Files of up to 256 KiB are read as a whole. Of a larger one the size counts, and 16 blocks of
-    16 KiB that are spread evenly from its first to its last byte.
+    16 KiB that are spread evenly from its first to its last byte. A header whose values lie in
+    another file counts with that file.
 
     Args:
         path: a file, or a member of an archive.
 
     Returns: the key; empty if the file cannot be read.
     """
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
     try:
-        size = size_of(path)
-        digest = hashlib.blake2b(str(size).encode(), digest_size=KEY_BYTES)
-        with path.open("rb") as file:
-            if size <= WHOLE_UP_TO:
-                digest.update(file.read(size))
-                return digest.digest()
-            for start in np.linspace(0, size - BLOCK, BLOCKS).astype(int).tolist():
-                file.seek(start)
-                digest.update(file.read(BLOCK))
+        _update(digest, path)
+        values = values_in(path)
+        if values is not None:
+            _update(digest, values)
     except (OSError, Unreadable, UserError):
         return UNKNOWN
     return digest.digest()
+
+
+def _update(digest: hashlib.blake2b, path: Path) -> None:
+    """Add the size of a file and its bytes, or blocks of these."""
+    size = size_of(path)
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        if size <= WHOLE_UP_TO:
+            digest.update(file.read(size))
+            return
+        for start in np.linspace(0, size - BLOCK, BLOCKS).astype(int).tolist():
+            file.seek(start)
+            digest.update(file.read(BLOCK))
 
 
 def content_keys(paths: Iterable[Path], workers: int | None = None) -> dict[Path, bytes]:

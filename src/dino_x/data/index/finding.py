@@ -33,7 +33,8 @@ from dino_x.errors import UserError, nearest
 # Suffixes of image formats that are read, and of some that are not: the latter are reported.
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".ima", ".npy"}
-    | {".nii", ".gif", ".webp", ".jp2", ".j2k", ".mha", ".mhd", ".nrrd", ".npz"}
+    | {".nii", ".gif", ".webp", ".jp2", ".j2k", ".mha", ".mhd", ".nrrd", ".nhdr", ".npz"}
+    | {".mgz", ".mgh"}
 )
 
 # Threads that list folders. They wait for a disk or a network file system, not for a processor, so

@@ -235,23 +235,32 @@ def _scan_file(file: Candidate, path: Path, reading: Reading) -> list[Record]:
 def content_key(path: Path, size: int, parts: Callable[[int], list[tuple[int, int]]]) -> str | None:
     """A salted hash of a file's size and of parts of its bytes; None if it cannot be read.
 
+    A header whose values lie in another file counts with that file.
+
     Args:
         path: the file.
         size: its size in bytes.
         parts: a function from the size to the (begin, end) of the bytes that are read.
     """
     digest = hashlib.blake2b(key=identity.salt(), person=b"content", digest_size=10)
-    digest.update(f"{size}:".encode())
     try:
-        with path.open("rb", buffering=0) as file:
-            for begin, end in parts(size):
-                file.seek(begin)
-                while begin < end and (data := file.read(min(end - begin, 2**20))):
-                    digest.update(data)
-                    begin += len(data)
+        values = registry.values_in(path)
+        sizes = {path: size} if values is None else {path: size, values: size_of(values)}
+        for one, bytes_of_it in sizes.items():
+            digest.update(f"{bytes_of_it}:".encode())
+            _update(digest, one, parts(bytes_of_it))
     except (OSError, Unreadable):
         return None
     return digest.hexdigest()
+
+
+def _update(digest: hashlib.blake2b, path: Path, parts: list[tuple[int, int]]) -> None:
+    with path.open("rb", buffering=0) as file:
+        for begin, end in parts:
+            file.seek(begin)
+            while begin < end and (data := file.read(min(end - begin, 2**20))):
+                digest.update(data)
+                begin += len(data)
 
 
 def _sampled(size: int) -> list[tuple[int, int]]:

@@ -38,8 +38,8 @@ UNREADABLE_SHARE = 0.1
 LEFT_OUT = "left out: "  # how the reason begins for images that are no view of anatomy
 
 LOOKED_FOR = (
-    "looked for PNG, JPEG, TIFF, DICOM, NIfTI and NumPy in all subfolders, and in .tar and .parquet"
-    " archives (compressed tars have to be unpacked)"
+    "looked for PNG, JPEG, TIFF, DICOM, NIfTI, NRRD, MetaImage, MGH and NumPy in all subfolders,"
+    " and in .tar and .parquet archives (compressed tars have to be unpacked)"
 )
 
 _WAITING_THREADS = 32

@@ -31,10 +31,9 @@ WAYS_OUT: dict[str, str] = {
     **dict.fromkeys(PACKED_TAR, "unpack them to .tar (gunzip, zstd -d)"),
     **dict.fromkeys((".dcm.gz", ".dcm.bz2", ".dcm.xz", ".nii.bz2", ".nii.xz", ".nii.zst"), _UNPACK),
     **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst", ".z", ".lz4"), _UNPACK),
-    **dict.fromkeys((".mgz", ".mgh", ".mgh.gz"), f"{_TO_NIFTI} (mri_convert)"),
+    **dict.fromkeys((".mgh.gz", ".nrrd.gz", ".mha.gz"), _UNPACK),
     **dict.fromkeys((".mnc", ".mnc.gz"), f"{_TO_NIFTI} (mnc2nii)"),
     **dict.fromkeys((".hdr", ".img", ".hdr.gz", ".img.gz"), f"Analyze: {_TO_NIFTI} (nibabel)"),
-    **dict.fromkeys((".nhdr", ".nrrd", ".mha", ".mhd"), f"{_TO_NIFTI} (SimpleITK)"),
     **dict.fromkeys((".par", ".rec", ".v", ".head", ".brik", ".brik.gz"), f"{_TO_NIFTI} (nibabel)"),
     **dict.fromkeys((".ima.gz", ".pet", ".i", ".hed"), _TO_NIFTI),
     **dict.fromkeys((".h5", ".hdf5", ".mat", ".pt", ".pkl", ".pickle", ".npz", ".zarr"), _TO_NUMPY),
@@ -53,8 +52,8 @@ _ONLY_IF_ALONE = {".dat", ".bin", ".raw", ".v", ".i", ".pt", ".pkl", ".pickle", 
 def suffix_of(name: str) -> str:
     """The suffix that a file is counted under, with that of a compressed one's content.
 
-    >>> suffix_of("CT.tar.gz"), suffix_of("a.MGZ"), suffix_of("README"), suffix_of("IM.0012")
-    ('.tar.gz', '.mgz', 'without suffix', 'numbered')
+    >>> suffix_of("CT.tar.gz"), suffix_of("a.MNC"), suffix_of("README"), suffix_of("IM.0012")
+    ('.tar.gz', '.mnc', 'without suffix', 'numbered')
     """
     suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
     if not suffixes:

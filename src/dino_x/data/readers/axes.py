@@ -8,10 +8,12 @@ open; without it a shape that can be read in two ways is refused, and never gues
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from dino_x.data.image import Unreadable
+from dino_x.data.storage.parts import read_part
 
 # A picture whose sides differ by more than this factor is none that anyone means.
 _MOST_ASPECT = 4
@@ -56,10 +58,23 @@ class Layout:
 
     def image(self, values: np.ndarray, number: int) -> np.ndarray:
         """One image of an array that is laid out like this, [H, W, C]."""
-        where = list(np.unravel_index(number, self.stacked)) if self.stacked else []
-        index = tuple(slice(None) if letter in "HWC" else where.pop(0) for letter in self.axes)
+        where = self._where(number)
+        return self._ordered(values[tuple(slice(None) if at is None else at for at in where)])
+
+    def read(
+        self, path: Path, dtype: np.dtype, offset: int, fortran: bool, number: int
+    ) -> np.ndarray:
+        """One image of an array that lies in a file, [H, W, C]; see `parts.read_part`."""
+        order = "F" if fortran else "C"
+        return self._ordered(read_part(path, dtype, offset, self.shape, self._where(number), order))
+
+    def _where(self, number: int) -> list[int | None]:
+        """For each axis the place of an image on it, or None for all of it."""
+        places = list(np.unravel_index(number, self.stacked)) if self.stacked else []
+        return [None if letter in "HWC" else int(places.pop(0)) for letter in self.axes]
+
+    def _ordered(self, plane: np.ndarray) -> np.ndarray:
         left = [letter for letter in self.axes if letter in "HWC"]
-        plane = values[index]
         if "C" not in left:
             left.append("C")
             plane = plane[..., None]

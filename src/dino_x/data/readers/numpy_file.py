@@ -27,7 +27,7 @@ from dino_x.data.image import (
     check_size,
 )
 from dino_x.data.readers.axes import Layout, layout_of
-from dino_x.data.storage.member import mapped, whereabouts
+from dino_x.data.storage.member import whereabouts
 from dino_x.data.windowing import choose_window
 
 
@@ -80,11 +80,9 @@ def read(ref: ImageRef) -> Image:
     if ref.frame >= layout.images:
         raise Unreadable(f"image {ref.frame} of a file that has {layout.images}")
     try:
-        order = "F" if header.fortran else "C"
-        stored = mapped(ref.path, header.dtype, header.offset, layout.shape, order)
-    except (OSError, ValueError):
-        raise Unreadable("truncated .npy") from None
-    values = layout.image(stored, ref.frame)
+        values = layout.read(ref.path, header.dtype, header.offset, header.fortran, ref.frame)
+    except OSError as error:
+        raise Unreadable(f"cannot be opened: {error.strerror}") from None
     if header.dtype == bool:
         values = values.astype(np.uint8) * 255
     pixels = channels_first(values)

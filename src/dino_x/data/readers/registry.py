@@ -12,19 +12,31 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 
 from dino_x.data.image import DEFAULT, Image, ImageRef, Reader, Reading, Unreadable
-from dino_x.data.readers import dicom, nifti, numpy_file, picture, tiff
+from dino_x.data.readers import (
+    dicom,
+    metaimage,
+    mgh,
+    nifti,
+    nrrd,
+    numpy_file,
+    picture,
+    tiff,
+)
 from dino_x.data.readers.quiet import quiet
 from dino_x.data.storage.archives import none_lost, raise_lost
 from dino_x.data.storage.member import at_hand
 
 __all__ = ["READERS", "Image", "ImageRef", "Reader", "Unreadable", "looks_like_image"]
-__all__ += ["read", "refs"]
+__all__ += ["read", "refs", "values_in"]
 
 READERS: dict[str, Reader] = {
     "picture": picture,
     "tiff": tiff,
     "dicom": dicom,
     "nifti": nifti,
+    "nrrd": nrrd,
+    "metaimage": metaimage,
+    "mgh": mgh,
     "numpy": numpy_file,
 }
 
@@ -34,8 +46,6 @@ UNSUPPORTED = {
     "webp": "WebP is not supported: save it as PNG",
     "jp2": "JPEG 2000 outside DICOM is not supported: save it as PNG or TIFF",
     "npz": "an archive of arrays (.npz) is not supported: save each as .npy",
-    "metaimage": "MetaImage (.mha, .mhd) is not supported: convert it to .nii.gz",
-    "nrrd": "NRRD is not supported: convert it to .nii.gz",
 }
 
 _SNIFFED_BYTES = 1024  # enough to unpack a NIfTI header from, whatever it holds
@@ -72,6 +82,25 @@ def read(image: ImageRef | Path) -> Image:
     with quiet(), _not_lost():
         image = at_hand(image)  # fetched once, though readers open it several times
         return _reader(image.path).read(image)
+
+
+def values_in(path: Path) -> Path | None:
+    """The other file that holds the values of an image, if its header names one; else None."""
+    detached = _DETACHED.get(path.suffix.lower())
+    if detached is None:
+        return None
+    try:
+        return detached(path)
+    except (Unreadable, OSError):
+        return None
+
+
+_DETACHED: dict[str, Callable[[Path], Path | None]] = {
+    ".nrrd": nrrd.values_in,
+    ".nhdr": nrrd.values_in,
+    ".mha": metaimage.values_in,
+    ".mhd": metaimage.values_in,
+}
 
 
 def _refuse_changed(image: ImageRef) -> None:
@@ -154,8 +183,9 @@ _FORMATS: tuple[tuple[str, Callable[[bytes, str], bool]], ...] = (
     ("webp", lambda head, name: head[:4] == b"RIFF" and head[8:12] == b"WEBP"),
     ("jp2", lambda head, name: head[4:12] == b"jP  \r\n\x87\n"),
     ("numpy", _starts_with(b"\x93NUMPY")),
-    ("nrrd", _starts_with(b"NRRD0")),
-    ("metaimage", _starts_with(b"ObjectType = Image", b"ObjectType=Image", b"NDims =")),
+    ("nrrd", lambda head, name: nrrd.is_nrrd(head)),
+    ("metaimage", metaimage.is_metaimage),
     ("npz", lambda head, name: head.startswith(b"PK\x03\x04") and PurePath(name).suffix == ".npz"),
+    ("mgh", lambda head, name: mgh.is_mgh(nifti.unpacked_head(head))),
     ("nifti", lambda head, name: name.endswith(".nii.gz") or nifti.is_nifti(head)),
 )

@@ -232,12 +232,6 @@ def _opened(archive: Archive) -> io.FileIO:
     return file
 
 
-def on_disk(archive: Archive) -> io.FileIO:
-    """The open file of an archive on a disk; nobody may rely on its position. Raises UserError."""
-    read_range(archive, 0, 0)  # raises a clear error if it cannot be opened
-    return _opened(archive)
-
-
 def _read_local(archive: Archive, start: int, length: int) -> bytes:
     file = _opened(archive)
     data = read_at(file.fileno(), length, start)

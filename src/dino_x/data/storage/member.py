@@ -18,8 +18,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dino_x.data.image import ImageRef
 from dino_x.data.storage import row_groups
 from dino_x.data.storage.archives import (
@@ -27,7 +25,6 @@ from dino_x.data.storage.archives import (
     address,
     is_remote,
     location,
-    on_disk,
     opened_span,
     read_range,
     reader_of,
@@ -238,15 +235,3 @@ def whereabouts(path: Path) -> str:
 @lru_cache(maxsize=1024)
 def _real(archive: Path) -> str:
     return location(archive) if is_remote(archive) else os.path.realpath(archive)
-
-
-def mapped(path: Path, dtype: np.dtype | type, offset: int, shape: tuple[int, ...], order: Any):  # type: ignore[no-untyped-def]
-    """The values in a file: mapped if it is on a disk, else read. Raises OSError, ValueError."""
-    if isinstance(path, Member):
-        if path.row_group >= 0 or is_remote(path.archive.path) or path.content is not None:
-            count = int(np.prod(shape))
-            values = np.frombuffer(path.load(), dtype, count, offset)
-            return values.reshape(shape, order=order)
-        file: Any = on_disk(path.archive)
-        return np.memmap(file, dtype, "r", path.offset + offset, shape, order)
-    return np.memmap(path, dtype, "r", offset, shape, order)
