@@ -13,6 +13,8 @@ from dino_x.distributed.shares import all_sizes
 from dino_x.machine.device import describe_device
 from dino_x.training.prepare import Prepared
 from dino_x.training.schedules import peak_lr
+from dino_x.training.step.batch_plan import Cutter
+from dino_x.views.extra import place_of
 from dino_x.views.sizes import crop_sizes
 
 
@@ -62,6 +64,7 @@ def announce(
     if prepared.loader.store is not None:
         cached = len(prepared.loader.store)
         lines["cache"] = f"{options.data.cache}, {cached:,} of {len(index):,} images are in it"
+    lines |= code_lines(trainer.cutter)
     lines |= stage_lines(options)
     if trainer.done:
         lines["resumed"] = f"after step {trainer.done:,}"
@@ -123,6 +126,14 @@ def not_taken(index: Index) -> dict[str, str]:
     if index.passed:
         lines["passed"] = "; ".join([in_a_line(index.passed), *ways_out(index.passed)])
     return lines
+
+
+def code_lines(cutter: Cutter) -> dict[str, str]:
+    """Which code of the user's own is run, and the file that it is in."""
+    if cutter.extra is None:
+        return {}
+    name = cutter.options.views.extra
+    return {"extra": f"{name} changes each crop ({place_of(cutter.extra)})"}
 
 
 def stage_lines(options: Options) -> dict[str, str]:

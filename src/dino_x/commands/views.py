@@ -28,8 +28,9 @@ from dino_x.files import check_place, write_atomically
 from dino_x.losses.ranks import ALONE
 from dino_x.runs.start import inherited
 from dino_x.training.images import early_checks, images_of
-from dino_x.training.prepare import canvas_form, check_patches
+from dino_x.training.prepare import canvas_form, check_patches, check_stains
 from dino_x.training.step.batch_plan import Cutter, MicroBatch, draw_batch_plan
+from dino_x.views.extra import checked_extra
 from dino_x.views.sizes import GLOBAL_VIEWS, crop_sizes
 
 COUNT = 16
@@ -78,9 +79,11 @@ def draw_views(overrides: Mapping[str, Any], out: Path, console: Console) -> Pat
     patch = early.patch_size or patch_size_of(options.model)
     check_patches(options, patch, patch)
     chosen = np.unique(np.linspace(0, len(index) - 1, COUNT).round().astype(int))
+    form = canvas_form(options, index, early.channels)
+    check_stains(options, form)
     with Loader(
         index,
-        canvas_form(options, index, early.channels),
+        form,
         cache_bytes=0,
         workers=options.data.workers,
     ) as loader:
@@ -109,7 +112,9 @@ def views_of(options: Options, canvases: Canvases, channels: int, patch: int) ->
     plan = draw_batch_plan(options, 0, count, 1, patch, sizes)
     plan = replace(plan, indices_B=np.arange(count))
     plain = [0.0] * channels, [1.0] * channels  # values stay in [0, 1]
-    cutter = Cutter(options, *plain, torch.device("cpu"), torch.float32)
+    cpu, dtype = torch.device("cpu"), torch.float32
+    extra = checked_extra(options, canvases.pixels.shape[1], cpu, dtype)
+    cutter = Cutter(options, *plain, cpu, dtype, extra)
     micro = MicroBatch(plan, slice(0, count), canvases, cutter)
     whole_nCSS = cutter.normalised(
         whole_canvases(canvases.pixels, canvases.hounsfield, sizes.global_size)
