@@ -283,6 +283,7 @@ def classify(
             device=how.device,
             precision=how.precision,
             slices=contender.preparation.slices,
+            grey=contender.preparation.grey,
         )
         for name, contender in contenders.items()
     } | {PIXELS: pixel_encoder()}

@@ -119,7 +119,8 @@ def prepare(
     chosen = replace(chosen, size=max(all_sizes(effective_batch, chosen.size, ranks.world_size)))
     steps.use_micro_batch(chosen.size)
     plain = options.data.slices == 1 and is_plain(index.rows, options.windows, decoding)
-    trainer = Trainer(steps, run, hash_of(index), plain)
+    grey = form.channels == 1 and backbone.channels == 3
+    trainer = Trainer(steps, run, hash_of(index), plain, grey)
     return Prepared(trainer, loader, index, resolved, chosen, devices)
 
 
