@@ -50,8 +50,9 @@ class DataOptions(Section):
     )
     labels: str | None = option(
         None,
-        "'folder' (the name of its folder is an image's class), or a CSV file with the"
-        " columns path and label. The model is evaluated on them at the end of the run.",
+        "'folder' (the name of its folder is an image's class), 'column' (label_column is beside"
+        " the images of Parquet files), or a CSV file with the columns path and label. The model is"
+        " evaluated on them at the end of the run.",
     )
     label_column: str = option(
         "label",
