@@ -76,7 +76,7 @@ def pretrain(
         seed: of everything random.
         device: auto, cpu, cuda or mps.
         precision: fp32, bf16 or fp64.
-        labels: ``folder``, or a CSV file with columns path and label.
+        labels: ``folder``, ``column`` or a CSV file, see ``docs/evaluation.md``.
         cache: a folder that keeps decoded images.
         index: an index to keep.
         where: which images of an index are wanted.
@@ -140,7 +140,7 @@ def evaluate(
     Args:
         model: a run, a folder as transformers saves models, or a name on the hub.
         data: folders, files or indexes.
-        labels: ``folder``, or a CSV file with columns path and label.
+        labels: ``folder``, ``column`` or a CSV file, see ``docs/evaluation.md``.
         label_column: column of the CSV file that holds the class.
         masks: for segmentation, a table with a column ``mask`` or a folder of masks.
         index: an index of the data.
@@ -271,7 +271,7 @@ def index(
     Args:
         data: folders and files.
         out: the index; where it is there, only new and changed files are read.
-        labels: ``folder`` or a CSV file, to have classes in the table.
+        labels: ``folder``, ``column`` or a CSV file, to have classes in the table.
         label_column: column of the CSV file that holds the class.
         slice_axis: how volumes are cut: axial, coronal or sagittal.
         modality: of files that name none, such as CT.

@@ -78,6 +78,7 @@ def encoder_of(name: str, model: LoadedModel, *, grid: bool = False) -> tuple[En
         device=device,
         precision="fp32",
         slices=preparation.slices,
+        grey=preparation.grey,
         read_out=read_out,
     )
     return encoder, tokens_of(name, model, first_patch)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
@@ -25,8 +26,9 @@ from dino_x.files import check_place, write_atomically
 from dino_x.losses.ranks import ALONE
 from dino_x.runs.start import inherited
 from dino_x.training.images import early_checks, images_of
-from dino_x.training.prepare import canvas_form, check_patches
+from dino_x.training.prepare import canvas_form, check_patches, check_stains
 from dino_x.training.step.seen import Seen, seen_of
+from dino_x.views.extra import checked_extra
 
 COUNT = 16
 CELL, GAP, LINE = 128, 4, 16  # pixels of a picture, between pictures, and of a line of text
@@ -56,14 +58,18 @@ def draw_views(overrides: Mapping[str, Any], out: Path, console: Console) -> Pat
     patch = early.patch_size or patch_size_of(options.model)
     check_patches(options, patch, patch)
     chosen = np.unique(np.linspace(0, len(index) - 1, COUNT).round().astype(int))
+    form = canvas_form(options, index, early.channels)
+    check_stains(options, form)
     with Loader(
         index,
-        canvas_form(options, index, early.channels),
+        form,
         cache_bytes=0,
         workers=options.data.workers,
     ) as loader:
         canvases = loader.batch(chosen)
-    views = seen_of(options, canvases, early.channels, patch)
+    channels = canvases.pixels.shape[1]
+    extra = checked_extra(options, channels, torch.device("cpu"), torch.float32)
+    views = seen_of(options, canvases, early.channels, patch, extra)
     rows = [index.rows[position] for position in chosen]
     write_atomically(out, lambda path: picture(views, rows, options).save(path, format="png"))
     say(views, rows, index, out, console)

@@ -49,7 +49,7 @@ class Encoder:
 
     Attributes:
         image_size: S, the side in pixels of the squares it takes.
-        channels: C, 1 or 3.
+        channels: C; 1 for a network that takes three alike, too.
         features: from float32 [B, C, S, S] in [0, 1] to [B, D], or to [B, P, D] for P patches.
         slices: 3 if the channels are a slice and its neighbours (2.5D), else 1.
     """
@@ -117,6 +117,7 @@ def backbone_encoder(
     device: torch.device | str,
     precision: str,
     slices: int = 1,
+    grey: bool = False,
     read_out: Callable[[Any], torch.Tensor] = pooled,
     **options: Any,
 ) -> Encoder:
@@ -130,6 +131,7 @@ def backbone_encoder(
         device: where the backbone is.
         precision: of its forward.
         slices: see ``Encoder``.
+        grey: whether an image with colours is its luma, see ``model.pretrained.Preparation``.
         read_out: a function that takes the features from the output of the network.
         options: further arguments of the network's forward.
     """
@@ -146,7 +148,7 @@ def backbone_encoder(
         finally:
             backbone.train(training)
 
-    return Encoder(image_size, len(mean), features, slices)
+    return Encoder(image_size, 1 if grey else len(mean), features, slices)
 
 
 def encode(

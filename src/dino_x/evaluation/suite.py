@@ -109,7 +109,7 @@ def evaluate(
     Args:
         model: a run, a folder as transformers saves models, or a name on the hub.
         data_paths: files and folders of images.
-        labels: ``folder`` or a CSV file, see ``labels.load_labels``; None for masks only.
+        labels: ``folder``, ``column`` or a CSV file, see ``load_labels``; None for masks only.
         label_column: the column of the CSV file that holds the class.
         masks: a CSV file or a folder, see ``masks.load_masks``; by default the labels' own file if
             it has a column ``mask``.
@@ -283,6 +283,7 @@ def classify(
             device=how.device,
             precision=how.precision,
             slices=contender.preparation.slices,
+            grey=contender.preparation.grey,
         )
         for name, contender in contenders.items()
     } | {PIXELS: pixel_encoder()}

@@ -38,7 +38,7 @@ USE = {
     "transformers": """from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-image = Image.open("image.png").convert("{mode}")
+image = Image.open("image.png"){converted}
 processor = AutoImageProcessor.from_pretrained("{folder}")
 backbone = AutoModel.from_pretrained("{folder}")
 features = backbone(**processor(image, return_tensors="pt")).pooler_output""",
@@ -115,8 +115,14 @@ def use(format_: str, preparation: Preparation) -> str:
     """The code that gets features, for the images that the model was trained on."""
     if format_ == "transformers" and not preparation.plain:
         return USE_OURS
-    mode = "L" if preparation.channels == 1 else "RGB"
-    return USE[format_].replace("{mode}", mode)
+    grey, colours = '.convert("L")', '.convert("RGB")'
+    if preparation.channels == 1:
+        converted = grey
+    elif preparation.grey:
+        converted = grey + colours
+    else:
+        converted = colours
+    return USE[format_].replace("{converted}", converted)
 
 
 def flags_of(at_step: StepOfRun | None) -> list[str]:
@@ -166,6 +172,8 @@ def images(backbone: LoadedModel) -> str:
     )
     if p.slices == 3:
         text += " The three channels are a slice and its two neighbours (2.5D)."
+    if p.grey:
+        text += " The three channels are equal: an image with colours becomes grey first."
     if not p.plain:
         text += (
             " They were no 8-bit pictures, so how their values are windowed matters: let `dino_x`"

@@ -72,7 +72,7 @@ class Snapshots:
             return
         content = self.content(teacher, source, cutter)
         if done == 0 and "images" in content:
-            content |= self.crops(source, len(cutter.mean), teacher.backbone.patch_size)
+            content |= self.crops(source, cutter, teacher.backbone.patch_size)
         if ranks.rank > 0:
             return
         try:
@@ -105,11 +105,11 @@ class Snapshots:
             content["images"] = np.stack(squares)
         return content
 
-    def crops(self, source: ImageSource, channels: int, patch: int) -> dict[str, np.ndarray]:
+    def crops(self, source: ImageSource, cutter: Cutter, patch: int) -> dict[str, np.ndarray]:
         """The crops of the fixed images in a step that has just these, as the network sees them."""
         chosen = fixed_images(self.options.train.seed, self.images)
         (canvases,) = source.prefetch([chosen])
-        seen = seen_of(self.options, canvases, channels, patch)
+        seen = seen_of(self.options, canvases, len(cutter.mean), patch, cutter.extra)
         return {
             "global_crops": as_bytes(seen.shaded_nVCSS),
             "local_crops": as_bytes(seen.local_nVCSS[:, :LOCALS]),

@@ -17,6 +17,7 @@ from dino_x.config.resolve import with_values
 from dino_x.data.loading.loader import Canvases
 from dino_x.data.preparation import whole_canvases
 from dino_x.training.step.batch_plan import Cutter, MicroBatch, draw_batch_plan
+from dino_x.views.extra import Extra
 from dino_x.views.sizes import GLOBAL_VIEWS, crop_sizes
 
 MASKED = 0.25  # of its brightness is left of a masked patch in a picture
@@ -46,7 +47,9 @@ class Seen:
         return self.global_nVCSS * shade_nVSS[:, :, None]
 
 
-def seen_of(options: Options, canvases: Canvases, channels: int, patch: int) -> Seen:
+def seen_of(
+    options: Options, canvases: Canvases, channels: int, patch: int, extra: Extra | None = None
+) -> Seen:
     """Cut the crops of a step that has just these images.
 
     Args:
@@ -54,6 +57,7 @@ def seen_of(options: Options, canvases: Canvases, channels: int, patch: int) -> 
         canvases: n images.
         channels: that the network takes.
         patch: side of a patch in pixels.
+        extra: the function of ``views.extra``.
     """
     count = len(canvases.pixels)
     options = with_values(options, {"train.effective_batch": count})
@@ -61,7 +65,7 @@ def seen_of(options: Options, canvases: Canvases, channels: int, patch: int) -> 
     plan = draw_batch_plan(options, 0, count, 1, patch, sizes)
     plan = replace(plan, indices_B=np.arange(count))
     plain = [0.0] * channels, [1.0] * channels  # values stay in [0, 1]
-    cutter = Cutter(options, *plain, torch.device("cpu"), torch.float32)
+    cutter = Cutter(options, *plain, torch.device("cpu"), torch.float32, extra)
     micro = MicroBatch(plan, slice(0, count), canvases, cutter)
     whole_nCSS = cutter.normalised(
         whole_canvases(canvases.pixels, canvases.hounsfield, sizes.global_size)
