@@ -130,6 +130,7 @@ def evaluate(
     where: str | None = None,
     tasks: Sequence[str] | None = None,
     against: Sequence[str] = (),
+    features: str = "cls",
     device: str = "auto",
     seed: int = 0,
     verbose: bool = False,
@@ -147,6 +148,7 @@ def evaluate(
         where: a condition on the images, such as ``modality == "CT"``.
         tasks: of knn, linear, few-shot and segmentation; by default all that there are data for.
         against: other models.
+        features: ``cls``, or ``cls+mean`` for CLS and the mean patch side by side.
         device: auto, cpu, cuda or mps.
         seed: of everything drawn.
         verbose: print the table of the command line.
@@ -175,6 +177,7 @@ def evaluate(
             where=where,
             tasks=tasks,
             against=against,
+            features=features,
             device=device,
             seed=seed,
             progress=progress,
@@ -186,7 +189,7 @@ def evaluate(
     print_table(result, screen)
     if former is not None:
         screen.print(
-            f"the evaluation on other labels that was there is now {former}",
+            f"the other evaluation that was there is now {former}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     if written_to is not None:

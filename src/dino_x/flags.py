@@ -160,6 +160,11 @@ def add_evaluate(commands: Any) -> None:
         "--against", nargs="+", default=[], metavar="MODEL", help="Other models to compare with."
     )
     parser.add_argument(
+        "--features", default="cls", choices=["cls", "cls+mean"],
+        help="What a network says of an image: its CLS token, or CLS and the mean patch, of all"
+        " networks alike.",
+    )  # fmt: skip
+    parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE.json",

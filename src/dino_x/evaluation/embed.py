@@ -20,8 +20,10 @@ from dino_x.data.preparation import normalised, to_square, windowed
 from dino_x.data.readers.registry import ImageRef, Unreadable, read
 from dino_x.data.storage.member import any_remote
 from dino_x.machine.device import autocast
+from dino_x.model.families import registers_of
 
 WAITING_THREADS = 32
+FEATURES = ("cls", "cls+mean")  # what a network may be asked for: CLS, or CLS and the mean patch
 Progress = Callable[[int, int], None]  # (images done, images in all)
 Form = tuple[int, int, int]  # channels, side of a square, and slices in it (3 in 2.5D)
 
@@ -68,6 +70,27 @@ class Encoder:
 def pooled(output: Any) -> torch.Tensor:
     """The CLS token after the final norm, [B, D]."""
     return output.pooler_output
+
+
+def cls_and_mean(registers: int) -> Callable[[Any], torch.Tensor]:
+    """What takes CLS and the mean patch, side by side, from the output of a network, [B, 2 * D].
+
+    Args:
+        registers: tokens between CLS and the patches, which are no part of the mean.
+
+    Source: DINOv2 (Oquab et al. 2024), the features of its linear evaluation.
+    """
+
+    def read_out(output: Any) -> torch.Tensor:
+        patches_BND = output.last_hidden_state[:, 1 + registers :]
+        return torch.cat([output.pooler_output, patches_BND.mean(dim=1)], dim=1)
+
+    return read_out
+
+
+def read_out_of(network: nn.Module, features: str) -> Callable[[Any], torch.Tensor]:
+    """What takes the features, one of ``FEATURES``, from the output of a network."""
+    return pooled if features == "cls" else cls_and_mean(registers_of(network.config))
 
 
 def embed(
