@@ -121,12 +121,15 @@ def _rows_of(
 ) -> Sequence[ImageRef] | None:
     """The run's images, of a large index or where a condition asks for headers; else None."""
     large, _ = open_large(paths)
-    if large is not None:
-        return index_of(large, take, where)[0].rows
-    if where is None:
+    if large is None and where is None:
         return None
-    every = build_index(paths, verify="headers", reading=reading, where=where, take=take).rows
-    return [row for row in every if row.kind not in NEVER_SHOWN]
+    if large is None:
+        index = build_index(paths, verify="headers", reading=reading, where=where, take=take)
+    else:
+        index, _, _ = index_of(large, take, where)
+    if isinstance(index.rows, Rows):
+        return index.rows
+    return [row for row in index.rows if row.kind not in NEVER_SHOWN]
 
 
 def _some_rows(rows: Sequence[ImageRef], rng: np.random.Generator, count: int) -> list[ImageRef]:

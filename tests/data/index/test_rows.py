@@ -3,7 +3,9 @@
 import os
 import pickle
 import shutil
+from collections import Counter
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,9 @@ from dino_x.data.index.headers import Record
 from dino_x.data.index.index import build_index, is_plain
 from dino_x.data.index.rows import Rows, counts_of, hash_of_rows
 from dino_x.data.index.table import Table, write_table
+from dino_x.data.loading import order, sampler
+from dino_x.data.loading.dealing import Layout
+from dino_x.data.loading.order import order_of
 from dino_x.data.loading.sampler import sample_indices, strata_of
 from dino_x.data.storage.archives import Archive
 from dino_x.data.storage.member import Member
@@ -153,6 +158,46 @@ def test_a_large_index_has_the_same_batches(shared, weights, how, as_large, monk
         np.testing.assert_array_equal(
             sample_indices(3, step, 16, n, one), sample_indices(3, step, 16, n, other)
         )
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Every order is computed."""
+    for module in (order, sampler):
+        monkeypatch.setattr(module, "COMPUTED_FROM", 1)
+
+
+@pytest.mark.parametrize("weights", ["size", "equal", [1, 3, 0.5]])
+def test_a_computed_order_is_that_of_the_same_images_in_memory(
+    shared, weights, as_large, computed, monkeypatch
+):
+    small, found = both(shared, monkeypatch, take=["all"])
+    one, other = order_of(small.rows, weights), order_of(found.rows, weights)
+    assert isinstance(other, Layout)
+    for step in (0, 1, 40):
+        np.testing.assert_array_equal(one.step(3, step, 16), other.step(3, step, 16))
+
+
+@pytest.mark.parametrize("weights", ["size", "equal"])
+@pytest.mark.parametrize("how", WAYS[:4])
+def test_a_computed_order_of_some_images_keeps_its_promise(
+    shared, weights, how, as_large, computed
+):
+    rows = build_index(shared, verify="headers", **how).rows
+    found, n = order_of(rows, weights), len(rows)
+    first, after = found.first_step(1, 16), found.first_step(2, 16)
+    epoch = np.array([sample_indices(3, step, 16, n, found) for step in range(first, after)])
+    assert epoch.max() < n
+    if weights == "size":
+        before = [sample_indices(3, step, 16, n, found) for step in range(first)]
+        assert np.bincount(np.ravel([*before, *epoch]), minlength=n).min() >= 2
+    refs = [[rows[number] for number in step] for step in epoch.tolist()]
+    source = weights == "equal"  # the same patient in two sources then counts as two
+    keys = [[(ref.patient, source and ref.source) for ref in step] for step in refs]
+    total = Counter(key for step in keys for key in step)
+    for step in keys:
+        for key, count in Counter(step).items():
+            assert key[0] is None or count <= ceil(total[key] / len(epoch))
 
 
 def test_the_order_where_nothing_is_known_is_the_plain_one(tmp_path, as_large):

@@ -22,7 +22,8 @@ class Chosen:
     """
 
     def __init__(self, bits: np.ndarray, length: int) -> None:
-        missing = -len(bits) % (_BITS // 8)
+        groups = max(1, -(-len(bits) // (_BITS // 8)))
+        missing = groups * (_BITS // 8) - len(bits)
         self.bits = np.append(bits, np.zeros(missing, np.uint8)) if missing else bits
         self.length = length
         counts = np.bitwise_count(self._groups).sum(axis=1, dtype=np.int64)

@@ -34,7 +34,7 @@ from dino_x.machine.system import read_at
 
 SUFFIX = ".rows"
 VERSION = 1  # raise it when any section means something else: older files are made again
-ROWS_IN_BLOCK = 128
+ROWS_IN_BLOCK = 64  # with 128, a tenth less space and half as much time again for an image
 
 _WORD = b"DINOXROW"
 _END = struct.Struct("<QI8s")  # length of the footer, its checksum, the word

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +83,9 @@ class Rows(Sequence[ImageRef]):
         if not 0 <= number < len(self):
             raise IndexError(which)
         block, row = divmod(int(self.numbers(np.array([number]))[0]), ROWS_IN_BLOCK)
-        (ref,) = self._refs(self.file.block(block).slice(row, 1))
+        columns = zip(BLOCK_SCHEMA.names, self.file.block(block).columns, strict=True)
+        values = {name: [of[row].as_py()] for name, of in columns if of.null_count < len(of)}
+        (ref,) = self._refs(values, 1)
         return ref
 
     def __iter__(self) -> Iterator[ImageRef]:
@@ -92,7 +94,9 @@ class Rows(Sequence[ImageRef]):
             wanted = None if pieces is None else next(pieces)
             if wanted is not None and not wanted.any():
                 continue
-            refs = self._refs(self.file.block(block))
+            batch = self.file.block(block)
+            columns = zip(BLOCK_SCHEMA.names, batch.columns, strict=True)
+            refs = self._refs({name: of.to_pylist() for name, of in columns}, batch.num_rows)
             if wanted is None:
                 yield from refs
             else:
@@ -261,10 +265,9 @@ class Rows(Sequence[ImageRef]):
 
         return Chosen.of(masks())
 
-    def _refs(self, block: pa.RecordBatch) -> list[ImageRef]:
-        """The images of some rows of a block."""
-        columns = {name: block.column(name).to_pylist() for name in BLOCK_SCHEMA.names}
-        nothing = [None] * block.num_rows
+    def _refs(self, columns: Mapping[str, Sequence[Any]], count: int) -> list[ImageRef]:
+        """The images of some rows of the row file, from the columns that are not empty."""
+        nothing = [None] * count
         records = self._images.records([columns.get(name, nothing) for name in SCHEMA.names])
         return [ref for record in records for ref in record.refs]
 

@@ -186,18 +186,8 @@ def write_table(table: Table, path: Path) -> None:
 
     Raises: UserError if it cannot be written; the old file is then untouched.
     """
-    facts = {
-        "version": VERSION,
-        "sources": [address(source) for source in table.sources],
-        "slice_axis": table.reading.slice_axis,
-        "modality": table.reading.modality,
-        "axes": table.reading.axes,
-        "complete": table.complete,
-        "salt": fingerprint(),
-        "passed": table.passed,
-    }
     rows = as_arrow(table.records, table.sources)
-    rows = rows.replace_schema_metadata({_METADATA: json.dumps(facts)})
+    rows = rows.replace_schema_metadata(schema_of(table).metadata)
 
     def write(path: Path) -> None:
         with path.open("wb") as file:  # pyarrow opens no name that is not UTF-8
@@ -209,6 +199,21 @@ def write_table(table: Table, path: Path) -> None:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "the file system refuses"
         raise UserError(f"cannot write {path}: {reason}; nothing that was there is lost") from None
+
+
+def schema_of(table: Table) -> pa.Schema:
+    """The columns of an index with what it says of itself; its records are not looked at."""
+    facts = {
+        "version": VERSION,
+        "sources": [address(source) for source in table.sources],
+        "slice_axis": table.reading.slice_axis,
+        "modality": table.reading.modality,
+        "axes": table.reading.axes,
+        "complete": table.complete,
+        "salt": fingerprint(),
+        "passed": table.passed,
+    }
+    return SCHEMA.with_metadata({_METADATA: json.dumps(facts)})
 
 
 def read_table(path: Path) -> Table:
