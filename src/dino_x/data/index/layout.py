@@ -6,16 +6,20 @@ may sort by them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 
+from dino_x.data.image import MAX_IMAGES
 from dino_x.randomness import generator
 
 # Chunks of whole patients at most, see `loading/dealing.py`. With fewer patients than that, each is
 # a chunk of its own.
 MOST_CHUNKS = 2**17
+
+_AT_ONCE = 2**20
+_MOST_IN_A_FILE = MAX_IMAGES + 1
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -45,21 +49,40 @@ def groups_of(
     one; where that is not known, an image is. A file of several series is one series.
 
     Args:
-        patient, series: the keys, uint64 [n], 0 where they are not known.
+        patient, series: the keys, uint64 [n], 0 where they are not known. They are overwritten,
+            which saves memory.
         file_begins: bool [n], whether an image is the first of its file.
     """
-    whole = series
     if not file_begins.all():
-        starts = np.flatnonzero(file_begins)
-        file = np.cumsum(file_begins) - 1
-        several = np.maximum.reduceat(series != series[starts][file], starts)
-        whole = np.where(several[file], _own(starts[file].astype(np.uint64) * np.uint64(2)), series)
-        del file, several
-    alone = _own(np.arange(len(series), dtype=np.uint64) * np.uint64(2) + np.uint64(1))
-    series_key = np.where(whole != 0, whole, alone)
-    patient_key = np.where(patient != 0, patient, _mixed(series_key, np.uint64(1)))
-    series_of = by_first_appearance(_mixed(series_key, patient_key))
-    return by_first_appearance(patient_key), series_of
+        _join_series_of_files(series, file_begins)
+    for part in _parts(len(series)):
+        missing = np.flatnonzero(series[part] == 0) + part.start
+        series[missing] = _own(missing.astype(np.uint64) * np.uint64(2) + np.uint64(1))
+        missing = np.flatnonzero(patient[part] == 0) + part.start
+        patient[missing] = _mixed(series[missing], np.uint64(1))
+        series[part] = _mixed(series[part], patient[part])
+    return by_first_appearance(patient), by_first_appearance(series)
+
+
+def _join_series_of_files(series: np.ndarray, file_begins: np.ndarray) -> None:
+    """Give all images of a file of several series one key."""
+    start = 0
+    while start < len(series):
+        stop = start + _AT_ONCE
+        if stop < len(series):  # no file is cut
+            more = np.flatnonzero(file_begins[stop:][:_MOST_IN_A_FILE])
+            stop += int(more[0]) if len(more) else _MOST_IN_A_FILE
+        part = series[start:stop]
+        first = np.flatnonzero(file_begins[start:stop])
+        file = np.cumsum(file_begins[start:stop]) - 1
+        several = np.maximum.reduceat(part != part[first][file], first)[file]
+        own = _own((first + start).astype(np.uint64) * np.uint64(2))
+        part[several] = own[file[several]]
+        start = stop
+
+
+def _parts(length: int) -> Iterator[slice]:
+    return (slice(start, start + _AT_ONCE) for start in range(0, length, _AT_ONCE))
 
 
 def laid_out(patient: np.ndarray, series: np.ndarray, position: np.ndarray) -> np.ndarray:

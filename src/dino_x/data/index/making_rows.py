@@ -215,15 +215,15 @@ class _Made:
 
     def _write_order(self) -> None:
         """Write the order of the images by patient and series."""
-        patient, series = _joined(self.patients), _joined(self.series)
+        patient = _joined(self.patients)
+        every_patient = bool((patient != 0).all())
+        series = _joined(self.series)
         self.writer.section("known", layout.in_bits((patient != 0) | (series != 0)))
         begins = _joined(self.begins)
-        patient_of, series_of = layout.groups_of(patient, series, begins)
-        if self.images:
-            known, many = bool((patient != 0).all()), int(series_of.max()) + 1
-            one = known and int(patient_of.max()) == 0
-            self.remark = one_patient_in_words(many) if one else None
         self.writer.section("file begins", layout.in_bits(begins))
+        patient_of, series_of = layout.groups_of(patient, series, begins)
+        if every_patient and self.images and int(patient_of.max()) == 0:
+            self.remark = one_patient_in_words(int(series_of.max()) + 1)
         del patient, series, begins
         laid = layout.laid_out(patient_of, series_of, _joined(self.positions))
         self._write_layout("", laid, patient_of)
