@@ -16,6 +16,11 @@ Times are of the wall, and of work: seconds of processors, where the machine has
 - images: 4,096 objects for the reader, made when they are read
 - condition: a condition on two columns, which a third of the images meet
 
+    python benchmarks/index_scale.py --mixing
+
+How often do two images share a step, if the order is computed? The standard deviation of that
+number is compared with that of steps drawn at random, for several numbers of chunks C and B = 16.
+
 Private memory is what a process has for itself; what it shares with others (libraries, and the
 system's cache of files) does not grow with the number of processes.
 """
@@ -39,8 +44,10 @@ import pyarrow.parquet as pq
 
 from dino_x.data.image import DEFAULT
 from dino_x.data.index.index import build_index
+from dino_x.data.index.layout import chunk_bounds
 from dino_x.data.index.rows import Rows
 from dino_x.data.index.table import SCHEMA, Table, schema_of
+from dino_x.data.loading.dealing import Layout
 from dino_x.data.loading.order import order_of
 from dino_x.data.loading.sampler import sample_indices
 
@@ -180,6 +187,27 @@ def chosen(index: Path) -> dict[str, Any]:
     return found | {"first": clock.read(), "after": private_mb(), "peak": peak_mb()}
 
 
+def mixing(images: int = 8192, batch: int = 16, epochs: int = 400, watched: int = 64) -> None:
+    """Count how often some images share a step with each other one."""
+    for chunks in (64, 512, images):
+        bounds = chunk_bounds(np.arange(images), images, chunks)
+        layout = Layout(lambda places: places, bounds)
+        some = np.random.default_rng(0).choice(images, watched, replace=False)
+        row_of = {int(image): row for row, image in enumerate(some)}
+        together = np.zeros((watched, images), np.int32)
+        for step in range(epochs * images // batch):
+            drawn = layout.step(0, step, batch)
+            for image in drawn[np.isin(drawn, some)].tolist():
+                together[row_of[image], drawn] += 1
+        others = together[some[:, None] != np.arange(images)]
+        print(
+            f"C = {len(bounds) - 1:5}, {(len(bounds) - 1) / batch:5.1f} B: shared steps"
+            f" {others.mean():.3f}, deviation {others.std():.3f},"
+            f" at random {np.sqrt(others.mean()):.3f}",
+            flush=True,
+        )
+
+
 PARTS = {"made": made, "opened": opened, "chosen": chosen}
 
 
@@ -223,11 +251,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="*", default=[10**6, 10**7, 10**8])
     parser.add_argument("--folder", type=Path, help="where there is room; a temporary one if none")
+    parser.add_argument("--mixing", action="store_true", help="how often two images share a step")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--index", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
         print(json.dumps(PARTS[options.part](options.index)))
+        return
+    if options.mixing:
+        mixing()
         return
     for rows in options.rows:
         with tempfile.TemporaryDirectory(dir=options.folder) as name:

@@ -12,6 +12,7 @@ from rich.text import Text
 from dino_x.data.image import Reading
 from dino_x.data.index.catalog import SUFFIX, Update, holds_images, update
 from dino_x.data.index.index import LOOKED_FOR
+from dino_x.data.index.large import open_large
 from dino_x.data.index.passed_over import in_a_line, ways_out
 from dino_x.data.index.summary import summary, unusable
 from dino_x.data.storage.archives import address, is_remote
@@ -72,6 +73,10 @@ def make_index(
         out.unlink(missing_ok=True)
         raise UserError(f"no images in {', '.join(map(address, paths[:3]))}: {LOOKED_FOR}")
     _say(found, out, console)
+    with progress_bar(console, "making the row file") as on_progress:
+        _, notes = open_large([out], on_progress)  # now, so that no run has to wait for it
+    for note in notes:
+        console.print(Text(f"{'note':<12}{note}", style="yellow"), soft_wrap=True)
     return found
 
 

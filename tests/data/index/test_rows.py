@@ -1,5 +1,6 @@
 """A large index gives the same images, in the same order and the same batches, as one in memory."""
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -268,6 +269,22 @@ def test_a_damaged_block_is_one_line(two, as_large):
         file.write(b"?" * 8)
     with pytest.raises(UserError, match="damaged; remove it"):
         rows[0]
+
+
+def test_whatever_bytes_of_a_row_file_are_damaged_it_is_one_line_or_made_again(two, as_large):
+    made = two[0].with_suffix(".rows")
+    wanted = list(build_index([two[0]], verify="headers").rows)
+    whole, rng = made.read_bytes(), np.random.default_rng(0)
+    for _ in range(12):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        made.write_bytes(damaged)
+        found: list[ImageRef] = []
+        with contextlib.suppress(UserError):
+            rows = build_index([two[0]], verify="headers").rows
+            strata_of(rows)
+            found = list(rows)
+        assert found in ([], wanted)
 
 
 def test_where_nothing_can_be_written_it_lies_in_the_folder_of_caches(

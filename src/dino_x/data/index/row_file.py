@@ -9,7 +9,7 @@ patient and series (`layout.py`), and bits.
 
 All is read with `pread` where it is needed, and nothing is mapped: the system's cache is shared by
 all processes of a machine in either case, and a file that is cut off while it is mapped would end
-the process with a bus error instead of a line. Blocks and the footer have checksums.
+the process with a bus error instead of a line. Blocks, sections and the footer have checksums.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ _WORD = b"DINOXROW"
 _END = struct.Struct("<QI8s")  # length of the footer, its checksum, the word
 _BLOCK = struct.Struct("<II")  # length before compression, checksum of what follows
 _CODEC = "zstd"
+_MOST_IN_BLOCK = 2**26  # bytes; usual are 24 KB
 _LEFT_OUT = ("content", "label", "unusable")  # an image has no use for them
 BLOCK_SCHEMA = pa.schema(
     [
@@ -92,6 +93,7 @@ class RowFile:
             raise CutOffError
         self.facts: Mapping[str, Any] = content["facts"]
         self._sections = {name: Section(*of) for name, of in content["sections"].items()}
+        self._checksums: Mapping[str, int] = content.get("checksums", {})
         self.block = lru_cache(maxsize=8)(self._block)
 
     @property
@@ -126,18 +128,28 @@ class RowFile:
 
     def array(self, name: str) -> np.ndarray:
         """A whole section."""
-        pieces = list(self.pieces(name))
+        checksum, pieces = 0, []
+        for piece in self.pieces(name):
+            checksum = zlib.crc32(piece.data.cast("B"), checksum)
+            pieces.append(piece)
+        if checksum != self._checksums.get(name, checksum):
+            raise self.damaged()
         return np.concatenate(pieces) if pieces else np.zeros(0, self._sections[name].dtype)
 
     def _block(self, number: int) -> pa.RecordBatch:
         """The rows from `number` times `ROWS_IN_BLOCK` on, as `BLOCK_SCHEMA` has them."""
         begin, end = self.items("blocks", np.array([number, number + 1])).tolist()
         data = self._at(begin, end - begin)
-        length, checksum = _BLOCK.unpack_from(data)
-        if zlib.crc32(data[_BLOCK.size :]) != checksum:
-            raise self._damaged()
-        raw = pa.decompress(data[_BLOCK.size :], length, codec=_CODEC)
-        return pa.ipc.read_record_batch(raw, BLOCK_SCHEMA)
+        try:
+            length, checksum = _BLOCK.unpack_from(data)
+            if zlib.crc32(data[_BLOCK.size :]) != checksum or length > _MOST_IN_BLOCK:
+                raise self.damaged()
+            raw = pa.decompress(data[_BLOCK.size :], length, codec=_CODEC)
+            block = pa.ipc.read_record_batch(raw, BLOCK_SCHEMA)
+            block.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError, struct.error):
+            raise self.damaged() from None
+        return block
 
     def _at(self, begin: int, length: int) -> bytes:
         """Exactly so many bytes. Raises UserError where they are not there any more."""
@@ -150,11 +162,14 @@ class RowFile:
                 data += more
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror}") from error
+        except (ValueError, OverflowError, MemoryError):
+            raise self.damaged() from None
         if len(data) < length:
-            raise self._damaged()
+            raise self.damaged()
         return data
 
-    def _damaged(self) -> UserError:
+    def damaged(self) -> UserError:
+        """The error for a file that holds something else than its maker wrote."""
         return UserError(
             f"{self.path} is cut off or damaged; remove it, and it is made again from the index"
         )
@@ -172,6 +187,7 @@ class RowFileWriter:
         self._codec = pa.Codec(_CODEC, compression_level=1)
         self._blocks = [0]
         self._sections: dict[str, tuple[int, int, str]] = {}
+        self._checksums: dict[str, int] = {}
 
     def block(self, rows: pa.RecordBatch) -> None:
         """Write `ROWS_IN_BLOCK` rows; only the last block has fewer."""
@@ -183,12 +199,15 @@ class RowFileWriter:
     def section(self, name: str, values: np.ndarray) -> None:
         """Write an array."""
         begin = self._file.tell()
-        self._file.write(np.ascontiguousarray(values).data.cast("B") if len(values) else b"")
+        data = np.ascontiguousarray(values).data.cast("B") if len(values) else b""
+        self._file.write(data)
+        self._checksums[name] = zlib.crc32(data)
         self._sections[name] = (begin, len(values), values.dtype.str)
 
     def close(self, facts: Mapping[str, Any]) -> None:
         """Write the footer. The file is left open."""
         self.section("blocks", np.array(self._blocks, np.int64))
         content = {"version": VERSION, "facts": facts, "sections": self._sections}
+        content["checksums"] = self._checksums
         footer = json.dumps(content).encode()
         self._file.write(footer + _END.pack(len(footer), zlib.crc32(footer), _WORD))

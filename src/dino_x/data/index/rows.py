@@ -106,6 +106,13 @@ class Rows(Sequence[ImageRef]):
         """The numbers in the row file of some of these images, int64 [m]."""
         return which if self.chosen is None else self.chosen.nth(which)
 
+    def numbers_at(self, name: str, places: np.ndarray) -> np.ndarray:
+        """The numbers in the row file of the images at some places of its section `name`."""
+        numbers = self.file.items(name, places)
+        if len(numbers) and numbers.max() >= self.file.rows:
+            raise self.file.damaged()
+        return numbers
+
     def numbers_here(self, rows: np.ndarray) -> np.ndarray:
         """The opposite: the numbers here of images with these numbers in the row file."""
         return rows if self.chosen is None else self.chosen.rank(rows)

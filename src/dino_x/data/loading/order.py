@@ -80,7 +80,7 @@ def layout_of_rows(rows: Rows, weights: str | Sequence[float]) -> Layout | None:
         bounds = _also(bounds, starts)
     chosen = rows.chosen
     if chosen is None:
-        return Layout(lambda places: file.items(f"laid{name}", places), bounds, starts, draws)
+        return Layout(lambda at: rows.numbers_at(f"laid{name}", at), bounds, starts, draws)
 
     def taken(of: Chosen) -> Iterator[np.ndarray]:
         yield from (of.contains(piece.astype(np.int64)) for piece in file.pieces(f"laid{name}"))
@@ -88,7 +88,7 @@ def layout_of_rows(rows: Rows, weights: str | Sequence[float]) -> Layout | None:
     laid = Chosen.of(taken(chosen))
 
     def rows_at(places: np.ndarray) -> np.ndarray:
-        return rows.numbers_here(file.items(f"laid{name}", laid.nth(places)))
+        return rows.numbers_here(rows.numbers_at(f"laid{name}", laid.nth(places)))
 
     return Layout(rows_at, laid.rank(bounds), laid.rank(starts), draws)
 
