@@ -1,6 +1,7 @@
 """A large index gives the same images, in the same order and the same batches, as one in memory."""
 
 import contextlib
+import io
 import os
 import pickle
 import shutil
@@ -13,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from dino_x.commands.index import make_index
 from dino_x.data.image import DEFAULT, ImageRef
 from dino_x.data.index import large, listed
 from dino_x.data.index.headers import Record
@@ -234,6 +237,18 @@ def test_the_row_file_is_made_once_and_again_for_a_changed_index(two, as_large):
     assert len(changed) != len(first)
     assert any("was made" in note for note in changed.notes)
     assert list(first.rows)  # a run that has the old one open goes on with it
+
+
+def test_the_command_makes_the_row_file_so_that_no_run_has_to(tmp_path, write_png, as_large):
+    for number in range(5):
+        write_png(f"data/{number}.png", number)
+    said, out = io.StringIO(), tmp_path / "index.parquet"
+    make_index([tmp_path / "data"], out, Console(file=said, width=300), reading=DEFAULT)
+    assert "index.rows (" in said.getvalue()
+    index = build_index([out], verify="headers")
+    assert len(index.rows) == 5
+    assert isinstance(index.rows, Rows)
+    assert not index.notes
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "footer", "version"])

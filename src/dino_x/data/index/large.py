@@ -24,6 +24,12 @@ from dino_x.files import name_of
 ROWS_FROM = 1_000_000
 
 
+def is_large(paths: Sequence[Path]) -> bool:
+    """Whether some paths are indexes alone, and have many rows. Raises UserError."""
+    indexes = bool(paths) and all(map(is_index, paths))
+    return indexes and sum(map(rows_in, paths)) >= ROWS_FROM
+
+
 def open_large(
     paths: Sequence[Path], on_progress: Progress | None = None
 ) -> tuple[Rows | None, list[str]]:
@@ -35,9 +41,7 @@ def open_large(
 
     Raises: UserError for indexes that cannot be read or do not go together.
     """
-    if not paths or not all(map(is_index, paths)):
-        return None, []
-    if sum(map(rows_in, paths)) < ROWS_FROM:
+    if not is_large(paths):
         return None, []
     files = IndexFiles.of(paths)
     if files is None:
