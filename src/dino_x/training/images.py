@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from dino_x.config.model_sizes import is_size
@@ -13,7 +14,8 @@ from dino_x.config.presets import check
 from dino_x.data.image import Reading
 from dino_x.data.index.channels import refuse_channels
 from dino_x.data.index.index import Index, build_index
-from dino_x.data.index.labels import Labelled, load_labels
+from dino_x.data.index.labels import Labelled, keys_of_patients, load_labels
+from dino_x.data.index.rows import filtered
 from dino_x.data.loading.neighbours import refuse_uneven
 from dino_x.data.readers.decoding import decoding_in
 from dino_x.distributed.shares import check_enough
@@ -125,8 +127,11 @@ def hold_out(
         damaged=index.damaged,
         kept=kept,
     )
+    if data.label_patients:
+        index.patients = keys_of_patients(data.labels, index.rows, data.paths, data.label_column)
     if not data.hold_out:
         return 0, labelled
     tested = {ref for ref, test in zip(labelled.refs, labelled.is_test, strict=True) if test}
-    index.rows = [ref for ref in index.rows if ref not in tested]
+    wanted = np.fromiter((ref not in tested for ref in index.rows), bool, len(index))
+    index.rows = filtered(index.rows, wanted)
     return len(tested), labelled
