@@ -217,7 +217,7 @@ def _decode(ref: ImageRef, header: Header) -> np.ndarray:
             source = pydicom.dcmread(file, force=True)
         if photometric := header.elements.get("PhotometricInterpretation"):
             how["photometric_interpretation"] = photometric  # as the standard writes it
-        if shift:
+        if not header.syntax.is_encapsulated:
             how["bits_stored"] = int(header.elements.BitsAllocated)  # keep the upper bits
         stored = pixel_array(source, **how)
     if shift:
