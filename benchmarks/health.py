@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 
 import torch
+from former_demo import FORMER_DEMO
 from rich.console import Console
 from rich.table import Table
 
-from dino_x.commands.demo import SETTINGS
-from dino_x.config.presets import read_config
 from dino_x.config.resolve import Facts, resolve, with_values
 from dino_x.demo import demo_folder
 from dino_x.losses.ranks import ALONE
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--prototypes", type=int, default=256)
     arguments = parser.parse_args()
     console = Console()
-    overrides = read_config(SETTINGS) | {
+    overrides = FORMER_DEMO | {
         "data.paths": [str(demo_folder() / "films")],
         "data.verify": "headers",
         "head.prototypes": arguments.prototypes,

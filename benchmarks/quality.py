@@ -3,6 +3,8 @@
     python benchmarks/quality.py --table                             # from the figures kept here
     python benchmarks/quality.py --data DATA --only scratch          # makes figures anew
     python benchmarks/quality.py --data DATA --only continue --weights FOLDER
+    python benchmarks/quality.py --data DATA --only recipe           # one change of small each
+    python benchmarks/quality.py --data DATA --only scope            # what the exact batch is worth
 
 DATA holds the folders cxr_pneumonia_224, mri_hippocampus_nifti and mednist_9k. FOLDER is made by
 trained_weights.py. Each run is one line of ``quality.jsonl`` for each of its looks, as soon as it
@@ -51,6 +53,32 @@ GO_ON = {
     "preset": "continue", "views.global_size": 70, "train.effective_batch": 128,
     "train.precision": "bf16", "loss.centering": "sinkhorn",
 }  # fmt: skip
+
+
+# One change each to what the preset small and its network are; the demo had the last one before.
+CHANGES: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "new weights with std 0.02": {"model.init": "normal", "head.init": "normal"},
+    "teacher temperature 0.04 to 0.07": {
+        "teacher.temperature_start": 0.04, "teacher.temperature": 0.07,
+    },
+    "momentum from 0.992, not scaled": {
+        "teacher.momentum": 0.992, "teacher.momentum_batch": None,
+    },
+    "a queue of 384, as try has": {"loss.queue": 384},
+    "no KoLeo": {"loss.koleo_weight": 0.0},
+    "4 local crops": {"views.local_crops": 4, "views.local_size": 32},
+    "global crops of 0.32 to 1": {"views.global_scale": (0.32, 1.0)},
+    "flips": {"views.flip": 0.5},
+    "1,024 prototypes": {"head.prototypes": 1024},
+    "half the rate": {"optim.lr": 0.0015},
+    "batch of 32": {"train.effective_batch": 32},
+    "batch of 256": {"train.effective_batch": 256},
+    "4 layers of 128, batch of 256": {
+        "model.width": 128, "model.depth": 4, "model.heads": 2, "train.effective_batch": 256,
+    },
+}  # fmt: skip
+KOLEO_WEIGHTS = (0.0, 0.05, 0.2)
 
 
 @dataclass(frozen=True)
@@ -102,9 +130,44 @@ EXPERIMENTS: dict[str, Experiment] = {
         (Recipe("256x2", TINY, LENGTHS[-1], LENGTHS[:-1], sets=("cxr", "mr", "cxr700")),), 64
     ),
     "continue": Experiment(
-        (Recipe("continued", GO_ON, 30_720, (10_240, 20_480), image_size=112, weights=True),),
+        (
+            Recipe("continued", GO_ON, 30_720, (10_240, 20_480), image_size=112, weights=True),
+            Recipe(
+                "continued, 8 at a time",
+                GO_ON,
+                30_720,
+                (10_240, 20_480),
+                image_size=112,
+                weights=True,
+                scope=8,
+            ),
+        ),
         112,
         (0,),
+    ),
+    "recipe": Experiment(
+        tuple(
+            Recipe(
+                name, TINY | change, 30_720, sets=("cxr", "cxr700", "mr", "mednist20"), seeds=(0,)
+            )
+            for name, change in CHANGES.items()
+        ),
+        64,
+        (0,),
+    ),
+    "scope": Experiment(
+        tuple(
+            Recipe(
+                f"{over}, KoLeo {weight:g}",
+                TINY | {"train.effective_batch": 256, "loss.koleo_weight": weight},
+                122_880,
+                (61_440,),
+                scope=scope,
+            )
+            for weight in KOLEO_WEIGHTS
+            for over, scope in (("over 256", None), ("over 8", 8))
+        ),
+        64,
     ),
 }
 

@@ -1,6 +1,6 @@
 """What is a regularizer worth on small data? KoLeo, SIGReg and none on the demo's images, by seed.
 
-    python benchmarks/regularizers.py [--seeds 0 1 2] [--steps 120] [--sigreg-weights 0.05]
+    python benchmarks/regularizers.py [--seeds 0 1 2] [--steps 480] [--sigreg-weights 0.05]
 
 Each cell is a whole run with the demo's settings but for the regularizer; figures are on held-out
 patients. KoLeo has the small preset's weight. Random weights and raw pixels stand beside them.
@@ -64,7 +64,7 @@ def figures_of(settings: dict[str, Any], seed: int, steps: int) -> dict[str, dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=480)
     parser.add_argument("--sigreg-weights", type=float, nargs="+", default=[0.05])
     arguments = parser.parse_args()
     console, rows = Console(), Figures()

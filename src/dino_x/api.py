@@ -76,7 +76,7 @@ def pretrain(
         seed: of everything random.
         device: auto, cpu, cuda or mps.
         precision: fp32, bf16 or fp64.
-        labels: ``folder``, or a CSV file with columns path and label.
+        labels: ``folder``, ``column`` or a CSV file, see ``docs/evaluation.md``.
         cache: a folder that keeps decoded images.
         index: an index to keep.
         where: which images of an index are wanted.
@@ -130,6 +130,7 @@ def evaluate(
     where: str | None = None,
     tasks: Sequence[str] | None = None,
     against: Sequence[str] = (),
+    features: str = "cls",
     device: str = "auto",
     seed: int = 0,
     verbose: bool = False,
@@ -140,13 +141,14 @@ def evaluate(
     Args:
         model: a run, a folder as transformers saves models, or a name on the hub.
         data: folders, files or indexes.
-        labels: ``folder``, or a CSV file with columns path and label.
+        labels: ``folder``, ``column`` or a CSV file, see ``docs/evaluation.md``.
         label_column: column of the CSV file that holds the class.
         masks: for segmentation, a table with a column ``mask`` or a folder of masks.
         index: an index of the data.
         where: a condition on the images, such as ``modality == "CT"``.
         tasks: of knn, linear, few-shot and segmentation; by default all that there are data for.
         against: other models.
+        features: ``cls``, or ``cls+mean`` for CLS and the mean patch side by side.
         device: auto, cpu, cuda or mps.
         seed: of everything drawn.
         verbose: print the table of the command line.
@@ -175,6 +177,7 @@ def evaluate(
             where=where,
             tasks=tasks,
             against=against,
+            features=features,
             device=device,
             seed=seed,
             progress=progress,
@@ -186,7 +189,7 @@ def evaluate(
     print_table(result, screen)
     if former is not None:
         screen.print(
-            f"the evaluation on other labels that was there is now {former}",
+            f"the other evaluation that was there is now {former}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     if written_to is not None:
@@ -271,7 +274,7 @@ def index(
     Args:
         data: folders and files.
         out: the index; where it is there, only new and changed files are read.
-        labels: ``folder`` or a CSV file, to have classes in the table.
+        labels: ``folder``, ``column`` or a CSV file, to have classes in the table.
         label_column: column of the CSV file that holds the class.
         slice_axis: how volumes are cut: axial, coronal or sagittal.
         modality: of files that name none, such as CT.

@@ -100,6 +100,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         where=arguments.where,
         tasks=arguments.tasks,
         against=arguments.against,
+        features=arguments.features,
         device=arguments.device,
         seed=arguments.seed,
         verbose=True,

@@ -99,7 +99,7 @@ def add_index(commands: Any) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.parquet",
                        help="The table; if it is there, it is brought up to date.")  # fmt: skip
     parser.add_argument(
-        "--labels", metavar="folder|FILE.csv", help="Labels, to have classes in the table."
+        "--labels", metavar="folder|column|FILE.csv", help="Labels, to have classes in the table."
     )
     parser.add_argument("--label-column", default="label", metavar="NAME")
     for flag in ("slice_axis", "modality"):
@@ -137,7 +137,7 @@ def add_evaluate(commands: Any) -> None:
     )
     parser.add_argument("--model", required=True, metavar="RUN_OR_FOLDER")
     parser.add_argument("--data", nargs="+", required=True, type=Path, metavar="PATH")
-    parser.add_argument("--labels", metavar="folder|FILE.csv", help="What each image shows.")
+    parser.add_argument("--labels", metavar="folder|column|FILE.csv", help="What each image shows.")
     parser.add_argument("--label-column", default="label", metavar="NAME",
         help="Column that holds a class, several labels (mass|nodule) or a number; or columns of 0"
         " and 1, a label each, as NAME,NAME,...",
@@ -159,6 +159,11 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument(
         "--against", nargs="+", default=[], metavar="MODEL", help="Other models to compare with."
     )
+    parser.add_argument(
+        "--features", default="cls", choices=["cls", "cls+mean"],
+        help="What a network says of an image: its CLS token, or CLS and the mean patch, of all"
+        " networks alike.",
+    )  # fmt: skip
     parser.add_argument(
         "--out",
         type=Path,
@@ -202,7 +207,7 @@ def add_floor(commands: Any) -> None:
     parser.add_argument("--data", nargs="+", required=True, type=Path, metavar="PATH")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
     parser.add_argument(
-        "--labels", metavar="folder|FILE.csv", help="Labels, to look at a class by itself."
+        "--labels", metavar="folder|column|FILE.csv", help="Labels, to look at a class by itself."
     )
     parser.add_argument("--label-column", default="label", metavar="NAME")
     parser.add_argument(

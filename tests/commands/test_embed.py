@@ -47,21 +47,25 @@ def embed(model, data, out, *flags):
     return main(["embed", "--model", str(model), "--data", str(data), "--out", str(out), *flags])
 
 
-def test_knn_outside_gives_the_number_that_evaluate_prints(model, data, tmp_path):
+@pytest.mark.parametrize("features", ["cls", "cls+mean"])
+def test_knn_outside_gives_the_number_that_evaluate_prints(features, model, data, tmp_path):
     assert embed(model, data, tmp_path / "f.parquet") == 0
     table = pq.read_table(tmp_path / "f.parquet")
     with (data / "labels.csv").open() as file:
         labels = {row["path"]: row for row in csv.DictReader(file)}
     rows = [labels[path] for path in table["path"].to_pylist()]
-    cls_MD = as_matrix(table, "cls")
+    columns = ("cls", "mean_patch") if features == "cls+mean" else ("cls",)
+    rows_MF = np.concatenate([as_matrix(table, column) for column in columns], axis=1)
     classes = np.array([row["label"] for row in rows])
     test = np.array([row["split"] == "test" for row in rows])
     knn = KNeighborsClassifier(
         10, metric="cosine", algorithm="brute", weights=lambda far: np.exp(-far / TEMPERATURE)
-    ).fit(cls_MD[~test], classes[~test])
-    outside = balanced_accuracy_score(classes[test], knn.predict(cls_MD[test]))
+    ).fit(rows_MF[~test], classes[~test])
+    outside = balanced_accuracy_score(classes[test], knn.predict(rows_MF[test]))
 
-    result = dino_x.evaluate(model, data, data / "labels.csv", tasks=["knn"], device="cpu")
+    result = dino_x.evaluate(
+        model, data, data / "labels.csv", tasks=["knn"], features=features, device="cpu"
+    )
     inside = result["results"]["model"]["knn"]["10"]["balanced_accuracy"]["value"]
     assert outside == pytest.approx(inside, abs=1e-9)
     assert 0.5 < inside < 1  # neither chance nor perfect: another k or weight would differ

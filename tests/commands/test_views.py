@@ -13,6 +13,7 @@ from dino_x.data.loading.loader import Loader
 from dino_x.data.preparation import to_square, windowed
 from dino_x.data.readers.registry import read
 from dino_x.training.prepare import canvas_form
+from dino_x.training.step.seen import seen_of
 from tests.conftest import TINY, tiny_settings
 
 
@@ -22,7 +23,7 @@ def seen(films, **more):
     options = resolve({**TINY, **more}, Facts(len(index))).options
     with Loader(index, canvas_form(options, index, 3), cache_bytes=0, workers=1) as loader:
         canvases = loader.batch(np.arange(4))
-    return views.views_of(options, canvases, 3, 8), index
+    return seen_of(options, canvases, 3, 8), index
 
 
 def test_the_first_picture_is_what_evaluation_sees(films):

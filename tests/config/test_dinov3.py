@@ -93,14 +93,25 @@ def test_highres_for_few_images_keeps_rates_that_move_something_in_few_steps():
     assert [found[name] for name in names] == [2e-4, 128, 0.9, 2.0, 3.0]
 
 
-# The configuration released for the 7B; the widths of the heads are in Table 2 of the paper.
+# The configuration released for the 7B, dinov3_vit7b16_pretrain.yaml.
 SEVEN_B = {
     "model.drop_path": 0.4,
     "head.prototypes": 262_144,  # dino.head_n_prototypes
     "head.ibot_prototypes": 98_304,  # ibot.head_n_prototypes
-    "head.hidden": 8192,
-    "head.bottleneck": 512,
-    "head.ibot_bottleneck": 384,
+    "head.layers": 3,  # dino.head_nlayers, ibot.head_nlayers
+    "head.hidden": 8192,  # dino.head_hidden_dim
+    "head.ibot_hidden": 4096,  # ibot.head_hidden_dim
+    "head.bottleneck": 512,  # dino.head_bottleneck_dim
+    "head.ibot_bottleneck": 384,  # ibot.head_bottleneck_dim
+    "views.flip": 0.0,  # crops.horizontal_flips
+    "views.global_scale": (0.32, 1.0),
+    "views.local_scale": (0.05, 0.32),
+    "views.local_crops": 8,
+    "masks.probability": 0.5,  # ibot.mask_sample_probability
+    "masks.ratio": (0.1, 0.5),  # ibot.mask_ratio_min_max
+    "loss.koleo_weight": 0.1,
+    "model.rope_rescale": 2.0,  # student.pos_embed_rope_rescale_coords
+    "optim.patch_embed_lr": 0.2,  # optim.patch_embed_lr_mult
     "views.global_size": 256,
     "views.local_size": 112,
     "loss.koleo_group": 16,
@@ -113,8 +124,14 @@ SEVEN_B = {
     "optim.beta2": 0.99,
     "optim.clip": 30.0,
 }
-# The configuration released for a ViT-L on ImageNet.
+# The configuration released for a ViT-L on ImageNet, vitl_im1k_lin834.yaml.
 VIT_L = {
+    "head.layers": 3,
+    "head.hidden": 2048,
+    "views.flip": 0.5,
+    "views.global_size": 224,
+    "views.local_size": 96,
+    "optim.patch_embed_lr": 0.2,
     "model.drop_path": 0.3,
     "head.prototypes": 65_536,
     "head.ibot_prototypes": None,
@@ -148,6 +165,18 @@ def test_the_rate_of_the_7b_is_constant():
     assert {values_at(step, options).momentum for step in (0, 99)} == {0.994}
 
 
+@pytest.mark.parametrize(
+    ("preset", "warmup", "frozen", "temperature"),
+    [("dinov3", 100, 10, 300), ("dinov3-7b", 100, 5, 100)],
+)
+def test_shares_of_the_steps_are_the_published_ones(preset, warmup, frozen, temperature):
+    """Of 100 epochs 10, 1 and 30 for the ViT-L, of 1,000 epochs 100, 5 and 100 for the 7B."""
+    options, _ = values(preset, train__steps=1000)
+    assert options.optim.warmup == warmup
+    assert options.optim.freeze_last_layer == frozen
+    assert options.teacher.temperature_warmup == temperature
+
+
 def test_dinov3_and_dinov3_vitl_are_the_same_recipe():
     (_, one), (_, other) = values("dinov3"), values("dinov3-vitl")
     assert one | {"preset": ""} == other | {"preset": ""}
@@ -157,12 +186,14 @@ def test_heads_of_different_size(tmp_path):
     small = {
         "model__width": 32, "model__depth": 1, "model__heads": 2, "head__hidden": 16,
         "head__prototypes": 40, "head__ibot_prototypes": 24, "head__bottleneck": 12,
-        "head__ibot_bottleneck": 8, "model__name": "vit-tiny",
+        "head__ibot_bottleneck": 8, "head__ibot_hidden": 20, "model__name": "vit-tiny",
     }  # fmt: skip
     options, _ = values("dinov3-7b", **small)
     student = build_student(options)
     assert tuple(student.dino_head.last_layer.shape) == (40, 12)
     assert tuple(student.ibot_head.last_layer.shape) == (24, 8)
+    assert {len(weight) for weight in student.dino_head.mlp.parameters()} == {16, 12}
+    assert {len(weight) for weight in student.ibot_head.mlp.parameters()} == {20, 8}
     state = first_centering(options, student, torch.device("cpu"))
     assert (len(state.dino.center_K), len(state.ibot.center_K)) == (40, 24)
     assert (state.dino.queue_QD.shape[1], state.ibot.queue_QD.shape[1]) == (12, 8)

@@ -39,7 +39,7 @@ def test_the_notebook_runs_cell_by_cell(few_films, capsys):
     matplotlib.use("agg")
     notebook = json.loads((DOCS / "first_run.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    whole = "STEPS, BATCH = 60, 256"
+    whole = "STEPS, BATCH = 240, 64"
     assert sum(whole in cell for cell in cells) == 1
     names: dict = {}
     for number, cell in enumerate(cells):

@@ -16,17 +16,18 @@ from dino_x.training.step.batch_plan import Cutter, draw_batch_plan
 from dino_x.training.step.gram import GramTeacher
 from dino_x.training.step.planned_batch import PlannedBatch
 from dino_x.training.steps import Steps
+from dino_x.views.extra import checked_extra
 from tests.tiny import TINY
 
 IMAGES = 80  # so that no image is twice in the window
 
 
 class RandomImages:
-    """An image source in memory."""
+    """An image source in memory, of images with one channel or with colours."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1) -> None:
         rng = np.random.default_rng(3)
-        self.pixels = torch.from_numpy(rng.random((IMAGES, 1, 40, 40)))
+        self.pixels = torch.from_numpy(rng.random((IMAGES, channels, 40, 40)))
         self.aspect = torch.from_numpy(rng.uniform(0.6, 1.6, IMAGES))
 
     def prefetch(self, batches):
@@ -43,10 +44,13 @@ class Bench:
     Args:
         device: where it is computed.
         ranks: the processes that share it.
+        channels: of the images; 3 for colours.
         settings: options as ``section__key``.
     """
 
-    def __init__(self, device: torch.device = CPU, ranks: Ranks = ALONE, **settings) -> None:
+    def __init__(
+        self, device: torch.device = CPU, ranks: Ranks = ALONE, channels: int = 1, **settings
+    ) -> None:
         overrides = TINY | {
             "train.effective_batch": 16, "train.steps": 10, "train.precision": "fp64",
             "loss.centering": "sinkhorn", "optim.freeze_last_layer": 0,
@@ -60,8 +64,9 @@ class Bench:
         self.options = resolve(overrides, Facts(IMAGES)).options
         check(overrides)
         dtype = dtype_of(self.options.train.precision)
-        cutter = Cutter(self.options, [0.5] * 3, [0.25] * 3, device, dtype)
-        self.steps = Steps(self.options, RandomImages(), IMAGES, cutter, ranks=ranks)
+        extra = checked_extra(self.options, channels, device, dtype)
+        cutter = Cutter(self.options, [0.5] * 3, [0.25] * 3, device, dtype, extra)
+        self.steps = Steps(self.options, RandomImages(channels), IMAGES, cutter, ranks=ranks)
         # A teacher that is not the student, and centers that are not zero, as after some steps.
         torch.manual_seed(5)
         with torch.no_grad():

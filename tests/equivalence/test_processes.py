@@ -193,7 +193,9 @@ def test_a_failure_in_one_process_ends_all_with_one_message(films, tmp_path):
             "spoil": "out of memory in the losses",
             "arguments": {"train__shard": "full"},
         },
-        "process 1 has other settings": {"of the second": ["--set", "optim.lr=0.5"]},
+        "process 1 has other settings than process 0 (optim.lr)": {
+            "of the second": ["--set", "optim.lr=0.5"]
+        },
         "effective batch 1 has fewer images than there are processes (2)": {
             "arguments": {"train__effective_batch": 1}
         },

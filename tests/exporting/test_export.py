@@ -13,9 +13,12 @@ from transformers import AutoModel
 
 from dino_x.cli import main
 from dino_x.errors import UserError
+from dino_x.evaluation.backbone import load_backbone
 from dino_x.exporting import run as export_run
 from dino_x.exporting.card import licence_notes, public
+from dino_x.exporting.positions import at_size
 from dino_x.exporting.run import export
+from dino_x.exporting.timm_format import timm_config, timm_state
 from tests.model.released_format import network, released
 from tests.tiny import image_processor
 from tests.training.runs import pretrain
@@ -88,10 +91,39 @@ def test_timm(kind, tmp_path):
         torch.testing.assert_close(model(images), tokens(vit, images)[:, 0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2 registers"])
+def test_a_dinov2_that_went_on_at_another_size_is_exported_at_that_size(kind, films, tmp_path):
+    """Its own grid is of 4 x 4 patches of 8 px; it was trained on 6 x 6."""
+    network(kind, image_size=32).save_pretrained(tmp_path / "m")
+    flags = ["--data", str(films), "--effective-batch", "4", "--steps", "1", "--preset", "continue",
+             "--set", "views.global_size=48", "views.local_crops=0", "head.prototypes=32",
+             "head.hidden=16", "head.bottleneck=8", "report.page=false"]  # fmt: skip
+    out = tmp_path / "run"
+    assert main(["pretrain", "--model", str(tmp_path / "m"), "--out", str(out), *flags]) == 0
+    backbone = load_backbone(out, device="cpu")
+    kept = backbone.model.embeddings.position_embeddings
+    vit = at_size(backbone.model, backbone.preparation.image_size)
+    images = torch.randn(2, 3, 48, 48)
+    torch.testing.assert_close(tokens(vit, images), tokens(backbone.model, images))
+    assert (kept.shape[1], vit.embeddings.position_embeddings.shape[1]) == (17, 37)
+
+    config = timm_config(vit.config, backbone.preparation)
+    assert config["pretrained_cfg"]["input_size"] == [3, 48, 48]
+    assert config["model_args"]["img_size"] == 48
+    positions = 36 if kind == "dinov2 registers" else 37
+    assert timm_state(vit.state_dict(), vit.config)["pos_embed"].shape[1] == positions
+    timm = pytest.importorskip("timm", reason="timm is not installed, or torchvision does not fit",
+                               exc_type=(ImportError, RuntimeError))  # fmt: skip
+    export(out, tmp_path / "timm", "timm", Console(quiet=True))
+    model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    assert model.patch_embed.img_size == (48, 48)
+    with torch.no_grad():
+        found = model.forward_features(images)
+    torch.testing.assert_close(found, tokens(backbone.model, images), rtol=1e-4, atol=1e-4)
+
+
 def test_timms_names_and_shapes_of_every_tensor():
     """Known without timm: its own names, as its released files have them."""
-    from dino_x.exporting.timm_format import timm_state
-
     vit = network("dinov3")
     state = timm_state(vit.state_dict(), vit.config)
     assert state["blocks.1.attn.qkv.weight"].shape == (144, 48)

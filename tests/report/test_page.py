@@ -36,7 +36,7 @@ def test_every_run_ends_with_a_page_that_is_whole(real_run, films, capsys):
     for heading in ("In short", "Evaluation", "Attention", "Nearest neighbours", "Settings"):
         assert heading in page.text
     # 6 images with two large maps, and at 4 steps; 6 of attention, 6 with 5 neighbours each
-    assert len(page.all("img")) == 6 * 3 + 6 * 5 + 6 + 6 * 6
+    assert len(page.all("img")) == 6 * 3 + 6 * 5 + 6 + 6 * 6 + 6 * 6  # six sections
     assert "There is no model" not in page.text
     assert not list(real_run.glob("*.partial"))
 
@@ -53,7 +53,7 @@ def test_without_images_none_is_shown_and_it_says_so(real_run, tmp_path, capsys)
     out = tmp_path / "page.html"
     assert main(["report", str(real_run), "--no-images", "--out", str(out)]) == 0
     page = check(out.read_text())
-    assert page.text.count("Images are left out of this page") == 3
+    assert page.text.count("Images are left out of this page") == 4
     labels = [picture["alt"] for picture in page.all("img")]
     assert len(labels) == 6 * 2 + 6 * 4 + 6  # maps and attention only
     assert not any(alt.startswith("Sample") or alt == "Image 1" for alt in labels)
@@ -90,7 +90,9 @@ def test_images_that_are_gone_cost_only_their_section(films, tmp_path):
     page = check(report(out).read_text())
     assert "The run's images are not where they were" in page.text
     assert "Jane" not in page.text
-    assert len(page.all("img")) == 6 * 3 + 6 * 5 + 6  # maps and attention need no files
+    assert (
+        len(page.all("img")) == 6 * 3 + 6 * 5 + 6 + 6 * 6
+    )  # maps, attention and crops need no files
 
 
 def test_a_damaged_model_costs_only_its_sections(real_run, tmp_path):
@@ -101,7 +103,7 @@ def test_a_damaged_model_costs_only_its_sections(real_run, tmp_path):
     page = check(report(run).read_text())
     assert page.text.count("The run's model cannot be loaded") == 2
     assert "Jane" not in page.text
-    assert len(page.all("img")) == 6 * 3 + 6 * 5  # the maps
+    assert len(page.all("img")) == 6 * 3 + 6 * 5 + 6 * 6  # the maps and crops
 
 
 def test_findings_are_told_where_they_are(full_page):

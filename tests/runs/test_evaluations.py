@@ -24,6 +24,9 @@ def test_an_evaluation_on_other_labels_is_kept_under_another_name(tmp_path):
     other = first | {"settings": first["settings"] | {"labels": "other.csv"}}
     assert keep_former(path, other) == tmp_path / "evaluation-1.json"
     assert not path.exists()
+    path.write_text(json.dumps(first))
+    both = first | {"settings": first["settings"] | {"features": "cls+mean"}}
+    assert keep_former(path, both) == tmp_path / "evaluation-2.json"
     path.write_text("half of a fi")
-    assert keep_former(path, first) == tmp_path / "evaluation-2.json"
+    assert keep_former(path, first) == tmp_path / "evaluation-3.json"
     assert json.loads((tmp_path / "evaluation-1.json").read_text()) == first

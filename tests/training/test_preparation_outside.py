@@ -51,7 +51,8 @@ def run_on(write, tmp_path, **settings):
     images, out = tmp_path / "images", tmp_path / "run"
     images.mkdir()
     write(images)
-    assert pretrain(images, out, *QUICK, report__page=True, **settings) == 0
+    settings |= {"report__page": True, "model__layerscale": 0.5, "model__init": "fan_in"}
+    assert pretrain(images, out, *QUICK, **settings) == 0  # features that follow the image
     return out, images
 
 
@@ -68,6 +69,47 @@ def test_of_8_bit_pictures_transformers_gives_our_features(tmp_path, channels):
         with torch.no_grad():
             outside = network(**pixels).pooler_output[0]
         assert torch.cosine_similarity(outside, torch.from_numpy(row), dim=0) > 0.9999
+
+
+def with_one_of_colour(folder):
+    eight_bits(folder)
+    pixels = np.random.default_rng(1).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    pixels[..., 0] //= 4  # little red, so that its luma is not its mean
+    Image.fromarray(pixels).save(folder / "1-colour.png")
+
+
+def test_a_colour_image_among_grey_ones_is_grey_in_training_and_after_it(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("dino_x.data.index.index.GREY_SAMPLE", 4)
+    monkeypatch.setattr("dino_x.commands.announce.GREY_SAMPLE", 4)
+    out, images = run_on(with_one_of_colour, tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "grey no colours in 4 images looked at: an image that has some becomes grey" in said
+    picture = Image.open(images / "1-colour.png")
+    others = {"colour": picture, "luma": picture.convert("L"), "red": picture.getchannel(0)}
+    places = {}
+    for name, one in others.items():
+        places[name] = tmp_path / f"{name}.png"
+        one.save(places[name])
+    model = dino_x.load(out)
+    embedded = {name: torch.from_numpy(model.embed(path).cls[0]) for name, path in places.items()}
+    shown = {name: model.images(path)[0] for name, path in places.items()}
+
+    def alike(first, second):
+        return float(torch.cosine_similarity(first.flatten(), second.flatten(), dim=0))
+
+    assert alike(embedded["colour"], embedded["luma"]) > 0.9999
+    assert alike(embedded["colour"], embedded["red"]) < 0.999
+    torch.testing.assert_close(shown["colour"], shown["luma"], rtol=0, atol=0.02)
+    assert main(["export", str(out), "--to", str(tmp_path / "to"), "--format", "transformers"]) == 0
+    assert alike(
+        torch.from_numpy(dino_x.load(tmp_path / "to").embed(places["colour"]).cls[0]),
+        embedded["colour"],
+    ) > 0.9999  # fmt: skip
+    card = (tmp_path / "to" / "README.md").read_text()
+    assert 'Image.open("image.png").convert("L").convert("RGB")' in card
+    assert "an image with colours becomes grey first" in card
 
 
 @pytest.mark.parametrize(

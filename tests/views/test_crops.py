@@ -5,7 +5,6 @@ from PIL import Image
 
 from dino_x.config.options import ViewOptions
 from dino_x.views.crops import (
-    DRAWS,
     ViewParameters,
     apply_views,
     blur_matrix,
@@ -16,10 +15,10 @@ from dino_x.views.crops import (
 
 
 def plain(box, *, flip_x=False, flip_y=False, sigma=0.0, brightness=0.0, contrast=1.0, gamma=1.0,
-          colour=1.0):  # fmt: skip
+          colour=1.0, turns=0):  # fmt: skip
     """Parameters of one view of one image; ``box`` is left, top, width, height in shares."""
-    values = [*box, flip_x, flip_y, sigma, brightness, contrast, gamma, colour]
-    types = [torch.float64] * 4 + [torch.bool] * 2 + [torch.float64] * 5
+    values = [*box, flip_x, flip_y, sigma, brightness, contrast, gamma, colour, turns]
+    types = [torch.float64] * 4 + [torch.bool] * 2 + [torch.float64] * 5 + [torch.int64]
     return ViewParameters(
         *(torch.tensor([[v]], dtype=t) for v, t in zip(values, types, strict=True))
     )
@@ -112,7 +111,8 @@ def test_colours_are_made_weaker_stronger_or_grey():
     changed = p.colour[(p.colour != 0) & (p.colour != 1)]
     assert len(changed) / p.colour.numel() == pytest.approx(0.8 * 0.8, abs=0.04)
     assert (float(changed.min()), float(changed.max())) == pytest.approx((0.8, 1.2), abs=0.01)
-    same = view_parameters(torch.from_numpy(drawn[..., :DRAWS]), one, (0.3, 1), 16, options)
+    without = torch.from_numpy(draw_views(np.random.default_rng(0), 1000, 2))
+    same = view_parameters(without, one, (0.3, 1), 16, options)
     assert (same.colour == 1).all()
     assert torch.equal(same.gamma, p.gamma)
 
@@ -217,7 +217,7 @@ def test_boxes_are_inside_the_image_with_the_promised_area_and_shape():
 
 def test_options_turn_changes_off():
     still = ViewOptions(flip=0, vertical_flip=0, intensity=0, blur=0)
-    draws = torch.rand(3, 2, DRAWS, dtype=torch.float64)
+    draws = torch.from_numpy(draw_views(np.random.default_rng(0), 3, 2))
     p = view_parameters(draws, torch.ones(3, dtype=torch.float64), (0.5, 1), 32, still)
     assert not p.flip_x.any()
     assert not p.flip_y.any()

@@ -47,7 +47,7 @@ def batch_floor(
         data_paths: files and folders of images.
         out: a folder to make; one that holds nothing but an earlier result may be there.
         console: where to say what happens.
-        labels: ``folder`` or a CSV file; without it, rare images are the sparsest tenth.
+        labels: ``folder``, ``column`` or a CSV file; without it, rare are the sparsest tenth.
         label_column: the column of the CSV file that holds the class.
         rare_class: the class that is looked at apart; None is the smallest.
         repeats: draws of the rest of the batch; None is 10, or fewer above 1,024 prototypes.

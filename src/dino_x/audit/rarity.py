@@ -56,7 +56,7 @@ def labelled_class(
     """The images of one class, bool [N], and its name.
 
     Args:
-        labels: ``folder`` or a CSV file, see ``evaluation.labels.load_labels``.
+        labels: ``folder``, ``column`` or a CSV file, see ``evaluation.labels.load_labels``.
         name: of the class; None is the one with the fewest images.
         refs: the N images.
         data_paths: the folders they are in.

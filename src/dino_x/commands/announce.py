@@ -7,12 +7,14 @@ from rich.console import Console
 from dino_x.commands.how_long import say_how_long
 from dino_x.config.options import HeadOptions, Options
 from dino_x.data.image import WITHOUT_IMAGE, ImageRef
-from dino_x.data.index.index import LEFT_OUT, Index, in_words
+from dino_x.data.index.index import GREY_SAMPLE, LEFT_OUT, Index, in_words
 from dino_x.data.index.passed_over import in_a_line, ways_out
 from dino_x.distributed.shares import all_sizes
 from dino_x.machine.device import describe_device
 from dino_x.training.prepare import Prepared
 from dino_x.training.schedules import peak_lr
+from dino_x.training.step.batch_plan import Cutter
+from dino_x.views.extra import place_of
 from dino_x.views.sizes import crop_sizes
 
 
@@ -62,6 +64,8 @@ def announce(
     if prepared.loader.store is not None:
         cached = len(prepared.loader.store)
         lines["cache"] = f"{options.data.cache}, {cached:,} of {len(index):,} images are in it"
+    lines |= grey_lines(prepared)
+    lines |= code_lines(trainer.cutter)
     lines |= stage_lines(options)
     if trainer.done:
         lines["resumed"] = f"after step {trainer.done:,}"
@@ -123,6 +127,25 @@ def not_taken(index: Index) -> dict[str, str]:
     if index.passed:
         lines["passed"] = "; ".join([in_a_line(index.passed), *ways_out(index.passed)])
     return lines
+
+
+def grey_lines(prepared: Prepared) -> dict[str, str]:
+    """Whether the images are taken for grey, from how many of them, and what that means."""
+    if not prepared.trainer.grey:
+        return {}
+    looked_at = min(GREY_SAMPLE, len(prepared.index))
+    return {
+        "grey": f"no colours in {looked_at} images looked at: an image that has some becomes grey,"
+        " in training and in evaluation alike"
+    }
+
+
+def code_lines(cutter: Cutter) -> dict[str, str]:
+    """Which code of the user's own is run, and the file that it is in."""
+    if cutter.extra is None:
+        return {}
+    name = cutter.options.views.extra
+    return {"extra": f"{name} changes each crop ({place_of(cutter.extra)})"}
 
 
 def stage_lines(options: Options) -> dict[str, str]:

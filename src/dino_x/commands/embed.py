@@ -16,7 +16,13 @@ from dino_x.data.image import ImageRef
 from dino_x.data.index.index import build_index
 from dino_x.errors import UserError
 from dino_x.evaluation.backbone import LoadedModel
-from dino_x.evaluation.embed import Encoder, ImagePreparation, backbone_encoder, encode
+from dino_x.evaluation.embed import (
+    Encoder,
+    ImagePreparation,
+    backbone_encoder,
+    cls_and_mean,
+    encode,
+)
 from dino_x.model.families import registers_of
 from dino_x.progress import progress_bar
 from dino_x.runs.folder import reading_of
@@ -63,12 +69,10 @@ def encoder_of(name: str, model: LoadedModel, *, grid: bool = False) -> tuple[En
     preparation, device = model.preparation, next(model.model.parameters()).device
     first_patch = 1 + registers_of(model.config)
 
-    def read_out(output: Any) -> torch.Tensor:
-        patches_BND = output.last_hidden_state[:, first_patch:]
-        parts = [output.pooler_output, patches_BND.mean(dim=1)]
-        if grid:
-            parts.append(patches_BND.flatten(1))
-        return torch.cat(parts, dim=1)
+    both = cls_and_mean(first_patch - 1)
+
+    def with_grid(output: Any) -> torch.Tensor:
+        return torch.cat([both(output), output.last_hidden_state[:, first_patch:].flatten(1)], 1)
 
     encoder = backbone_encoder(
         model.model,
@@ -78,7 +82,8 @@ def encoder_of(name: str, model: LoadedModel, *, grid: bool = False) -> tuple[En
         device=device,
         precision="fp32",
         slices=preparation.slices,
-        read_out=read_out,
+        grey=preparation.grey,
+        read_out=with_grid if grid else both,
     )
     return encoder, tokens_of(name, model, first_patch)
 

@@ -38,7 +38,7 @@ def make_index(
         out: the index; where it is there, only new and changed files are read.
         console: where to say what happens.
         reading: what files leave open.
-        labels: ``folder`` or a CSV file, as `evaluation.labels.load_labels` takes them, or None.
+        labels: ``folder``, ``column`` or a CSV file, see `load_labels`; or None.
         label_column: the column of the CSV file that holds the class.
         workers: headers read at a time; the number of cores if None.
 

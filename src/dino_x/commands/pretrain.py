@@ -13,6 +13,7 @@ from rich.console import Console
 
 from dino_x.commands.announce import announce
 from dino_x.config.options import Options
+from dino_x.config.presets import dotted
 from dino_x.config.resolve import Facts, resolve
 from dino_x.data.index.index import Skipped, write_skipped
 from dino_x.data.index.labels import Labelled
@@ -122,10 +123,12 @@ def train_together(
     )
     options = prepared.trainer.options
     prepared.trainer.online = online(prepared, labelled)
-    check_same(ranks, "images", files_hash(index) if ranks.world_size > 1 else "")
+    if ranks.world_size > 1:
+        check_same(ranks, "images", {"their files": files_hash(index)})
     if ranks.world_size == 1:  # several would wait for the one that fills it longer than they can
         fill_cache(prepared, console)
-    check_same(ranks, "settings", f"{__version__} {options.model_dump()}")
+    same = dotted(options.model_dump()) | {"the version of DINO-X": __version__}
+    check_same(ranks, "settings", same)
     all_or_none(ranks, lambda: begin(prepared, labelled, resumed, resume, console))
     announce(prepared, held_out, console, asked)
     train(prepared, run, console)

@@ -4,11 +4,10 @@ An image is shown as evaluation sees it, then as the crops of a step of training
 done to them; masked patches of the global crops are darkened. The crops are cut by the code of
 training, from the options of the run. No name is in the picture: images have numbers.
 
-n images, C channels, S side of a square in pixels.
+C channels, S side of a square in pixels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +17,25 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from dino_x.config.options import Options
-from dino_x.config.resolve import Facts, patch_size_of, resolve, with_values
+from dino_x.config.resolve import Facts, patch_size_of, resolve
 from dino_x.data.image import ImageRef
 from dino_x.data.index.index import Index
-from dino_x.data.loading.loader import Canvases, Loader
-from dino_x.data.preparation import whole_canvases
+from dino_x.data.loading.loader import Loader
 from dino_x.errors import UserError
 from dino_x.files import check_place, write_atomically
 from dino_x.losses.ranks import ALONE
 from dino_x.runs.start import inherited
 from dino_x.training.images import early_checks, images_of
-from dino_x.training.prepare import canvas_form, check_patches
-from dino_x.training.step.batch_plan import Cutter, MicroBatch, draw_batch_plan
-from dino_x.views.sizes import GLOBAL_VIEWS, crop_sizes
+from dino_x.training.prepare import canvas_form, check_patches, check_stains
+from dino_x.training.step.seen import Seen, seen_of
+from dino_x.views.extra import checked_extra
 
 COUNT = 16
 CELL, GAP, LINE = 128, 4, 16  # pixels of a picture, between pictures, and of a line of text
 MOST_LOCALS = 4  # local crops of an image that are shown
-MASKED = 0.25  # of its brightness is left of a masked patch
 MOST_WHITE, MOST_BLACK = 0.5, 0.98  # shares of an image beyond which its window is doubtful
 FLAT = 0.1  # or whose values, but for a twentieth on either side, span less of black to white
 INK, PAPER = (20, 20, 20), (206, 214, 224)  # neither black nor white
-
-
-@dataclass(frozen=True)
-class Views:
-    """What is seen of n images.
-
-    Attributes:
-        whole_nCSS: as evaluation sees them, in [0, 1].
-        global_nVCSS: the global crops.
-        masks_nVPP: which patches of these are masked, bool.
-        local_nVCSS: the local crops; V may be 0.
-    """
-
-    whole_nCSS: np.ndarray
-    global_nVCSS: np.ndarray
-    masks_nVPP: np.ndarray
-    local_nVCSS: np.ndarray
 
 
 def draw_views(overrides: Mapping[str, Any], out: Path, console: Console) -> Path:
@@ -78,14 +58,18 @@ def draw_views(overrides: Mapping[str, Any], out: Path, console: Console) -> Pat
     patch = early.patch_size or patch_size_of(options.model)
     check_patches(options, patch, patch)
     chosen = np.unique(np.linspace(0, len(index) - 1, COUNT).round().astype(int))
+    form = canvas_form(options, index, early.channels)
+    check_stains(options, form)
     with Loader(
         index,
-        canvas_form(options, index, early.channels),
+        form,
         cache_bytes=0,
         workers=options.data.workers,
     ) as loader:
         canvases = loader.batch(chosen)
-    views = views_of(options, canvases, early.channels, patch)
+    channels = canvases.pixels.shape[1]
+    extra = checked_extra(options, channels, torch.device("cpu"), torch.float32)
+    views = seen_of(options, canvases, early.channels, patch, extra)
     rows = [index.rows[position] for position in chosen]
     write_atomically(out, lambda path: picture(views, rows, options).save(path, format="png"))
     say(views, rows, index, out, console)
@@ -101,33 +85,7 @@ def check_out(out: Path) -> None:
     check_place(out)
 
 
-def views_of(options: Options, canvases: Canvases, channels: int, patch: int) -> Views:
-    """Cut the crops of a step that has just these images."""
-    count = len(canvases.pixels)
-    options = with_values(options, {"train.effective_batch": count})
-    sizes = max(crop_sizes(options), key=lambda one: one.global_size)
-    plan = draw_batch_plan(options, 0, count, 1, patch, sizes)
-    plan = replace(plan, indices_B=np.arange(count))
-    plain = [0.0] * channels, [1.0] * channels  # values stay in [0, 1]
-    cutter = Cutter(options, *plain, torch.device("cpu"), torch.float32)
-    micro = MicroBatch(plan, slice(0, count), canvases, cutter)
-    whole_nCSS = cutter.normalised(
-        whole_canvases(canvases.pixels, canvases.hounsfield, sizes.global_size)
-    )
-    side = sizes.global_size // patch
-    masks_nVPP = micro.masks().numpy().reshape(GLOBAL_VIEWS, count, side, side).swapaxes(0, 1)
-    local_nVCSS = np.zeros((count, 0))
-    if options.views.local_crops:
-        local_nVCSS = by_image(micro.local_crops(), count)
-    return Views(whole_nCSS.numpy(), by_image(micro.global_crops(), count), masks_nVPP, local_nVCSS)
-
-
-def by_image(crops_RCSS: torch.Tensor, count: int) -> np.ndarray:
-    """View-major crops by image: [n, V, C, S, S]."""
-    return crops_RCSS.unflatten(0, (-1, count)).transpose(0, 1).numpy()
-
-
-def picture(views: Views, rows: Sequence[ImageRef], options: Options) -> Image.Image:
+def picture(views: Seen, rows: Sequence[ImageRef], options: Options) -> Image.Image:
     """All of it as a picture, two images a line."""
     locals_ = min(MOST_LOCALS, views.local_nVCSS.shape[1])
     titles = ["evaluation", "global 1", "global 2", *(f"local {i + 1}" for i in range(locals_))]
@@ -148,14 +106,14 @@ def picture(views: Views, rows: Sequence[ImageRef], options: Options) -> Image.I
     return sheet
 
 
-def tiles(views: Views, number: int, locals_: int, slices: bool) -> list[Image.Image]:
+def tiles(views: Seen, number: int, locals_: int, slices: bool) -> list[Image.Image]:
     """The pictures of an image, in the order of the titles."""
-    found = [tile(views.whole_nCSS[number], slices)]
-    for crop_CSS, mask_PP in zip(views.global_nVCSS[number], views.masks_nVPP[number], strict=True):
-        patch = crop_CSS.shape[-1] // len(mask_PP)
-        shade_SS = np.where(np.kron(mask_PP, np.ones((patch, patch))) > 0, MASKED, 1.0)
-        found.append(tile(crop_CSS * shade_SS, slices))
-    return found + [tile(crop, slices) for crop in views.local_nVCSS[number, :locals_]]
+    shown = [
+        views.whole_nCSS[number],
+        *views.shaded_nVCSS[number],
+        *views.local_nVCSS[number, :locals_],
+    ]
+    return [tile(values_CSS, slices) for values_CSS in shown]
 
 
 def tile(values_CSS: np.ndarray, slices: bool) -> Image.Image:
@@ -166,20 +124,20 @@ def tile(values_CSS: np.ndarray, slices: bool) -> Image.Image:
     return Image.fromarray(pixels).convert("RGB").resize((CELL, CELL), Image.Resampling.BILINEAR)
 
 
-def caption(number: int, ref: ImageRef, views: Views) -> str:
+def caption(number: int, ref: ImageRef, views: Seen) -> str:
     """What an image is, and how much of it is black and white."""
     black, white = saturated(views, number)
     what = f"{ref.modality or ref.format or ''} {ref.width} x {ref.height} px".strip()
     return f"{number + 1}: {what}, {black:.0%} black, {white:.0%} white"
 
 
-def saturated(views: Views, number: int) -> tuple[float, float]:
+def saturated(views: Seen, number: int) -> tuple[float, float]:
     """The shares of an image, as evaluation sees it, that are black and white."""
     whole_CSS = views.whole_nCSS[number]
     return float((whole_CSS <= 0).mean()), float((whole_CSS >= 1).mean())
 
 
-def say(views: Views, rows: Sequence[ImageRef], index: Index, out: Path, console: Console) -> None:
+def say(views: Seen, rows: Sequence[ImageRef], index: Index, out: Path, console: Console) -> None:
     """Which images these are, and those whose window is doubtful."""
     doubtful = []
     for number, ref in enumerate(rows):

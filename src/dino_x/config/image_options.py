@@ -50,8 +50,9 @@ class DataOptions(Section):
     )
     labels: str | None = option(
         None,
-        "'folder' (the name of its folder is an image's class), or a CSV file with the"
-        " columns path and label. The model is evaluated on them at the end of the run.",
+        "'folder' (the name of its folder is an image's class), 'column' (label_column is beside"
+        " the images of Parquet files), or a CSV file with the columns path and label. The model is"
+        " evaluated on them at the end of the run.",
     )
     label_column: str = option(
         "label",
@@ -219,6 +220,34 @@ class ViewOptions(Section):
         " number between 1 - x and 1 + x.",
     )
     grey: Share = option(0.2, "Colour images: probability that a crop becomes grey.")
+    turns: Share = option(
+        0.0,
+        "Probability that a crop is turned by 90, 180 or 270 degrees, each alike. With 0.75, and"
+        " flip at 0.5, all eight symmetries of a square are equally likely.",
+    )
+    stain: float = option(
+        0.0,
+        "Colour images of histology: the amounts of haematoxylin, eosin and DAB are each multiplied"
+        " by a number between 1 - x and 1 + x.",
+        ge=0,
+        lt=1,
+    )
+    stain_shift: Share = option(
+        0.0,
+        "Colour images of histology: a number between -x and x is added to the amount of each of"
+        " these dyes, in optical density.",
+    )
+    extra: str | None = option(
+        None,
+        "module:function of your own code, a pure function of crops and uniform random numbers that"
+        " changes the crops last; see the page on views.",
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+    )
+
+    @property
+    def varies_stains(self) -> bool:
+        """Whether the amounts of dyes change."""
+        return bool(self.stain or self.stain_shift)
 
     @model_validator(mode="after")
     def _ranges(self) -> "ViewOptions":

@@ -80,6 +80,9 @@ class HeadOptions(Section):
     ibot_prototypes: PositiveInt | None = option(
         None, "Number of prototypes of the iBOT head; null takes head.prototypes."
     )
+    ibot_hidden: Width | None = option(
+        None, "Width of the hidden layers of the iBOT head; null takes head.hidden."
+    )
     ibot_bottleneck: Width | None = option(
         None, "Width of the bottleneck of the iBOT head; null takes head.bottleneck."
     )

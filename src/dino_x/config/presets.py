@@ -63,13 +63,13 @@ SMALL: dict[str, Any] = {
 # The demo's network and crops, on one's own images: minutes on two CPU cores.
 TRY: dict[str, Any] = SMALL | {
     "model.name": "vit-tiny",
-    "model.width": 128,
-    "model.depth": 4,
-    "model.heads": 2,
+    "model.width": 256,
+    "model.depth": 2,
+    "model.heads": 4,
     "views.global_size": 64,
-    "train.effective_batch": 256,
-    "train.steps": 120,
-    "checkpoint.every": 50,
+    "train.effective_batch": 64,  # of so few images many small steps teach more than few large
+    "train.steps": 960,
+    "checkpoint.every": 240,
 }
 SIZES_OF_TRY = ("model.name", "model.width", "model.depth", "model.heads")
 # Goes on from good weights, on top of what is for the number of images and of what a RUN hands on.
@@ -92,8 +92,10 @@ DINOV3_7B: dict[str, Any] = {
     "head.prototypes": 262_144,
     "head.ibot_prototypes": 98_304,
     "head.hidden": 8192,
+    "head.ibot_hidden": 4096,
     "head.bottleneck": 512,
     "head.ibot_bottleneck": 384,
+    "views.flip": 0.0,
     "views.global_size": 256,
     "views.local_size": 112,
     "loss.koleo_group": 16,
@@ -110,6 +112,14 @@ DINOV3_7B: dict[str, Any] = {
 }
 # Softmax centering collapses to a point at the small preset's temperature; DINO's does not.
 SOFTMAX: dict[str, Any] = {"teacher.temperature_start": 0.04, "teacher.temperature": 0.07}
+# Shares of the steps for what is given in steps and left open: those of DINOv3's ViT-L, and where
+# the 7B differs, its own.
+SHARES = {
+    "optim.warmup": 0.1,
+    "optim.freeze_last_layer": 0.01,
+    "teacher.temperature_warmup": 0.3,
+}
+SHARES_OF = {"dinov3-7b": {"optim.freeze_last_layer": 0.005, "teacher.temperature_warmup": 0.1}}
 FROZEN = 0.25  # share of the steps in which new heads alone are trained
 # DINOv3's high-resolution adaptation (section 5.1 and the configuration released with it): rate,
 # weight decay and momentum are constant after the warmup; 5e-5 at 1,024 is 7.1e-5 at 2,048.

@@ -21,6 +21,8 @@ from dino_x.config.presets import (
     ONLINE_TIMES,
     PASSES,
     PASSES_OF,
+    SHARES,
+    SHARES_OF,
     SMALL_IMAGES,
     SOFTMAX,
     check,
@@ -102,11 +104,10 @@ def found_values(options: Options, facts: Facts) -> dict[str, Any]:
     passes = PASSES_OF.get(preset, PASSES)
     steps = train.steps or max(1, math.ceil(passes * facts.images / train.effective_batch))
     new_heads = preset in GOING_ON and heads_from != "run"
+    shares = SHARES | SHARES_OF.get(preset, {})
     found = {
-        "optim.warmup": round(0.1 * steps),
+        **{name: round(share * steps) for name, share in shares.items()},
         "optim.freeze_backbone": round(FROZEN * steps) if new_heads else 0,
-        "optim.freeze_last_layer": round(0.01 * steps),
-        "teacher.temperature_warmup": round(0.3 * steps),
         "online.every": online_every(options, steps, facts.images),
     }
     left_open = {name: value for name, value in found.items() if value_of(options, name) is None}

@@ -23,6 +23,8 @@ TIMEOUT = timedelta(minutes=30)  # of one wait: rank 0 may evaluate while others
 LOST = ("Connection closed", "Connection reset", "Broken pipe", "NCCL", "Socket")  # of a peer
 SLURM_PORTS = (20_000, 20_000)  # first, and how many: each job its own
 
+MOST_NAMED = 5  # things in which processes differ
+
 T = TypeVar("T")
 
 
@@ -217,19 +219,26 @@ def gather_objects(ranks: Ranks, own: T) -> list[T]:
     return found
 
 
-def check_same(ranks: Ranks, what: str, value: str) -> None:
+def check_same(ranks: Ranks, what: str, values: Mapping[str, object]) -> None:
     """Refuse processes that differ in something all must share.
+
+    Args:
+        ranks: the processes of the run.
+        what: what the values are, for people.
+        values: by name; the names that differ are said, their values are not.
 
     Raises: UserError in every process.
     """
-    values = gather_objects(ranks, value)
-    other = [rank for rank, theirs in enumerate(values) if theirs != values[0]]
-    if other:
-        raise _printed_once(
-            ranks,
-            f"process {other[0]} has other {what} than process 0: do all machines see the same"
-            " folders, and run the same version with the same settings?",
-        )
+    found = gather_objects(ranks, {name: str(value) for name, value in values.items()})
+    for rank, theirs in enumerate(found):
+        names = [name for name in found[0] | theirs if theirs.get(name) != found[0].get(name)]
+        if names:
+            listed = ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+            raise _printed_once(
+                ranks,
+                f"process {rank} has other {what} than process 0 ({listed}): do all machines see"
+                " the same folders, and run the same version with the same settings?",
+            )
 
 
 def check_alike(network: nn.Module, ranks: Ranks) -> None:

@@ -60,5 +60,6 @@ class PreparedImages(Dataset[Tensor]):
         except Unreadable as error:
             raise UserError(f"{self.images[number].path} cannot be decoded: {error}") from error
         pixels_CHW = windowed(image, self.preparation.windows)
-        square_CSS = torch.from_numpy(to_square(pixels_CHW, self.preparation.channels, self.size))
+        channels = self.preparation.shown_channels
+        square_CSS = torch.from_numpy(to_square(pixels_CHW, channels, self.size))
         return normalised(square_CSS[None], self.preparation.mean, self.preparation.std)[0]

@@ -20,8 +20,10 @@ from dino_x.data.preparation import normalised, to_square, windowed
 from dino_x.data.readers.registry import ImageRef, Unreadable, read
 from dino_x.data.storage.member import any_remote
 from dino_x.machine.device import autocast
+from dino_x.model.families import registers_of
 
 WAITING_THREADS = 32
+FEATURES = ("cls", "cls+mean")  # what a network may be asked for: CLS, or CLS and the mean patch
 Progress = Callable[[int, int], None]  # (images done, images in all)
 Form = tuple[int, int, int]  # channels, side of a square, and slices in it (3 in 2.5D)
 
@@ -49,7 +51,7 @@ class Encoder:
 
     Attributes:
         image_size: S, the side in pixels of the squares it takes.
-        channels: C, 1 or 3.
+        channels: C; 1 for a network that takes three alike, too.
         features: from float32 [B, C, S, S] in [0, 1] to [B, D], or to [B, P, D] for P patches.
         slices: 3 if the channels are a slice and its neighbours (2.5D), else 1.
     """
@@ -68,6 +70,27 @@ class Encoder:
 def pooled(output: Any) -> torch.Tensor:
     """The CLS token after the final norm, [B, D]."""
     return output.pooler_output
+
+
+def cls_and_mean(registers: int) -> Callable[[Any], torch.Tensor]:
+    """What takes CLS and the mean patch, side by side, from the output of a network, [B, 2 * D].
+
+    Args:
+        registers: tokens between CLS and the patches, which are no part of the mean.
+
+    Source: DINOv2 (Oquab et al. 2024), the features of its linear evaluation.
+    """
+
+    def read_out(output: Any) -> torch.Tensor:
+        patches_BND = output.last_hidden_state[:, 1 + registers :]
+        return torch.cat([output.pooler_output, patches_BND.mean(dim=1)], dim=1)
+
+    return read_out
+
+
+def read_out_of(network: nn.Module, features: str) -> Callable[[Any], torch.Tensor]:
+    """What takes the features, one of ``FEATURES``, from the output of a network."""
+    return pooled if features == "cls" else cls_and_mean(registers_of(network.config))
 
 
 def embed(
@@ -117,6 +140,7 @@ def backbone_encoder(
     device: torch.device | str,
     precision: str,
     slices: int = 1,
+    grey: bool = False,
     read_out: Callable[[Any], torch.Tensor] = pooled,
     **options: Any,
 ) -> Encoder:
@@ -130,6 +154,7 @@ def backbone_encoder(
         device: where the backbone is.
         precision: of its forward.
         slices: see ``Encoder``.
+        grey: whether an image with colours is its luma, see ``model.pretrained.Preparation``.
         read_out: a function that takes the features from the output of the network.
         options: further arguments of the network's forward.
     """
@@ -146,7 +171,7 @@ def backbone_encoder(
         finally:
             backbone.train(training)
 
-    return Encoder(image_size, len(mean), features, slices)
+    return Encoder(image_size, 1 if grey else len(mean), features, slices)
 
 
 def encode(

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from dino_x.data.index.content import content_keys
-from dino_x.data.index.label_sources import items_from_csv, read_csv
+from dino_x.data.index.label_sources import is_table, items_from_csv, read_csv
 from dino_x.data.index.labels import (
     sides_of,
     tested_side,
@@ -73,7 +73,7 @@ class Masked:
 
 def has_masks(labels: str | Path | None) -> bool:
     """Whether a table of labels has a column ``mask`` that is not empty."""
-    if labels is None or str(labels) == "folder":
+    if labels is None or not is_table(labels):
         return False
     if not Path(labels).is_file():
         return False
@@ -210,7 +210,7 @@ def _items_from_folder(
     """Items whose label is the path of their mask."""
     by_path, by_name = _masks_below(folder)
     table: dict[Path, Item] = {}
-    if labels is not None and str(labels) != "folder":
+    if labels is not None and is_table(labels):
         rows, _ = items_from_csv(Path(labels), list(frames), roots, "path")
         table = {item.file: item for item in rows}
     images = [file for file in frames if not file.is_relative_to(folder)]  # others are masks

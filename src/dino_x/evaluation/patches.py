@@ -53,6 +53,7 @@ def patch_encoder(
         device=device,
         precision=precision,
         slices=preparation.slices,
+        grey=preparation.grey,
         read_out=lambda output: output.last_hidden_state[:, -GRID * GRID :],
         **options,
     )

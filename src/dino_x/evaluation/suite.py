@@ -17,7 +17,15 @@ from dino_x.evaluation.baselines import pixel_encoder
 from dino_x.evaluation.bootstrap import CONFIDENCE, DRAWS, draw_patients
 from dino_x.evaluation.classify import Classification, Metrics
 from dino_x.evaluation.contenders import MODEL, PIXELS, RANDOM, Contender, load_contenders
-from dino_x.evaluation.embed import Encoder, ImagePreparation, Progress, backbone_encoder, encode
+from dino_x.evaluation.embed import (
+    FEATURES,
+    Encoder,
+    ImagePreparation,
+    Progress,
+    backbone_encoder,
+    encode,
+    read_out_of,
+)
 from dino_x.evaluation.masks import Masked, has_masks, load_masks
 from dino_x.evaluation.other_targets import TASKS as OTHER_TASKS
 from dino_x.evaluation.other_targets import OtherTargets
@@ -75,6 +83,15 @@ class Outcome:
         return verdicts
 
 
+def refuse_values(features: str, ks: Sequence[int], batch_size: int) -> None:
+    """Refuse arguments of ``evaluate`` that mean nothing. Raises: UserError."""
+    if features not in FEATURES:
+        raise UserError(f"features '{features}' is none of: {', '.join(FEATURES)}")
+    for what, value in (("k", min(ks)), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{what} {value} is less than 1")
+
+
 @dataclass(frozen=True)
 class Execution:
     """Where and how networks are run."""
@@ -84,6 +101,7 @@ class Execution:
     batch_size: int
     seed: int
     preparation: ImagePreparation
+    features: str
 
 
 def evaluate(
@@ -97,6 +115,7 @@ def evaluate(
     where: str | None = None,
     tasks: Sequence[str] | None = None,
     against: Sequence[str] = (),
+    features: str = "cls",
     ks: Sequence[int] = KS,
     device: str = "auto",
     precision: str = "fp32",
@@ -109,7 +128,7 @@ def evaluate(
     Args:
         model: a run, a folder as transformers saves models, or a name on the hub.
         data_paths: files and folders of images.
-        labels: ``folder`` or a CSV file, see ``labels.load_labels``; None for masks only.
+        labels: ``folder``, ``column`` or a CSV file, see ``load_labels``; None for masks only.
         label_column: the column of the CSV file that holds the class.
         masks: a CSV file or a folder, see ``masks.load_masks``; by default the labels' own file if
             it has a column ``mask``.
@@ -117,6 +136,8 @@ def evaluate(
         where: a condition on the images; see ``conditions.select``.
         tasks: of ``TASKS``; by default all that labels and masks allow.
         against: other models.
+        features: of ``FEATURES``: the CLS token, or CLS and the mean patch side by side; the same
+            for every network.
         ks: numbers of neighbours; each is capped at the number of references.
         device: auto, cpu, cuda or mps.
         precision: fp32, bf16 or fp64.
@@ -137,9 +158,7 @@ def evaluate(
     Raises:
         UserError: for a model, data, labels or masks that cannot be used; before any long work.
     """
-    for what, value in (("k", min(ks)), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{what} {value} is less than 1")
+    refuse_values(features, ks, batch_size)
     if masks is None and has_masks(labels):
         masks = labels
     chosen = choose_tasks(tasks, labels is not None, masks is not None)
@@ -171,7 +190,7 @@ def evaluate(
     if labelled is not None and preparation.slices == 3:
         labelled = without_uneven(labelled, found.rows)
     images = ImagePreparation(preparation.windows, found.rows)
-    how = Execution(choose_device(device).type, precision, batch_size, seed, images)
+    how = Execution(choose_device(device).type, precision, batch_size, seed, images, features)
     patch_encoders = {}
     if masked is not None:
         patch_encoders = patch_encoders_of(contenders, how)
@@ -185,6 +204,7 @@ def evaluate(
         "masks": None,
         "split_by": None,
         "tested_split": None,
+        "features": features,
         "image_size": preparation.image_size,
         "mean": list(preparation.mean),
         "std": list(preparation.std),
@@ -283,6 +303,8 @@ def classify(
             device=how.device,
             precision=how.precision,
             slices=contender.preparation.slices,
+            grey=contender.preparation.grey,
+            read_out=read_out_of(contender.network, how.features),
         )
         for name, contender in contenders.items()
     } | {PIXELS: pixel_encoder()}

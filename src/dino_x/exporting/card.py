@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 from dino_x.config.presets import nested
-from dino_x.errors import UserError
 from dino_x.evaluation.backbone import LoadedModel
-from dino_x.files import last_part, read_json
+from dino_x.files import last_part
 from dino_x.model.pretrained import Preparation, StepOfRun, split_name
 from dino_x.runs.environment import in_a_line
+from dino_x.runs.evaluation_file import read_evaluation
 from dino_x.runs.folder import CONFIG, RunFolder, run_of
 from dino_x.runs.origin import read_origin
 from dino_x.version import __version__
@@ -38,7 +38,7 @@ USE = {
     "transformers": """from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-image = Image.open("image.png").convert("{mode}")
+image = Image.open("image.png"){converted}
 processor = AutoImageProcessor.from_pretrained("{folder}")
 backbone = AutoModel.from_pretrained("{folder}")
 features = backbone(**processor(image, return_tensors="pt")).pooler_output""",
@@ -91,7 +91,7 @@ def write_card(
         "## Trained on",
         data_summary(run, settings),
         "## Evaluation",
-        evaluated(run) if at_step is None else NOT_EVALUATED,
+        evaluation(run) if at_step is None else NOT_EVALUATED,
         "## Where the weights come from, and licences",
         licence,
         f"## How it was made\n\n{made_with(run)}",
@@ -115,8 +115,14 @@ def use(format_: str, preparation: Preparation) -> str:
     """The code that gets features, for the images that the model was trained on."""
     if format_ == "transformers" and not preparation.plain:
         return USE_OURS
-    mode = "L" if preparation.channels == 1 else "RGB"
-    return USE[format_].replace("{mode}", mode)
+    grey, colours = '.convert("L")', '.convert("RGB")'
+    if preparation.channels == 1:
+        converted = grey
+    elif preparation.grey:
+        converted = grey + colours
+    else:
+        converted = colours
+    return USE[format_].replace("{converted}", converted)
 
 
 def flags_of(at_step: StepOfRun | None) -> list[str]:
@@ -166,6 +172,8 @@ def images(backbone: LoadedModel) -> str:
     )
     if p.slices == 3:
         text += " The three channels are a slice and its two neighbours (2.5D)."
+    if p.grey:
+        text += " The three channels are equal: an image with colours becomes grey first."
     if not p.plain:
         text += (
             " They were no 8-bit pictures, so how their values are windowed matters: let `dino_x`"
@@ -209,28 +217,21 @@ def crops(settings: dict[str, Any]) -> str:
     return "; or ".join(texts)
 
 
-def evaluated(run: RunFolder) -> str:
-    """The section on the evaluation. Raises: UserError for a file that holds something else."""
-    try:
-        return evaluation(run)
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{run.evaluation} is no evaluation; make it again with dino-x evaluate, or remove it"
-        ) from error
-
-
 def evaluation(run: RunFolder) -> str:
-    """The metrics of evaluation.json as a table, whatever it holds; in words if there are none."""
-    if not run.evaluation.is_file():
+    """The metrics of evaluation.json as a table; in words if there are none.
+
+    Raises: UserError for a file that holds something else.
+    """
+    result = read_evaluation(run.evaluation)
+    if result is None:
         return NOT_EVALUATED
-    result = read_json(run.evaluation)
     names = list(result.get("results", {}))
     shown = [name if is_on_hub(name) else last_part(name) for name in names]
     lines = ["| metric | " + " | ".join(shown) + " |", "|---|" + "---:|" * len(names)]
     for title, by_name in metrics_of(result).items():
         cells = [by_name.get(name, "") for name in names]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    counts = result.get("counts", {})
+    counts = result.get("counts") or {}
     sides = ", ".join(f"{sum(of.values()):,} {side}" for side, of in counts.items())
     images = f" Images: {sides}." if sides else ""
     return "\n".join(lines) + f"\n\nValues with their 95% intervals over patients.{images}"

@@ -14,10 +14,11 @@ from dino_x.errors import UserError
 from dino_x.evaluation.backbone import LoadedModel, load_backbone
 from dino_x.exporting.card import write_card
 from dino_x.exporting.onnx_format import Tokens, import_onnx, read_onnx, write_onnx
+from dino_x.exporting.positions import at_size
 from dino_x.exporting.timm_format import import_timm, read_timm, timm_config, write_timm
 from dino_x.files import open_to_group
 from dino_x.model.backbone import write_vit
-from dino_x.model.families import registers_of, square
+from dino_x.model.families import registers_of
 from dino_x.model.pretrained import quiet_transformers
 
 TOLERANCE = 1e-4  # of each number, and of it relative to the largest
@@ -97,10 +98,13 @@ def check(backbone: LoadedModel, read: Callable[..., Features], folder: Path, co
 def example(backbone: LoadedModel, count: int) -> Tensor:
     """Random images as the model sees them, [count, C, S, S]."""
     size = backbone.preparation.image_size
-    if backbone.config.model_type != "dinov3_vit":  # DINOv2 is compared on its own grid
-        size = square(backbone.config.image_size)
     generator = torch.Generator().manual_seed(count)
     return torch.randn(count, backbone.preparation.channels, size, size, generator=generator)
+
+
+def as_prepared(backbone: LoadedModel) -> Any:
+    """The network for the size that its images are prepared to."""
+    return at_size(backbone.model, backbone.preparation.image_size)
 
 
 def _write_transformers(backbone: LoadedModel, folder: Path) -> None:
@@ -125,6 +129,6 @@ def _read_onnx(folder: Path, images: Tensor, config: Any) -> Features:
 
 FORMATS: dict[str, tuple[Callable[[LoadedModel, Path], None], Callable[..., Features]]] = {
     "transformers": (_write_transformers, _read_transformers),
-    "timm": (lambda b, f: write_timm(b.model, b.preparation, f), _read_timm),
-    "onnx": (lambda b, f: write_onnx(b.model, example(b, 2), f), _read_onnx),
+    "timm": (lambda b, f: write_timm(as_prepared(b), b.preparation, f), _read_timm),
+    "onnx": (lambda b, f: write_onnx(as_prepared(b), example(b, 2), f), _read_onnx),
 }

@@ -9,9 +9,10 @@ class Head(ExactHead):
 
     @classmethod
     def for_ibot(cls, features: int, options: HeadOptions) -> "Head":
-        """The head for patch tokens, whose K and D may be others than those of the DINO head."""
+        """The head for patch tokens, whose K, D and width may be others than the DINO head's."""
         own = {
             "prototypes": options.ibot_prototypes or options.prototypes,
+            "hidden": options.ibot_hidden or options.hidden,
             "bottleneck": options.ibot_bottleneck or options.bottleneck,
         }
         return cls(features, options.model_copy(update=own))

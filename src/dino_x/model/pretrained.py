@@ -43,6 +43,8 @@ class Preparation:
         plain: whether a processor of transformers prepares its images rightly: it was trained on
             8-bit pictures, one at a time. For others only we do, and ``AutoImageProcessor``
             refuses the folder.
+        grey: whether it was trained on images that were taken for grey, so that an image with
+            colours is its luma here, too, repeated for three channels.
     """
 
     image_size: int
@@ -52,6 +54,7 @@ class Preparation:
     slices: int = 1
     windows: WindowOptions = field(default_factory=WindowOptions)
     plain: bool = True
+    grey: bool = False
 
     @property
     def channels(self) -> int:
@@ -59,12 +62,19 @@ class Preparation:
         return len(self.mean)
 
     @property
+    def shown_channels(self) -> int:
+        """The number of channels that an image has before it is normalised: 1 if it is grey."""
+        return 1 if self.grey else self.channels
+
+    @property
     def ours(self) -> dict[str, Any]:
         """The entries of ``preprocessor_config.json`` that transformers has no place for."""
-        return prepared_with(self.slices, self.windows, self.plain)
+        return prepared_with(self.slices, self.windows, self.plain, self.grey)
 
 
-def prepared_with(slices: int, windows: WindowOptions, plain: bool = True) -> dict[str, Any]:
+def prepared_with(
+    slices: int, windows: WindowOptions, plain: bool = True, grey: bool = False
+) -> dict[str, Any]:
     """The entries of ``preprocessor_config.json`` that are ours.
 
     Args:
@@ -72,8 +82,13 @@ def prepared_with(slices: int, windows: WindowOptions, plain: bool = True) -> di
         windows: see there.
         plain: see there; if not, the processor's type is one that transformers does not know, so
             that it refuses the folder rather than prepare 16-bit images or CT wrongly.
+        grey: see there.
     """
-    own = {"dino_x_slices": slices, "dino_x_windows": windows.model_dump(mode="json")}
+    own = {
+        "dino_x_slices": slices,
+        "dino_x_windows": windows.model_dump(mode="json"),
+        "dino_x_grey": grey,
+    }
     return own if plain else own | {"image_processor_type": OWN_PROCESSOR}
 
 
@@ -239,6 +254,7 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
         slices=slices,
         windows=windows,
         plain=stated.get("image_processor_type") != OWN_PROCESSOR,
+        grey=stated.get("dino_x_grey") is True and channels == 3,
     )
 
 

@@ -16,6 +16,7 @@ from dino_x.model.backbone import Backbone
 from dino_x.training.micro_batch import find, largest_by_calculation
 from dino_x.training.step.batch_plan import Cutter
 from dino_x.training.steps import Steps
+from dino_x.views.extra import checked_extra
 
 BUDGET = 25.0  # seconds of a trial, about
 TIMES = 3  # at most; the fastest counts, as other programs only ever slow it down
@@ -74,7 +75,8 @@ def trial_steps(
 ) -> Steps:
     """The steps of a run that trains nothing and writes nothing."""
     dtype = dtype_of(options.train.precision)
-    cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
+    extra = checked_extra(options, canvases.pixels.shape[1], device, dtype)
+    cutter = Cutter(options, backbone.mean, backbone.std, device, dtype, extra)
     return Steps(options, RepeatedCanvases(canvases), images, cutter, backbone)
 
 

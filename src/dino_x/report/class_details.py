@@ -73,7 +73,7 @@ def details_of(task: str, detail: dict[str, Any]) -> ClassDetails:
     first = next(iter(classes.values()))
     keys = [key for key in COLUMNS if key in first]
     rows = [
-        ClassRow(name, f"{row['images']:,}", [figure(row[key]) for key in keys])
+        ClassRow(name, f"{row['images']:,}", [figure(row.get(key)) for key in keys])
         for name, row in classes.items()
     ]
     return ClassDetails(
@@ -89,6 +89,8 @@ def figure(metric: dict[str, float] | None) -> str:
     """``0.877 (0.851 to 0.901)``; in words for a class that is never answered."""
     if metric is None:
         return "never answered"
+    if metric.get("low") is None or metric.get("high") is None:
+        return f"{metric['value']:.3f}"
     return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
 
 
@@ -150,7 +152,11 @@ def unit_table(evaluation: dict[str, Any]) -> UnitTable | None:
         return None
     verdicts = evaluation["verdicts"]
     tasks = list(next(iter(units.values()))["verdicts"])
-    columns = [f"{TASK_TITLES[task]}, {METRIC_TITLES[verdicts[task]['metric']]}" for task in tasks]
+    metrics = [verdicts[task]["metric"] for task in tasks]
+    columns = [
+        f"{TASK_TITLES.get(task, task)}, {METRIC_TITLES.get(metric, metric)}"
+        for task, metric in zip(tasks, metrics, strict=True)
+    ]
     counts = evaluation["counts"][evaluation["settings"]["tested_split"]]
     found = [("image", sum(counts.values()), evaluation["results"])]
     found += [(name, unit["count"], unit["results"]) for name, unit in units.items()]

@@ -10,7 +10,7 @@ from dino_x.report import scores
 from dino_x.report.run_data import RunData
 from dino_x.report.scores import MODEL, Comparison
 from dino_x.report.tables import Table, table_of
-from dino_x.runs.evaluations import SUBJECT
+from dino_x.runs.evaluations import subject
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def same_evaluation(runs: Sequence[RunData]) -> bool | None:
         return None
 
     def identity(result: dict[str, Any]) -> str:
-        asked = {name: result.get("settings", {}).get(name) for name in SUBJECT}
+        asked = subject(result.get("settings", {}))
         return str([asked, result.get("counts"), result.get("patients"), result.get("masks")])
 
     return len({identity(result) for result in found}) == 1

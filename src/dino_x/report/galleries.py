@@ -21,6 +21,7 @@ from dino_x.report.page import Gallery, Picture, PictureRow
 from dino_x.report.pictures import colour_map, heat_map, sides, thumbnail
 from dino_x.report.run_data import RunData
 from dino_x.report.scatter import FeatureMap, feature_maps
+from dino_x.report.seen import seen_gallery
 from dino_x.runs.folder import reading_of
 
 SHOWN = 6  # images whose attention and neighbours are shown
@@ -30,6 +31,7 @@ SHOWN = 6  # images whose attention and neighbours are shown
 class Galleries:
     """The sections that are made with snapshots and the model, and the maps of features."""
 
+    seen: Gallery
     first_last: Gallery
     maps: Gallery
     attention: Gallery
@@ -46,16 +48,16 @@ def galleries(run: RunData, images: bool, seconds: float) -> Galleries:
         seconds: for reading and embedding the sample of images.
     """
     snapshots = read_snapshots(run.snapshots)
-    first_last, maps = map_galleries(run, snapshots, images)
+    of_snapshots = seen_gallery(snapshots, images), *map_galleries(run, snapshots, images)
     if run.model_step is None or not (run.path / "model" / "config.json").is_file():
         no_model = "There is no model yet: the first checkpoint makes it (checkpoint.every)."
         missing = Gallery("", missing=no_model)
-        return Galleries(first_last, maps, missing, missing, [])
+        return Galleries(*of_snapshots, missing, missing, [])
     try:
-        return Galleries(first_last, maps, *model_galleries(run, snapshots, images, seconds))
+        return Galleries(*of_snapshots, *model_galleries(run, snapshots, images, seconds))
     except UserError as error:
         missing = Gallery("", missing=str(error))
-        return Galleries(first_last, maps, missing, missing, [])
+        return Galleries(*of_snapshots, missing, missing, [])
 
 
 def map_galleries(

@@ -219,8 +219,8 @@ def square_of(ref: ImageRef, preparation: Preparation) -> np.ndarray:
     """An image in its window as uint8 [C, S, S], as evaluation prepares it. Raises Unreadable."""
     image = registry.read(ref)
     pixels_CHW = windowed(image, preparation.windows)
-    channels = preparation.channels
-    if channels in (1, 3):
+    channels = preparation.shown_channels
+    if channels == 3:
         channels = 1 if shows_grey(pixels_CHW, width=1) else 3
     square_CSS = to_square(pixels_CHW, channels, preparation.image_size)
     return np.rint(255 * square_CSS).astype(np.uint8)

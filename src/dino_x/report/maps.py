@@ -28,12 +28,16 @@ class Snapshot:
         features_FYXD: float32.
         images_FCSS: uint8, or None where the run was told to keep no images.
         aspect_F: height / width of the images themselves.
+        global_FVCSS: uint8, the global crops of a step; None but in the first snapshot.
+        local_FVCSS: uint8, local crops of a step; None but in the first snapshot.
     """
 
     step: int
     features_FYXD: np.ndarray
     images_FCSS: np.ndarray | None
     aspect_F: np.ndarray
+    global_FVCSS: np.ndarray | None = None
+    local_FVCSS: np.ndarray | None = None
 
 
 def read_snapshots(files: dict[int, Path]) -> list[Snapshot]:
@@ -43,8 +47,10 @@ def read_snapshots(files: dict[int, Path]) -> list[Snapshot]:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 features = arrays["features"].astype(np.float32)
-                images = arrays.get("images")
-                found.append(Snapshot(step, features, images, arrays["aspect"]))
+                pixels = (arrays.get(name) for name in ("images", "global_crops", "local_crops"))
+                images, global_, local = pixels
+                aspect = arrays["aspect"]
+                found.append(Snapshot(step, features, images, aspect, global_, local))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             continue
     usable = [s for s in found if s.features_FYXD.ndim == 4 and np.isfinite(s.features_FYXD).all()]

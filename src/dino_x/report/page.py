@@ -90,6 +90,7 @@ class ReportPage:
     more_evaluation: list[Table]
     tested_on: str
     warnings: list[str]
+    seen: Gallery
     first_last: Gallery
     maps: Gallery
     attention: Gallery

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from dino_x.errors import UserError
-from dino_x.files import parse_json, read_json
+from dino_x.files import parse_json
+from dino_x.runs.evaluation_file import read_evaluation
 from dino_x.runs.folder import CONFIG, RunFolder
 from dino_x.runs.model_folder import model_step, newest_step
 
@@ -234,17 +235,6 @@ def add_finding(findings: list[Finding], line: Mapping[str, Any]) -> None:
     # If a state is seen again, what was seen last counts.
     lasting[0].seen = str(line.get("seen", "")).rstrip(".")
     lasting[0].help = [str(text).rstrip(".") for text in line.get("help") or []]
-
-
-def read_evaluation(path: Path) -> dict[str, Any] | None:
-    """evaluation.json, or None if there is none that can be read."""
-    try:
-        result = read_json(path)
-    except UserError:
-        return None
-    results = result.get("results") if isinstance(result, dict) else None
-    has_model = isinstance(results, dict) and "model" in results
-    return result if has_model else None
 
 
 def count_rows(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""evaluation.json as lines to show, whichever version wrote it."""
+"""evaluation.json as lines to show."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -117,23 +117,8 @@ def comparisons(evaluation: dict[str, Any]) -> list[Comparison]:
 
 def results_of(evaluation: dict[str, Any]) -> dict[str, dict[Key, Score]]:
     """Every score by its model and its (task, setting, metric)."""
-    asked = evaluation.get("settings", {})
-    found = {}
-    for name, tasks in evaluation["results"].items():
-        if isinstance(tasks, dict):
-            scores = old_scores(tasks, asked) or dict(scores_in(tasks))
-            if scores:
-                found[name] = scores
-    return found
-
-
-def old_scores(tasks: dict[str, Any], settings: dict[str, Any]) -> dict[Key, Score]:
-    """The scores of files of the first version, which hold one kNN without intervals."""
-    if "balanced_accuracy" not in tasks:
-        return {}
-    k = str(settings.get("k", tasks.get("k", "")))
-    metrics = [metric for metric in ("balanced_accuracy", "auroc") if metric in tasks]
-    return {("knn", k, metric): Score(tasks[metric]) for metric in metrics}
+    found = {name: dict(scores_in(tasks)) for name, tasks in evaluation["results"].items()}
+    return {name: scores for name, scores in found.items() if scores}
 
 
 def scores_in(tasks: dict[str, Any]) -> Iterator[tuple[Key, Score]]:
@@ -141,9 +126,8 @@ def scores_in(tasks: dict[str, Any]) -> Iterator[tuple[Key, Score]]:
     for task, settings in tasks.items():
         for setting, metrics in settings.items():
             for metric, found in metrics.items():
-                if isinstance(found, dict) and "value" in found:
-                    score = Score(found["value"], found.get("low"), found.get("high"))
-                    yield (task, setting, metric), score
+                score = Score(found["value"], found.get("low"), found.get("high"))
+                yield (task, setting, metric), score
 
 
 def headlines(evaluation: dict[str, Any]) -> list[Comparison]:

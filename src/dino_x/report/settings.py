@@ -57,7 +57,7 @@ def shown(name: str, value: Any) -> str:
 def may_be_path(name: str, text: str) -> bool:
     """Whether the value of an option is a path, or looks like one."""
     if name in PATHS:
-        return text != "folder"
+        return text not in ("folder", "column")
     return text.startswith(("/", ".", "~")) or "\\" in text or text.count("/") > 1
 
 

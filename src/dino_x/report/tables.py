@@ -70,4 +70,6 @@ def tested_on(evaluation: dict[str, Any]) -> str:
     }
     split = how.get(str(settings.get("split_by")), "")
     images = sum(counts[side].values())
-    return f"Tested on {images:,} images{whose} ({classes}){split}."
+    both = settings.get("features") == "cls+mean"
+    features = " Features: CLS and the mean patch." if both else ""
+    return f"Tested on {images:,} images{whose} ({classes}){split}.{features}"

@@ -73,15 +73,7 @@ def report(
     images = images and run.settings.get("report.images") is not False
     seconds = QUICK_SECONDS if quick else PATIENT_SECONDS
     out = out or path / "report.html"
-    try:
-        text = render("report.html", page=page_of(run, images, seconds, refresh))
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        if run.evaluation is None:
-            raise
-        raise UserError(
-            f"{RunFolder(path).evaluation} holds something else than an evaluation"
-            f" ({type(error).__name__}): make it again with dino-x evaluate, or remove it"
-        ) from error
+    text = render("report.html", page=page_of(run, images, seconds, refresh))
     write_page(text, out)
     return out
 
@@ -122,6 +114,7 @@ def page_of(run: RunData, images: bool, seconds: float, refresh: int | None = No
         more_evaluation=more,
         tested_on=tables.tested_on(run.evaluation) if run.evaluation else "",
         warnings=[str(text) for text in (run.evaluation or {}).get("warnings", [])],
+        seen=shown.seen,
         first_last=shown.first_last,
         maps=shown.maps,
         attention=shown.attention,

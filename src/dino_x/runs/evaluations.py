@@ -1,5 +1,6 @@
 """Where the result of an evaluation goes, and what becomes of the one that was there."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,13 @@ from dino_x.model.pretrained import split_name
 from dino_x.runs.folder import run_of
 
 # Of the settings of an evaluation, those that make it another one.
-SUBJECT = ("labels", "label_column", "masks", "split_by", "tested_split")
+SUBJECT = ("labels", "label_column", "masks", "split_by", "tested_split", "features")
+
+
+def subject(settings: Mapping[str, Any]) -> list[Any]:
+    """What an evaluation is of, from its settings; older ones were of the CLS token."""
+    stated = {"features": "cls", **settings}
+    return [stated.get(name) for name in SUBJECT]
 
 
 def place_of(model: str | Path) -> Path:
@@ -22,7 +29,7 @@ def place_of(model: str | Path) -> Path:
 
 
 def keep_former(path: Path, result: dict[str, Any]) -> Path | None:
-    """Give the evaluation that is there another name, if it was on other labels or another split.
+    """Give the evaluation that is there another name, if it was of something else.
 
     Args:
         path: where the new result goes.
@@ -33,7 +40,7 @@ def keep_former(path: Path, result: dict[str, Any]) -> Path | None:
     """
     try:
         former = parse_json(read_text(path))["settings"]
-        if all(former.get(name) == result["settings"].get(name) for name in SUBJECT):
+        if subject(former) == subject(result["settings"]):
             return None
     except FileNotFoundError:
         return None

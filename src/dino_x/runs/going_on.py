@@ -12,6 +12,7 @@ from dino_x.errors import UserError
 from dino_x.runs import checkpoint
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.model_folder import kept_options
+from dino_x.runs.start import CODE
 from dino_x.runs.trained_on import kept_keys
 
 STEPS = "train.steps"
@@ -54,6 +55,7 @@ def saved_settings(run: RunFolder, overrides: Mapping[str, Any]) -> dict[str, An
 
     Raises: UserError if another setting differs.
     """
+    refuse_unnamed_code(run, overrides)
     saved = found_again(run.settings(), run.read_facts().get("started_in"))
     others = dict(overrides)
     if is_longer(saved, overrides):
@@ -65,6 +67,19 @@ def saved_settings(run: RunFolder, overrides: Mapping[str, Any]) -> dict[str, An
             " resume, or start a new run in another --out"
         )
     return saved
+
+
+def refuse_unnamed_code(run: RunFolder, overrides: Mapping[str, Any]) -> None:
+    """Refuse to run the code that a run's settings name, unless its user names it, too.
+
+    Raises: UserError with the way on.
+    """
+    code = run.settings().get(CODE)
+    if code is not None and CODE not in overrides:
+        raise UserError(
+            f"{run.path} was trained with the code {CODE}={code}, and no run says which code is run"
+            f" here: give --set {CODE}={code} to resume with it"
+        )
 
 
 def is_longer(saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> bool:

@@ -33,7 +33,13 @@ PREFIX = "backbone.vit."
 
 
 def made_of(
-    options: Options, backbone: Backbone, mean: list[float], std: list[float], plain: bool
+    options: Options,
+    backbone: Backbone,
+    mean: list[float],
+    std: list[float],
+    *,
+    plain: bool,
+    grey: bool,
 ) -> str:
     """What a checkpoint holds beside its tensors, so that a run can be made again from it alone.
 
@@ -43,6 +49,7 @@ def made_of(
         mean: of each channel of images in [0, 1].
         std: of each channel.
         plain: whether a processor of transformers prepares such images rightly.
+        grey: whether the images were taken for grey, see ``model.pretrained.Preparation``.
 
     Returns: a JSON object as text.
     """
@@ -53,6 +60,7 @@ def made_of(
             "mean": list(mean),
             "std": list(std),
             "plain": plain,
+            "grey": grey,
         }
     )
 
@@ -75,6 +83,7 @@ def write_model(run: RunFolder, state: dict[str, Any]) -> None:
     """
     made, options = parse_json(state[MADE_OF]), kept_options(state)
     assert options is not None
+    grey = made.get("grey", False)  # older checkpoints do not say it
     save_vit(
         vit_weights(state["teacher"]),
         empty_network(made["vit"]),
@@ -82,7 +91,8 @@ def write_model(run: RunFolder, state: dict[str, Any]) -> None:
         options.views.global_size,
         made["mean"],
         made["std"],
-        prepared_with(options.data.slices, options.windows, made["plain"]) | {STEP: state["step"]},
+        prepared_with(options.data.slices, options.windows, made["plain"], grey)
+        | {STEP: state["step"]},
     )
 
 

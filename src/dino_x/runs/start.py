@@ -16,8 +16,10 @@ from dino_x.runs.checkpoint import checkpoints, load_newest
 from dino_x.runs.folder import RunFolder
 from dino_x.runs.model_folder import kept_options
 
+CODE = "views.extra"
 HANDED_ON = ("views.", "masks.")
-OF_ITS_OWN = "views.early_"  # the small crops that a run began with are no other run's
+# The small crops that a run began with are no other run's, and code of a run is not run unasked.
+OF_ITS_OWN = ("views.early_", CODE)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,26 @@ def has_heads(name: str | Path) -> bool:
     """Whether a model is a RUN with a checkpoint, which holds projection heads."""
     run = RunFolder(Path(name))
     return run.exists and bool(checkpoints(run.checkpoints))
+
+
+def refuse_unnamed_code(overrides: Mapping[str, Any]) -> None:
+    """Refuse to take code that another RUN names, or to leave it out, without a word of the user.
+
+    Args:
+        overrides: what the user set, as ``section.key`` values.
+
+    Raises: UserError with both ways on.
+    """
+    name = str(overrides.get("model.name", ""))
+    if not name or is_size(name) or CODE in overrides or overrides.get("teacher.model"):
+        return
+    run = RunFolder(Path(name))
+    code = run.settings().get(CODE) if run.exists else None
+    if code is not None:
+        raise UserError(
+            f"{run.path} was trained with the code {CODE}={code}, and no run says which code is run"
+            f" here: give --set {CODE}={code} to use it, or --set {CODE}=null to go without"
+        )
 
 
 def inherited(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +96,7 @@ def inherited(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def sizes_of_heads(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run's projection heads; in older runs both heads are alike."""
-    alike = {"head.ibot_prototypes": None, "head.ibot_bottleneck": None}
+    alike = dict.fromkeys(("head.ibot_prototypes", "head.ibot_hidden", "head.ibot_bottleneck"))
     return alike | {option: value for option, value in saved.items() if option.startswith("head.")}
 
 

@@ -21,7 +21,9 @@ from dino_x.losses.ranks import Ranks
 from dino_x.model.backbone import CHANNELS, Backbone, build_backbone
 from dino_x.progress import progress_bar
 from dino_x.runs.checkpoint_model import make_model_at
+from dino_x.runs.start import refuse_unnamed_code
 from dino_x.training.loggers import check_logger
+from dino_x.views.extra import load_extra
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class Early:
 def early_checks(overrides: Mapping[str, Any], ranks: Ranks) -> Early:
     """Refuse what can be refused before images are read."""
     options = check(overrides)
+    refuse_unnamed_code(overrides)
+    if options.views.extra is not None:
+        load_extra(options.views.extra)
     check_logger(options.report.log)
     check_enough(options.train.effective_batch, ranks.world_size)
     if is_size(options.model.name):

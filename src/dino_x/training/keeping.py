@@ -27,16 +27,24 @@ class Keeper:
         run: where checkpoints and the model go.
         images_hash: tells whether the images are those that the run was trained on.
         plain: whether they are 8-bit pictures, which a processor of transformers prepares rightly.
+        grey: whether a model of three channels saw them as grey.
     """
 
-    def __init__(self, steps: Steps, run: RunFolder, images_hash: str, plain: bool = True) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        run: RunFolder,
+        images_hash: str,
+        plain: bool = True,
+        grey: bool = False,
+    ) -> None:
         self.options, self.state = steps.options, steps.state
         self.run, self.images_hash = run, images_hash
         self.agreement, self.ranks = steps.agreement, steps.ranks
         self.sharded = steps.sharded
         cutter = steps.cutter
         self.made_of = made_of(
-            steps.options, steps.teacher.backbone, cutter.mean, cutter.std, plain
+            steps.options, steps.teacher.backbone, cutter.mean, cutter.std, plain=plain, grey=grey
         )
         write = partial(write_checkpoint, run, steps.options.checkpoint)
         self.saver = Saver(run.checkpoints, write, steps.options.checkpoint)

@@ -40,6 +40,7 @@ from dino_x.training.online import Online, labelled_rows
 from dino_x.training.step.batch_plan import Cutter
 from dino_x.training.steps import Steps
 from dino_x.training.trainer import Trainer
+from dino_x.views.extra import checked_extra
 from dino_x.views.sizes import crop_sizes, early_sizes, late_sizes
 
 
@@ -90,6 +91,7 @@ def prepare(
         )
     decoding = decoding_in(options.data.decode_in)
     form = canvas_form(options, index, backbone.channels, decoding)
+    check_stains(options, form)
     loader = Loader(
         index,
         form,
@@ -100,7 +102,8 @@ def prepare(
         decoding=decoding,
     )
     dtype = dtype_of(options.train.precision)
-    cutter = Cutter(options, backbone.mean, backbone.std, device, dtype)
+    extra = checked_extra(options, form.channels, device, dtype)
+    cutter = Cutter(options, backbone.mean, backbone.std, device, dtype, extra)
     strata = strata_of(index.rows, options.data.source_weights)
     steps = Steps(options, loader, len(index), cutter, backbone, strata, ranks)
     own = steps.student.backbone.patch_size
@@ -116,7 +119,8 @@ def prepare(
     chosen = replace(chosen, size=max(all_sizes(effective_batch, chosen.size, ranks.world_size)))
     steps.use_micro_batch(chosen.size)
     plain = options.data.slices == 1 and is_plain(index.rows, options.windows, decoding)
-    trainer = Trainer(steps, run, hash_of(index), plain)
+    grey = form.channels == 1 and backbone.channels == 3
+    trainer = Trainer(steps, run, hash_of(index), plain, grey)
     return Prepared(trainer, loader, index, resolved, chosen, devices)
 
 
@@ -258,6 +262,21 @@ def check_koleo_group(options: Options) -> None:
         raise UserError(
             f"loss.koleo_group {group} must be 2 or more and divide the effective batch {batch}"
         )
+
+
+def check_stains(options: Options, form: CanvasForm) -> None:
+    """Refuse other stains in images that have no colours. Raises UserError."""
+    if not options.views.varies_stains or (form.channels == 3 and form.slices == 1):
+        return
+    what = "the images are grey"
+    if form.slices == 3:
+        what = "data.slices=3 has slices for channels"
+    elif form.channels != 1:
+        what = f"the images have {form.channels} channels"
+    raise UserError(
+        f"views.stain and views.stain_shift change the colours of stained tissue, and {what}; set"
+        " both to 0"
+    )
 
 
 def check_patches(options: Options, own: int, gram: int) -> None:

@@ -23,6 +23,7 @@ from dino_x.losses.ranks import ALONE, Ranks
 from dino_x.model.teacher import Network
 from dino_x.randomness import generator
 from dino_x.training.step.batch_plan import Cutter, ImageSource
+from dino_x.training.step.seen import seen_of
 
 IMAGES = 6
 TIMES = 6
@@ -30,6 +31,8 @@ RATIO = 2  # between the steps: as much happens from step 10 to 20 as from 300 t
 LARGEST_GRID = 32  # patches a side that are kept; finer grids are averaged down to it
 SHOWN_GRID = 14  # patches a side below which the patches of shifted images are put between them
 MOST_SHIFTS = 4  # along each axis
+LOCALS = 4  # local crops of an image that are kept
+LARGEST_CROP = 256  # pixels a side of a crop that is kept
 PATTERN = "step-{:08d}.npz"
 
 
@@ -40,7 +43,8 @@ class Snapshots:
     A file holds ``features`` (float16 [F, rows, columns, D], the teacher's patch tokens after the
     final norm, see `dense_grid`), ``aspect`` (float32 [F], height / width of the images themselves)
     and, unless ``report.images`` is off, ``images`` (uint8 [F, C, S, S]). At most 13 MB of features
-    for D = 1,024.
+    for D = 1,024. The first one also has what the network sees in training: ``global_crops``, with
+    masked patches darkened, and ``local_crops`` (uint8 [F, V, C, S, S]).
 
     Attributes:
         folder: the folder of the snapshots.
@@ -67,6 +71,8 @@ class Snapshots:
         if not wanted or done not in snapshot_steps(steps):
             return
         content = self.content(teacher, source, cutter)
+        if done == 0 and "images" in content:
+            content |= self.crops(source, cutter, teacher.backbone.patch_size)
         if ranks.rank > 0:
             return
         try:
@@ -98,6 +104,16 @@ class Snapshots:
         if self.options.report.images and not may_show_names(self.options.data):
             content["images"] = np.stack(squares)
         return content
+
+    def crops(self, source: ImageSource, cutter: Cutter, patch: int) -> dict[str, np.ndarray]:
+        """The crops of the fixed images in a step that has just these, as the network sees them."""
+        chosen = fixed_images(self.options.train.seed, self.images)
+        (canvases,) = source.prefetch([chosen])
+        seen = seen_of(self.options, canvases, len(cutter.mean), patch, cutter.extra)
+        return {
+            "global_crops": as_bytes(seen.shaded_nVCSS),
+            "local_crops": as_bytes(seen.local_nVCSS[:, :LOCALS]),
+        }
 
 
 def may_show_names(data: DataOptions) -> bool:
@@ -165,6 +181,16 @@ def as_stored(grid_YXD: Tensor) -> np.ndarray:
         grid_YXD = pooled.permute(1, 2, 0)
     largest = torch.finfo(torch.float16).max
     return grid_YXD.clamp(-largest, largest).half().cpu().numpy()
+
+
+def as_bytes(crops_FVCSS: np.ndarray) -> np.ndarray:
+    """Crops in [0, 1] as uint8, no larger than `LARGEST_CROP`."""
+    side = crops_FVCSS.shape[-1]
+    if side > LARGEST_CROP and crops_FVCSS.size:
+        rows = torch.from_numpy(crops_FVCSS).flatten(0, 1).float()
+        smaller = functional.interpolate(rows, (LARGEST_CROP,) * 2, mode="area")
+        crops_FVCSS = smaller.unflatten(0, crops_FVCSS.shape[:2]).numpy()
+    return np.rint(255 * np.clip(crops_FVCSS, 0, 1)).astype(np.uint8)
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

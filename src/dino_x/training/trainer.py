@@ -34,6 +34,7 @@ class Trainer:
         run: where checkpoints and the model go; rank 0 writes it.
         images_hash: tells a resumed run whether the images are still the same.
         plain: whether they are 8-bit pictures; see ``model.pretrained.Preparation``.
+        grey: whether a model of three channels sees them as grey; see there.
         online: evaluates the teacher now and then, if there is one.
     """
 
@@ -41,6 +42,7 @@ class Trainer:
     run: RunFolder
     images_hash: str
     plain: bool = True
+    grey: bool = False
     online: Online | None = None
 
     def __post_init__(self) -> None:
@@ -51,7 +53,7 @@ class Trainer:
         self.sharded = self.steps.sharded
         health_file = self.run.health if self.ranks.rank == 0 else None
         self.health = Health(self.options, self.student.backbone.width, health_file)
-        self.keeper = Keeper(self.steps, self.run, self.images_hash, self.plain)
+        self.keeper = Keeper(self.steps, self.run, self.images_hash, self.plain, self.grey)
         self.saver = self.keeper.saver
         self.patience = Patience(self.options.online.patience)
         self.stopping = 0  # the signal for which it stops after the step it has done

@@ -24,9 +24,12 @@ from torch.nn import functional
 from dino_x.config.options import ViewOptions
 from dino_x.losses.transfer import there
 from dino_x.views.ct_windows import WindowParameters, apply_windows
+from dino_x.views.stains import StainParameters, apply_stains
 
 DRAWS = 12  # uniform numbers a view needs; see the columns in view_parameters
 COLOUR_DRAWS = 2  # and those that only colour images need
+NO_COLOUR = (0.5, 1.0)  # in their place: saturation as it is, not grey
+NO_TURN = 1.0  # in the place of the number for right-angle turns
 BLUR_REFERENCE = 224  # a scaled blur_sigma is in pixels of a crop of this side
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601)
 
@@ -50,6 +53,7 @@ class ViewParameters:
     contrast: Tensor
     gamma: Tensor
     colour: Tensor  # factor of the distance from grey, of images with three channels
+    turns: Tensor  # by 90 degrees, counterclockwise, 0 to 3, int64
 
     def undistorted(self) -> "ViewParameters":
         """The same cuts and flips, without blur and with intensities as they are."""
@@ -59,20 +63,29 @@ class ViewParameters:
 
 
 def draw_views(
-    rng: np.random.Generator, images: int, views: int, colours: np.random.Generator | None = None
+    rng: np.random.Generator,
+    images: int,
+    views: int,
+    colours: np.random.Generator | None = None,
+    turns: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Uniform numbers for all views of the effective batch, [B, V, U] float64 in [0, 1).
+    """Uniform numbers for all views of the effective batch, [B, V, U] float64 in [0, 1].
 
     Args:
         rng: of ``DRAWS`` numbers a view.
         images: B.
         views: V.
         colours: of ``COLOUR_DRAWS`` more, without which colours are not changed.
+        turns: of one more, without which no crop is turned.
     """
     drawn = rng.random((images, views, DRAWS))
-    if colours is None:
-        return drawn
-    return np.concatenate([drawn, colours.random((images, views, COLOUR_DRAWS))], axis=2)
+    of_colours = np.broadcast_to(NO_COLOUR, (images, views, COLOUR_DRAWS))
+    if colours is not None:
+        of_colours = colours.random((images, views, COLOUR_DRAWS))
+    of_turns = np.full((images, views, 1), NO_TURN)
+    if turns is not None:
+        of_turns = turns.random((images, views, 1))
+    return np.concatenate([drawn, of_colours, of_turns], axis=2)
 
 
 def view_parameters(
@@ -127,16 +140,25 @@ def view_parameters(
         brightness=changed * options.brightness * (2 * u[9] - 1),
         contrast=1 + changed * options.contrast * (2 * u[10] - 1),
         gamma=torch.exp(changed * np.log(options.gamma) * (2 * u[11] - 1)),
-        colour=colours_of(u[DRAWS:], changed, options),
+        colour=colours_of(u[DRAWS], u[DRAWS + 1], changed, options),
+        turns=turns_of(u[DRAWS + COLOUR_DRAWS], options.turns),
     )
 
 
-def colours_of(u: tuple[Tensor, ...], changed_BV: Tensor, options: ViewOptions) -> Tensor:
-    """The factor of the distance from grey, [B, V]; 1 where no numbers were drawn for it."""
-    if not u:
-        return torch.ones_like(changed_BV)
-    saturation = 1 + changed_BV * options.saturation * (2 * u[0] - 1)
-    return torch.where(u[1] < options.grey, 0.0, saturation)
+def colours_of(
+    saturation_BV: Tensor, grey_BV: Tensor, changed_BV: Tensor, options: ViewOptions
+) -> Tensor:
+    """The factor of the distance from grey, [B, V], from two uniform numbers."""
+    saturation = 1 + changed_BV * options.saturation * (2 * saturation_BV - 1)
+    return torch.where(grey_BV < options.grey, 0.0, saturation)
+
+
+def turns_of(draws_BV: Tensor, probability: float) -> Tensor:
+    """Right-angle turns, int64 [B, V]: 1, 2 or 3, each with a third of the probability, or 0."""
+    if not probability:
+        return torch.zeros_like(draws_BV, dtype=torch.int64)
+    third = (3 * draws_BV / probability).long().clamp(max=2)
+    return torch.where(draws_BV < probability, 1 + third, 0)
 
 
 def resampling_taps(
@@ -215,12 +237,13 @@ def apply_views(
     size: int,
     windows: WindowParameters | None = None,
     interpolation: str = "bilinear",
+    stains: StainParameters | None = None,
 ) -> Tensor:
     """Crops of a micro-batch, view-major: [V * b, C, O, O], values in [0, 1].
 
     Row ``view * b + image``. Pure: the same numbers give the same crops, whatever else is in the
     micro-batch, to rounding. In this order: crop with resize and flip, blur, windows if there are
-    any, brightness and contrast, gamma.
+    any, stains of colour images, saturation, brightness and contrast, gamma, right-angle turns.
 
     The canvases may be on any device; the parameters and windows are on the CPU, where it is known
     without waiting for a device how large each part of the work is.
@@ -232,7 +255,7 @@ def apply_views(
         bytes_an_image = views * channels * size * side * canvas_bCSS.element_size()
         block = max(1, BLOCK_BYTES // bytes_an_image)
     if block >= images:
-        return _views_of_block(canvas_bCSS, parameters, size, windows, interpolation)
+        return _views_of_block(canvas_bCSS, parameters, size, windows, interpolation, stains)
     crops = canvas_bCSS.new_empty(views, images, channels, size, size)
 
     def make(span: slice) -> None:
@@ -242,6 +265,7 @@ def apply_views(
             size,
             None if windows is None else _of_images(windows, span),
             interpolation,
+            None if stains is None else _of_images(stains, span),
         )
         crops[:, span] = of_block.unflatten(0, (views, -1))
 
@@ -257,7 +281,7 @@ def _makers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "dino-x-views", torch.set_num_threads, (1,))
 
 
-Parameters = TypeVar("Parameters", ViewParameters, WindowParameters)
+Parameters = TypeVar("Parameters", ViewParameters, WindowParameters, StainParameters)
 
 
 def _of_images(parameters: Parameters, span: slice) -> Parameters:
@@ -284,8 +308,22 @@ def _views_of_block(
     size: int,
     windows: WindowParameters | None,
     interpolation: str,
+    stains: StainParameters | None,
 ) -> Tensor:
     """``apply_views`` for images that are few enough."""
+    with torch.autocast(canvas_bCSS.device.type, enabled=False):  # bf16 has 8 bits, as a PNG
+        return _cut(canvas_bCSS, p, size, windows, interpolation, stains)
+
+
+def _cut(
+    canvas_bCSS: Tensor,
+    p: ViewParameters,
+    size: int,
+    windows: WindowParameters | None,
+    interpolation: str,
+    stains: StainParameters | None,
+) -> Tensor:
+    """The same; in the precision of the canvases, whatever the network has."""
     images, channels, side, _ = canvas_bCSS.shape
     views = p.left.shape[1]
     planes = views * images * channels
@@ -314,10 +352,11 @@ def _views_of_block(
     if len(blurred_rows):
         blurred = there(blurred_rows, crops.device)
         blur = blur_matrix(by_view(here.sigma)[blurred], size)[:, None]
-        with torch.autocast(crops.device.type, enabled=False):  # bf16 has 8 bits, as few as a PNG
-            crops[blurred] = blur @ crops[blurred] @ blur.transpose(2, 3)
+        crops[blurred] = blur @ crops[blurred] @ blur.transpose(2, 3)
     if windows is not None:
         crops = apply_windows(crops, sent(windows, crops.device))
+    if stains is not None and channels == len(LUMA):
+        crops = apply_stains(crops, sent(stains, crops.device))
 
     def of_view(value: Tensor) -> Tensor:
         return by_view(value)[:, None, None, None]
@@ -328,7 +367,18 @@ def _views_of_block(
         crops.sub_(grey).mul_(of_view(here.colour)).add_(grey)
     mean = crops.mean(dim=(1, 2, 3), keepdim=True)
     crops.sub_(mean).mul_(of_view(here.contrast)).add_(mean).add_(of_view(here.brightness))
-    return crops.clamp_(0, 1).pow_(of_view(here.gamma))
+    crops = crops.clamp_(0, 1).pow_(of_view(here.gamma))
+    return turned(crops, by_view(p.turns).numpy())
+
+
+def turned(crops_NCOO: Tensor, turns_N: np.ndarray) -> Tensor:
+    """The crops, each turned by so many right angles, counterclockwise, pixel by pixel."""
+    for angles in (1, 2, 3):
+        (rows,) = np.nonzero(turns_N == angles)
+        if len(rows):
+            chosen = there(rows, crops_NCOO.device)
+            crops_NCOO[chosen] = torch.rot90(crops_NCOO[chosen], angles, (2, 3))
+    return crops_NCOO
 
 
 def _gather(lines_LW: Tensor, line_POK: Tensor, weight_POK: Tensor) -> Tensor:

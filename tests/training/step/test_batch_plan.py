@@ -4,6 +4,9 @@ import numpy as np
 
 from dino_x.config.resolve import Facts, resolve
 from dino_x.training.step.batch_plan import draw_batch_plan
+from dino_x.views.crops import DRAWS, NO_COLOUR, NO_TURN
+from dino_x.views.extra import EXTRA_DRAWS
+from dino_x.views.stains import STAIN_DRAWS
 from tests.conftest import TINY
 
 
@@ -43,8 +46,30 @@ def test_colours_are_drawn_apart_and_not_for_three_slices():
     colour, slices = plan(), plan(data__slices=3)
     for kind in ("global_draws_BVU", "local_draws_BVU"):
         with_colour, without = getattr(colour, kind), getattr(slices, kind)
-        assert with_colour.shape[2] == without.shape[2] + 2
-        assert (with_colour[..., : without.shape[2]] == without).all()
+        assert (with_colour[..., :DRAWS] == without[..., :DRAWS]).all()
+        assert (without[..., DRAWS : DRAWS + 2] == NO_COLOUR).all()
+        assert (with_colour[..., DRAWS : DRAWS + 2] < 1).all()
+        assert len(np.unique(with_colour[..., DRAWS])) == with_colour[..., 0].size
+
+
+def test_turns_stains_and_numbers_for_code_are_drawn_apart_from_all_else():
+    """A run that has none of them draws what it drew before they were there."""
+    plain, more = plan(), plan(views__turns=0.75, views__stain=0.2, views__extra="json:dumps")
+    for kind in ("global", "local"):
+        before, after = (getattr(one, f"{kind}_draws_BVU") for one in (plain, more))
+        assert (before[..., :-1] == after[..., :-1]).all()
+        assert (before[..., -1] == NO_TURN).all()
+        assert len(np.unique(after[..., -1])) == after[..., -1].size
+        for what, numbers in (("stains", STAIN_DRAWS), ("extra", EXTRA_DRAWS)):
+            name = f"{kind}_{what}_BVU"
+            assert getattr(plain, name) is None
+            drawn = getattr(more, name)
+            assert drawn.shape == (*before.shape[:2], numbers)
+            assert len(np.unique(drawn)) == drawn.size
+        all_B = [getattr(more, f"{kind}_{what}_BVU") for what in ("draws", "stains", "extra")]
+        assert len(np.unique(np.concatenate(all_B, axis=2))) == sum(one.size for one in all_B)
+    assert (plain.masks_BVN == more.masks_BVN).all()
+    assert (plain.indices_B == more.indices_B).all()
 
 
 def test_the_small_preset_keeps_the_views_that_it_was_measured_with():

@@ -43,7 +43,7 @@ LOOKED_FOR = (
 )
 
 _WAITING_THREADS = 32
-_GREY_SAMPLE = 64  # images that are looked at
+GREY_SAMPLE = 64  # images that are looked at
 _PLAIN_SAMPLE = 16
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
@@ -243,7 +243,7 @@ def is_grey(rows: Sequence[ImageRef], decoding: Decoding | None = None) -> bool:
 
     It looks at up to 64 images evenly spread over `rows`; unreadable ones do not count.
     """
-    chosen = np.unique(np.linspace(0, len(rows) - 1, _GREY_SAMPLE).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(rows) - 1, GREY_SAMPLE).round().astype(int))
     decoding = decoding or Decoding()
     return all(_row_is_grey(decoding, rows[i]) for i in chosen)
 

@@ -1,4 +1,4 @@
-"""Classes of files, from the names of folders or from a CSV file."""
+"""Classes of files: from the names of folders, from a table, or from columns beside the images."""
 
 import csv
 import os
@@ -10,12 +10,29 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
+from dino_x.data.index.label_columns import UNITS, items_from_columns
 from dino_x.data.index.label_kinds import joined
 from dino_x.data.index.splits import NAMES_OF_SPLITS, Item
 from dino_x.data.storage.member import Member
 from dino_x.errors import UserError, nearest
 
-UNITS = ("patient", "group", "slide")  # columns that say what stays on one side; the first counts
+FOLDER, COLUMN = "folder", "column"  # what --labels takes beside the name of a table
+
+
+def is_table(labels: str | Path | None) -> bool:
+    """Whether labels are in a table of their own."""
+    return labels is not None and str(labels) not in (FOLDER, COLUMN)
+
+
+def items_from(
+    labels: str | Path, files: list[Path], roots: list[Path], label_column: str
+) -> tuple[list[Item], dict[str, int]]:
+    """The files that have a label, and how many were left out, by reason. Raises UserError."""
+    if is_table(labels):
+        return items_from_csv(Path(labels), files, roots, label_column)
+    if str(labels) == COLUMN:
+        return items_from_columns(files, roots, label_column)
+    return items_from_folders(files, roots)
 
 
 def items_from_folders(files: list[Path], roots: list[Path]) -> tuple[list[Item], dict[str, int]]:
@@ -156,8 +173,8 @@ def read_csv(file: Path, label_column: str) -> list[tuple[int, dict[str, str]]]:
     """
     if not file.is_file():
         raise UserError(
-            f"no such file of labels: {file} (give a CSV file, or 'folder')"
-            + nearest(str(file), ["folder"])
+            f"no such file of labels: {file} (give a CSV file, 'folder', or 'column' for a column"
+            " beside the images of Parquet files)" + nearest(str(file), [FOLDER, COLUMN])
         )
     if file.suffix.lower() == ".parquet":
         return _rows_of_parquet(file, label_column)

@@ -1,4 +1,4 @@
-"""Labels of images, from the names of folders or from a CSV file."""
+"""Labels of images: their classes, and which of them are tested."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ import numpy as np
 from dino_x.data.index.content import content_keys
 from dino_x.data.index.index import folders_of
 from dino_x.data.index.label_kinds import ALL, Targets, targets_of
-from dino_x.data.index.label_sources import items_from_csv, items_from_folders
+from dino_x.data.index.label_sources import items_from
 from dino_x.data.index.splits import (
     Item,
     check_classes,
@@ -109,10 +109,11 @@ def load_labels(
 
     Args:
         labels: ``folder`` (the class is the first folder below the data path; folders called
-            train, val and test are splits, and the classes are the folders below them), or a CSV
-            file with the columns ``path`` (relative to the CSV file's folder or to a data path),
-            ``label_column``, and, if they are known, ``patient`` (or ``group``, or ``slide``) and
-            ``split`` (train, val, test).
+            train, val and test are splits, and the classes are the folders below them), ``column``
+            (``label_column`` is beside the images of Parquet files), or a CSV file with the columns
+            ``path`` (relative to the CSV file's folder or to a data path), ``label_column``, and,
+            if they are known, ``patient`` (or ``group``, or ``slide``) and ``split`` (train, val,
+            test).
         refs: the images found below the data paths. All frames of a file share its label.
         data_paths: the folders the images are in.
         label_column: the column that holds the class, several labels such as ``mass|nodule``, or a
@@ -135,12 +136,8 @@ def load_labels(
     for ref in (*refs, *damaged):
         frames.setdefault(ref.path, []).append(ref)
     roots = folders_of(data_paths)
-    if str(labels) == "folder":
-        items, left_out = items_from_folders(list(frames), roots)
-        warnings: list[str] = []
-    else:
-        items, left_out = items_from_csv(Path(labels), list(frames), roots, label_column)
-        warnings = _warn_of_missing(left_out, len(items))
+    items, left_out = items_from(labels, list(frames), roots, label_column)
+    warnings = _warn_of_missing(left_out, len(items))
     items = _with_patients_of(items, frames)
     targets = targets_of([item.label for item in items], label_column)
     number_of = {item.key: number for number, item in enumerate(items)}
@@ -234,10 +231,7 @@ def items_of(
     roots = folders_of(data_paths)
     if not files:
         return []
-    if str(labels) == "folder":
-        items, _ = items_from_folders(files, roots)
-    else:
-        items, _ = items_from_csv(Path(labels), files, roots, label_column)
+    items, _ = items_from(labels, files, roots, label_column)
     return items
 
 
@@ -287,7 +281,7 @@ def tested_side(sides: Sequence[str]) -> str:
 
 
 def _warn_of_missing(left_out: dict[str, int], matched: int) -> list[str]:
-    missing = left_out["rows that match no image"]
+    missing = left_out.get("rows that match no image", 0)
     if not missing:
         return []
     return [f"{missing} of {missing + matched} labelled paths match no image and are left out"]

@@ -6,8 +6,10 @@ The images of a Parquet file are in a column of bytes, or in a column of structs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -110,6 +112,36 @@ def read_names(archive: Archive, row_group: int) -> list[str | None]:
     except _DAMAGED:
         raise Unreadable("damaged row group of a Parquet file") from None
     return names
+
+
+def schema_of(archive: Archive) -> pa.Schema:
+    """The columns of a Parquet file, with its metadata. Raises Unreadable, UserError."""
+    try:
+        with _file(archive) as file:
+            return pq.ParquetFile(file, metadata=layout(archive).metadata).schema_arrow
+    except _DAMAGED:
+        raise Unreadable("truncated or damaged Parquet file") from None
+
+
+def read_values(archive: Archive, columns: Sequence[str]) -> list[dict[str, list[Any]]]:
+    """The values of columns that hold no images: for each row group, the lists by column.
+
+    Raises: Unreadable, UserError.
+    """
+    groups_of_file = range(layout(archive).metadata.num_row_groups)
+    return [
+        {name: _values(archive, group, name) for name in columns} for group in groups_of_file
+    ]  # fmt: skip
+
+
+def _values(archive: Archive, row_group: int, name: str) -> list[Any]:
+    try:
+        with _file(archive) as file:
+            parquet = pq.ParquetFile(file, metadata=layout(archive).metadata)
+            values: list[Any] = _read(parquet, row_group, name, archive.size).to_pylist()
+            return values
+    except _DAMAGED:
+        raise Unreadable("damaged row group of a Parquet file") from None
 
 
 def _column(archive: Archive, row_group: int, leaf: str) -> pa.ChunkedArray:

@@ -23,8 +23,10 @@ from dino_x.model.backbone import Backbone, ForwardRandomness
 from dino_x.randomness import generator
 from dino_x.views.crops import apply_views, draw_views, view_parameters
 from dino_x.views.ct_windows import draw_windows, named_windows, window_parameters
+from dino_x.views.extra import Extra, apply_extra, draw_extra
 from dino_x.views.masks import block_masks, mask_counts
 from dino_x.views.sizes import GLOBAL_VIEWS, draw_sizes
+from dino_x.views.stains import draw_stains, stain_parameters
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class BatchPlan:
     sizes: CropSizes
     global_windows_BVU: np.ndarray  # of CT; other images have no use for them
     local_windows_BVU: np.ndarray
+    global_stains_BVU: np.ndarray | None  # None where stains are not varied
+    local_stains_BVU: np.ndarray | None
+    global_extra_BVU: np.ndarray | None  # None without a function in views.extra
+    local_extra_BVU: np.ndarray | None
 
     @property
     def images(self) -> int:
@@ -101,7 +107,18 @@ def draw_batch_plan(
         colours = None
         if options.data.slices == 1:  # three slices are no colours
             colours = generator(seed, step, f"{kind} colours")
-        return draw_views(generator(seed, step, f"{kind} crops"), batch, views, colours)
+        turns = generator(seed, step, f"{kind} turns") if options.views.turns else None
+        return draw_views(generator(seed, step, f"{kind} crops"), batch, views, colours, turns)
+
+    def stains(kind: str, views: int) -> np.ndarray | None:
+        if not options.views.varies_stains:
+            return None
+        return draw_stains(generator(seed, step, f"{kind} stains"), batch, views)
+
+    def extra(kind: str, views: int) -> np.ndarray | None:
+        if options.views.extra is None:
+            return None
+        return draw_extra(generator(seed, step, f"{kind} extra"), batch, views)
 
     def rescale(purpose: str) -> np.ndarray:
         limit = np.log(options.model.rope_rescale or 1.0)
@@ -125,6 +142,10 @@ def draw_batch_plan(
             generator(seed, step, "global windows"), batch, GLOBAL_VIEWS
         ),
         local_windows_BVU=draw_windows(generator(seed, step, "local windows"), batch, locals_),
+        global_stains_BVU=stains("global", GLOBAL_VIEWS),
+        local_stains_BVU=stains("local", locals_),
+        global_extra_BVU=extra("global", GLOBAL_VIEWS),
+        local_extra_BVU=extra("local", locals_),
     )
 
 
@@ -144,6 +165,7 @@ class Cutter:
     std: list[float]
     device: torch.device
     dtype: torch.dtype
+    extra: Extra | None = None  # the function of views.extra
 
     def crops(
         self,
@@ -154,6 +176,8 @@ class Cutter:
         *,
         scale_mm: tuple[float, float] | None = None,
         windows_bVU: np.ndarray | None = None,
+        stains_bVU: np.ndarray | None = None,
+        extra_bVU: np.ndarray | None = None,
         distorted: bool = True,
         blur: tuple[float, float] | None = None,
     ) -> Tensor:
@@ -169,7 +193,10 @@ class Cutter:
             scale: share of the image's area.
             scale_mm: instead, side in mm, for images whose size in mm is known.
             windows_bVU: see ``draw_windows``; needed if any image is in Hounsfield units.
-            distorted: whether crops are blurred and their intensities changed.
+            stains_bVU: see ``draw_stains``; without it stains are as they are.
+            extra_bVU: see ``draw_extra``; without it the function of ``views.extra`` is not called.
+            distorted: whether crops are blurred and their intensities changed, and pass that
+                function.
             blur: probability of a blur of each view; ``views.blur`` without it.
         """
         pixels = there(canvases.pixels, self.device, self.dtype)
@@ -186,8 +213,15 @@ class Cutter:
             assert windows_bVU is not None
             draws = windows_bVU if distorted else named_windows(windows_bVU)
             windows = window_parameters(self._drawn(draws), canvases.hounsfield)
+        stains = None
+        if stains_bVU is not None and distorted:
+            stains = stain_parameters(self._drawn(stains_bVU), self.options.views)
         interpolation = self.options.views.interpolation
-        return self.normalised(apply_views(pixels, parameters, size, windows, interpolation))
+        crops = apply_views(pixels, parameters, size, windows, interpolation, stains)
+        if self.extra is not None and extra_bVU is not None and distorted:
+            drawn_NU = self._drawn(extra_bVU).transpose(0, 1).flatten(0, 1)
+            crops = apply_extra(self.extra, crops, there(drawn_NU, self.device))
+        return self.normalised(crops)
 
     def normalised(self, crops: Tensor) -> Tensor:
         """Crops in [0, 1] as the network takes them; a grey one becomes three channels here."""
@@ -243,6 +277,8 @@ class MicroBatch:
             self.canvases, draws, size, views.global_scale,
             scale_mm=views.global_scale_mm,
             windows_bVU=self.plan.global_windows_BVU[self.span],
+            stains_bVU=self._own(self.plan.global_stains_BVU),
+            extra_bVU=self._own(self.plan.global_extra_BVU),
             distorted=distorted,
             blur=views.blur_global,
         )  # fmt: skip
@@ -255,7 +291,13 @@ class MicroBatch:
             self.canvases, draws, self.plan.sizes.local_size, views.local_scale,
             scale_mm=views.local_scale_mm,
             windows_bVU=self.plan.local_windows_BVU[self.span],
+            stains_bVU=self._own(self.plan.local_stains_BVU),
+            extra_bVU=self._own(self.plan.local_extra_BVU),
         )  # fmt: skip
+
+    def _own(self, draws_BVU: np.ndarray | None) -> np.ndarray | None:
+        """The numbers of this micro-batch, if there are any."""
+        return None if draws_BVU is None else draws_BVU[self.span]
 
     def masks(self) -> Tensor:
         """Masked patches of the global crops, bool [2 * b, N]."""

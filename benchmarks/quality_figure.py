@@ -1,0 +1,108 @@
+"""The curve of quality against images seen, from the figures of quality.py, as a picture.
+
+    python benchmarks/quality_figure.py --out docs/images/quality.png [--figures FILE] [--set cxr]
+
+One panel for each read-out by kNN and by a linear probe. Points are means over seeds, bars the 95%
+intervals over patients; lines across are what is free: raw pixels, and frozen and random weights.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from quality import FIGURES
+from quality_sets import unpacked
+from quality_table import FREE, Line, Scorer
+
+from dino_x.evaluation.bootstrap import draw_patients
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+READ_OUT = "cls + mean"
+TASKS = {"knn": "kNN", "linear": "linear probe"}
+# Experiments: the colour of what is trained, and how it and what is free are called.
+SHOWN = {
+    "scratch": ("#0b6e99", "from nothing, 2 layers of 256"),
+    "continue": ("#b3541e", "DINOv2-S/14, continued"),
+}
+FREE_SHOWN = {
+    ("scratch", "pixels"): ("#555555", "-", "raw pixels"),
+    ("scratch", "random weights"): ("#0b6e99", ":", "random weights, 2 layers of 256"),
+    ("continue", "frozen"): ("#b3541e", "--", "DINOv2-S/14, frozen"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--figures", type=Path, default=FIGURES)
+    parser.add_argument("--set", default="cxr")
+    parser.add_argument("--target", default="2 classes")
+    parser.add_argument("--out", type=Path, required=True, help="the picture, .png")
+    arguments = parser.parse_args()
+    lines = [json.loads(line) for line in arguments.figures.read_text().splitlines()]
+    draw(lines, arguments.set, arguments.target, arguments.out)
+
+
+def draw(lines: list[Line], name: str, target: str, out: Path) -> None:
+    """Both panels."""
+    truth = next(line for line in lines if line.get("truth") and line["set"] == name)
+    patients = np.array([str(patient) for patient in truth["patients"]])
+    scorer = Scorer(draw_patients(patients, 0), unpacked(truth[target]), target)
+    own = [line for line in lines if line["set"] == name and not line.get("truth")]
+    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.2), sharey=True, layout="constrained")
+    for panel, (task, title) in zip(panels, TASKS.items(), strict=True):
+        for experiment, (colour, label) in SHOWN.items():
+            trained(panel, own, experiment, task, scorer, colour, label)
+        for (experiment, recipe), (colour, style, label) in FREE_SHOWN.items():
+            group = of(own, experiment, recipe)
+            if group:
+                place = "cls" if recipe == "pixels" else READ_OUT
+                value = scorer.mean(group, place, task).value
+                panel.axhline(value, color=colour, linestyle=style, linewidth=1.4, label=label)
+        panel.set(title=title, xscale="log", xlabel="images seen in training")
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(f"balanced accuracy, {target}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(out, dpi=120, metadata={"Software": ""})
+
+
+def trained(
+    panel: Any,
+    lines: list[Line],
+    experiment: str,
+    task: str,
+    scorer: Scorer,
+    colour: str,
+    label: str,
+) -> None:
+    """The points of what was trained, by images seen."""
+    group = [line for line in of(lines, experiment) if line["recipe"] not in FREE]
+    main_recipe = group[0]["recipe"] if group else ""
+    seen = sorted({line["seen"] for line in group if line["recipe"] == main_recipe})
+    metrics = [
+        scorer.mean(
+            [x for x in of(lines, experiment, main_recipe) if x["seen"] == n], READ_OUT, task
+        )
+        for n in seen
+    ]
+    values = np.array([metric.value for metric in metrics])
+    ends = np.array([metric.interval for metric in metrics]).reshape(-1, 2).T
+    panel.errorbar(
+        seen, values, abs(ends - values), color=colour, marker="o", capsize=3, linewidth=1.8,
+        label=label,
+    )  # fmt: skip
+
+
+def of(lines: list[Line], experiment: str, recipe: str | None = None) -> list[Line]:
+    """The lines of an experiment, or of one of its recipes."""
+    own = [line for line in lines if line["experiment"] == experiment]
+    return own if recipe is None else [line for line in own if line["recipe"] == recipe]
+
+
+if __name__ == "__main__":
+    main()
