@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from dino_x.config.options import DataOptions
+if TYPE_CHECKING:  # options take long to import, and processes that read headers have none
+    from dino_x.config.options import DataOptions
 
 # One frame may have this many pixels. The largest films (mammography) have 30 million; a header
 # that claims more than this is a decompression bomb or a whole slide, which needs tiling. Decoding

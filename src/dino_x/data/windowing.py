@@ -19,11 +19,14 @@ The rule of `choose_window`; the first line that fits counts:
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dino_x.config.options import WindowOptions
 from dino_x.data.image import Image
+
+if TYPE_CHECKING:  # options take long to import, and processes that read headers have none
+    from dino_x.config.options import WindowOptions
 
 # The range of a canvas of CT: the 12 bits of scanners, at 16 steps of uint16 a Hounsfield unit, so
 # that whole units are kept exactly.

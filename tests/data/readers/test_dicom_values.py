@@ -54,6 +54,31 @@ def test_bits_above_those_stored_mean_nothing(write_dicom, ramp, syntax):
     np.testing.assert_array_equal(image.pixels[0], ramp)
 
 
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [8, 12])
+def test_values_go_on_above_bits_that_are_too_few(write_dicom, rng, bits, signed):
+    """Two more bits are in use than it says: masked, bright parts would fold into dark ones."""
+    y, x = np.mgrid[0:40, 0:60]
+    values = (x * 2**bits / 16 + y + rng.normal(0, 2, x.shape)).clip(0).astype(np.int16)
+    values = values - 2 ** (bits + 1) if signed else values.astype(np.uint16)
+    path = with_elements(write_dicom(values), BitsStored=bits, HighBit=bits - 1)
+    image = read(path)
+    np.testing.assert_array_equal(image.pixels[0], values)
+    assert image.window != (0, 255)
+
+
+def test_an_overlay_is_none_of_the_values_whatever_it_lies_on(write_dicom, rng):
+    for number in range(20):
+        clean = rng.integers(0, 4096, (40, 60), dtype=np.uint16)
+        if number % 2:
+            clean = np.sort(clean, axis=1)
+        dirty = clean.copy()
+        top, left, bit = rng.integers(0, 30), rng.integers(0, 50), rng.integers(12, 16)
+        dirty[top : top + 1 + number // 2, left : left + 9] |= np.uint16(1 << bit)
+        image = read(with_elements(write_dicom(dirty), BitsStored=12, HighBit=11))
+        np.testing.assert_array_equal(image.pixels[0], clean)
+
+
 @pytest.mark.parametrize("syntax", ENCODINGS)
 def test_signs_survive_every_encoding(write_dicom, ramp, syntax):
     """Negative values of 12 bits, without their sign repeated in the upper four."""

@@ -18,6 +18,7 @@ from dino_x.data.image import WITHOUT_IMAGE, ImageRef, Reading, Unreadable
 from dino_x.data.index.finding import Candidate, claims_image
 from dino_x.data.index.passed_over import HIDDEN, suffix_of
 from dino_x.data.readers import registry
+from dino_x.data.readers.quiet import quiet
 from dino_x.data.storage.archives import Archive, is_remote
 from dino_x.data.storage.listing import members
 from dino_x.data.storage.member import Member, size_of
@@ -25,7 +26,7 @@ from dino_x.machine.child_processes import without_main
 
 # Reading headers is work of the interpreter, which threads do only one at a time. From this many
 # files on processes are used, each of which takes about a second to start.
-PROCESSES_FROM = 3000
+PROCESSES_FROM = 6000
 _PORTION = 64
 
 # Archives of object stores that are looked through at a time: they are waited for.
@@ -159,7 +160,8 @@ def _start_process(salt: bytes) -> None:
 
 def _scan_portion(portion: tuple[Sequence[Candidate], Reading]) -> list[Scanned]:
     files, reading = portion
-    return [_scan(file, reading) for file in files]
+    with quiet():  # once, and not for each file
+        return [_scan(file, reading) for file in files]
 
 
 def _scan(file: Candidate, reading: Reading) -> Scanned:

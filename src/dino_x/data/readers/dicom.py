@@ -38,7 +38,14 @@ from dino_x.data.image import (
     channels_first,
     check_count,
 )
-from dino_x.data.readers.dicom_header import Header, NoPixels, is_dicom, opened, read_header
+from dino_x.data.readers.dicom_header import (
+    Header,
+    NoPixels,
+    is_dicom,
+    opened,
+    read_header,
+    read_header_quickly,
+)
 from dino_x.data.readers.dicom_kind import (
     image_type_of,
     kind_of,
@@ -47,6 +54,7 @@ from dino_x.data.readers.dicom_kind import (
     without_image,
 )
 from dino_x.data.readers.dicom_place import acquisition_of, orientation_of, position_of, stack_of
+from dino_x.data.readers.dicom_quick import Unusual
 from dino_x.data.readers.dicom_terms import BODY_PARTS, MODALITIES, PHOTOMETRICS, number, term
 from dino_x.data.readers.dicom_values import (
     bits_stored,
@@ -74,15 +82,29 @@ _PLUGINS: dict[str, str] = {
 def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     """Find the frames of a file, from its header and its length. Raises Unreadable."""
     try:
-        header = read_header(path)
-        check_count(header.frames)
-        return [_ref(path, header, frame) for frame in range(header.frames)]
+        try:
+            return _refs(path, read_header_quickly(path))
+        except Unusual:
+            return _refs(path, read_header(path))
     except NoPixels as empty:
-        raise Unreadable(without_image(empty.elements) or str(empty)) from None
+        raise _no_pixels(empty) from None
     except Unreadable:
         raise
     except Exception:
         raise Unreadable("damaged DICOM header") from None
+
+
+def _no_pixels(empty: NoPixels) -> Unreadable:
+    """The reason for a file without pixels: what it is instead, if its header says so."""
+    try:
+        return Unreadable(without_image(empty.elements) or str(empty))
+    except Exception:
+        return Unreadable("damaged DICOM header")
+
+
+def _refs(path: Path, header: Header) -> list[ImageRef]:
+    check_count(header.frames)
+    return [_ref(path, header, frame) for frame in range(header.frames)]
 
 
 def _ref(path: Path, header: Header, frame: int) -> ImageRef:
@@ -195,7 +217,7 @@ def _decode(ref: ImageRef, header: Header) -> np.ndarray:
             source = pydicom.dcmread(file, force=True)
         if photometric := header.elements.get("PhotometricInterpretation"):
             how["photometric_interpretation"] = photometric  # as the standard writes it
-        if shift:
+        if not header.syntax.is_encapsulated:
             how["bits_stored"] = int(header.elements.BitsAllocated)  # keep the upper bits
         stored = pixel_array(source, **how)
     if shift:

@@ -1,7 +1,7 @@
 """The header of a DICOM file: what is read of it, and what is refused before it is decoded.
 
-Only the elements of `_ELEMENTS` are read, and none of them identifies a patient. The elements of
-`_IDENTIFIERS` become salted keys here and go no further.
+Only the elements of `ELEMENTS` are read, and none of them identifies a patient. The elements of
+`IDENTIFIERS` become salted keys here and go no further.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -19,7 +19,6 @@ import gdcm
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 from pydicom.pixels import get_decoder
-from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -33,77 +32,15 @@ from dino_x.data.identity import is_placeholder, key, patient_key
 from dino_x.data.image import Unreadable, check_size
 from dino_x.data.readers.codestream import check_codestream
 from dino_x.data.readers.dicom_bounds import NoZeros, refuse_inflation
+from dino_x.data.readers.dicom_elements import ELEMENTS, IDENTIFIERS, PIXEL_DATA
+from dino_x.data.readers.dicom_quick import Elements, Unusual, read_quickly
 from dino_x.data.readers.dicom_terms import PHOTOMETRICS, term
 
 gdcm.Trace.DebugOff()
 gdcm.Trace.WarningOff()
 gdcm.Trace.ErrorOff()
 
-_ELEMENTS: list[BaseTag | int] = [
-    Tag(keyword)
-    for keyword in (
-        "SOPClassUID",
-        "ImageType",
-        "ComplexImageComponent",
-        "Modality",
-        "BodyPartExamined",
-        "Rows",
-        "Columns",
-        "NumberOfFrames",
-        "SamplesPerPixel",
-        "PhotometricInterpretation",
-        "BitsAllocated",
-        "BitsStored",
-        "HighBit",
-        "PixelRepresentation",
-        "PixelPaddingValue",
-        "PixelPaddingRangeLimit",
-        "FloatPixelPaddingValue",
-        "FloatPixelPaddingRangeLimit",
-        "RescaleSlope",
-        "RescaleIntercept",
-        "RescaleType",
-        "ModalityLUTSequence",
-        "WindowCenter",
-        "WindowWidth",
-        "VOILUTFunction",
-        "PixelSpacing",
-        "ImagerPixelSpacing",
-        "NominalScannedPixelSpacing",
-        "SliceThickness",
-        "ImagePositionPatient",
-        "ImageOrientationPatient",
-        "GridFrameOffsetVector",
-        "FrameOfReferenceUID",
-        "TemporalPositionIdentifier",
-        "EchoNumbers",
-        "EchoTime",
-        "DiffusionBValue",
-        "AcquisitionNumber",
-        "AcquisitionTime",
-        "TriggerTime",
-        "RealWorldValueMappingSequence",
-        "SharedFunctionalGroupsSequence",
-        "PerFrameFunctionalGroupsSequence",
-        "RedPaletteColorLookupTableDescriptor",
-        "GreenPaletteColorLookupTableDescriptor",
-        "BluePaletteColorLookupTableDescriptor",
-        "RedPaletteColorLookupTableData",
-        "GreenPaletteColorLookupTableData",
-        "BluePaletteColorLookupTableData",
-        "SegmentedRedPaletteColorLookupTableData",
-        "SegmentedGreenPaletteColorLookupTableData",
-        "SegmentedBluePaletteColorLookupTableData",
-    )
-]
-_IDENTIFIERS: list[BaseTag | int] = [
-    Tag(keyword) for keyword in ("PatientID", "IssuerOfPatientID", "SeriesInstanceUID")
-]
 _MOST_ELEMENTS = 50_000  # before the pixel data; a few hundred are usual
-_PIXEL_DATA = frozenset(
-    int(Tag(keyword)) for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-)
-# A deflated file may inflate to this many bytes; it is inflated as a whole for each frame.
 _VRS = {b"AE", b"AS", b"CS", b"DA", b"DT", b"IS", b"LO", b"OB", b"PN", b"SH", b"TM", b"UI", b"UL"}
 
 
@@ -120,7 +57,7 @@ class Header:
     """The header of a file.
 
     Attributes:
-        elements: the elements of `_ELEMENTS` that the file has.
+        elements: the elements of `ELEMENTS` that the file has.
         syntax: the transfer syntax of the pixels.
         rows: rows of each frame.
         columns: columns of each frame.
@@ -199,27 +136,56 @@ def read_header(path: Path) -> Header:
 
     Raises: Unreadable.
     """
+    with _errors_as_reasons(), opened(path) as file:
+        elements, offset, length = _elements(file)
+        file.seek(offset)
+        explicit = file.read(6)[4:] in (b"OB", b"OW", b"OF", b"OD", b"UN")
+        syntax = _syntax(elements)
+        values = offset + (12 if explicit else 8)
+        return _checked(file, elements, syntax, explicit, (values, length))
+
+
+def read_header_quickly(path: Path) -> Header:
+    """Read the header of a plain file, see `dicom_quick`; its elements are those of headers alone.
+
+    Raises: Unusual for a file that `read_header` must read; Unreadable.
+    """
+    with _errors_as_reasons(), path.open("rb") as file:
+        found = read_quickly(file)
+        elements = cast(Dataset, found.elements)
+        syntax = _known_syntax(found.syntax)
+        return _checked(file, elements, syntax, found.explicit, (found.values, found.length))
+
+
+@contextmanager
+def _errors_as_reasons() -> Iterator[None]:
     try:
-        with opened(path) as file:
-            elements, offset, length = _elements(file)
-            syntax = _syntax(elements)
-            file.seek(offset)
-            explicit = file.read(6)[4:] in (b"OB", b"OW", b"OF", b"OD", b"UN")
-            header = _dimensions(elements, syntax, explicit)
-            check_size(header.rows, header.columns)
-            _check_bits(elements)
-            if syntax == JPEGExtended12Bit and elements.get("BitsStored") != 8:
-                raise Unreadable("lossy JPEG of 12 bits is not supported: decompress it (dcmdjpeg)")
-            if syntax != DeflatedExplicitVRLittleEndian:
-                long = _check_length(file, header, offset + (12 if explicit else 8), length)
-                header = replace(header, too_long=long)
-    except Unreadable:
+        yield
+    except (Unreadable, Unusual):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             raise Unreadable(f"cannot be read: {error.strerror}") from None
         raise Unreadable("damaged DICOM header") from None
-    return header
+
+
+def _checked(
+    file: BinaryIO, elements: Dataset, syntax: UID, explicit: bool, values: tuple[int, int]
+) -> Header:
+    """The header of some elements, if it can be true.
+
+    Args:
+        values: where the pixel data begin, and the length that their element states.
+    """
+    header = _dimensions(elements, syntax, explicit)
+    check_size(header.rows, header.columns)
+    _check_bits(elements)
+    if syntax == JPEGExtended12Bit and elements.get("BitsStored") != 8:
+        raise Unreadable("lossy JPEG of 12 bits is not supported: decompress it (dcmdjpeg)")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        return header
+    long = _check_length(file, header, *values)
+    return replace(header, too_long=True) if long else header
 
 
 def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
@@ -235,12 +201,12 @@ def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
         count += 1
         if count > _MOST_ELEMENTS:
             raise Unreadable("damaged DICOM header: it has no end")
-        if tag in _PIXEL_DATA:
+        if tag in PIXEL_DATA:
             met.append(length)
-        return tag in _PIXEL_DATA
+        return tag in PIXEL_DATA
 
     refuse_inflation(file)
-    tags = _ELEMENTS + _IDENTIFIERS
+    tags = ELEMENTS + IDENTIFIERS
     elements = read_partial(
         cast(BinaryIO, NoZeros(file)), at_pixel_data, force=True, specific_tags=tags
     )
@@ -256,20 +222,26 @@ def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
 def _syntax(elements: Any) -> UID:
     """The transfer syntax; where the file does not name it, it follows from the encoding."""
     if named := elements.file_meta.get("TransferSyntaxUID"):
-        syntax = UID(str(named).strip(" \0"))
-        if not syntax.is_transfer_syntax:
-            raise Unreadable(_unsupported(syntax))
-        try:
-            get_decoder(syntax)
-        except NotImplementedError:
-            raise Unreadable(_unsupported(syntax)) from None
-        return syntax
+        return _known_syntax(str(named).strip(" \0"))
     implicit, little = elements.original_encoding
     if implicit:
         syntax = ImplicitVRLittleEndian
     else:
         syntax = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     elements.file_meta.TransferSyntaxUID = syntax
+    return syntax
+
+
+@lru_cache(maxsize=64)
+def _known_syntax(named: str) -> UID:
+    """A transfer syntax that can be read. Raises Unreadable."""
+    syntax = UID(named)
+    if not syntax.is_transfer_syntax:
+        raise Unreadable(_unsupported(syntax))
+    try:
+        get_decoder(syntax)
+    except NotImplementedError:
+        raise Unreadable(_unsupported(syntax)) from None
     return syntax
 
 
@@ -299,9 +271,18 @@ def _dimensions(elements: Dataset, syntax: UID, explicit: bool) -> Header:
     """The header that some elements make up."""
     rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
     frames = max(1, int(elements.get("NumberOfFrames") or 1))
-    placeholder = is_placeholder(_text(elements, _IDENTIFIERS[0]))
-    patient, series = _keys(elements)
-    return Header(elements, syntax, rows, columns, frames, patient, series, explicit, placeholder)
+    number, issuer, series = _identifiers(elements)
+    return Header(
+        elements,
+        syntax,
+        rows,
+        columns,
+        frames,
+        patient_key(number, issuer),
+        key("series", series),
+        explicit,
+        is_placeholder(number),
+    )
 
 
 def _check_bits(elements: Dataset) -> None:
@@ -322,18 +303,19 @@ def _check_bits(elements: Dataset) -> None:
         raise Unreadable("damaged DICOM header: its values cannot have the bits that it says")
 
 
-def _keys(elements: Dataset) -> tuple[str | None, str | None]:
-    """The keys of patient and series; their identifiers are removed from `elements`."""
-    number, issuer, series = (_text(elements, tag) for tag in _IDENTIFIERS)
-    for tag in _IDENTIFIERS:
+def _identifiers(elements: Any) -> list[str]:
+    """The identifiers as they stand in the file, whatever its character set is.
+
+    They are removed from `elements`.
+    """
+    if isinstance(elements, Elements):
+        return [elements.identifier(int(tag)).decode("latin-1") for tag in IDENTIFIERS]
+    texts = []
+    for tag in IDENTIFIERS:
+        text = elements.get_item(tag).value if tag in elements else None
+        texts.append(text.decode("latin-1") if isinstance(text, bytes) else str(text or ""))
         elements.pop(tag, None)
-    return patient_key(number, issuer), key("series", series)
-
-
-def _text(elements: Dataset, tag: BaseTag | int) -> str:
-    """An identifier as it stands in the file, whatever its character set is."""
-    text = elements.get_item(tag).value if tag in elements else None
-    return text.decode("latin-1") if isinstance(text, bytes) else str(text or "")
+    return texts
 
 
 def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> bool:
@@ -357,7 +339,13 @@ def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> b
     samples = int(elements.get("SamplesPerPixel") or 1)
     if elements.get("PhotometricInterpretation") == "YBR_FULL_422":
         samples = 2
-    bits = header.rows * header.columns * header.frames * samples * int(elements.BitsAllocated)
+    bits = (
+        header.rows
+        * header.columns
+        * header.frames
+        * samples
+        * int(elements.get("BitsAllocated") or 0)
+    )
     there = min(size - offset, length)
     if there < bits // 8:
         raise Unreadable(f"truncated: {there:,} of {bits // 8:,} bytes of pixel data are there")

@@ -92,7 +92,7 @@ def term(value: Any, known: Collection[str]) -> str | None:
 
 def number(value: Any) -> float | None:
     """The first number of an element, or None where there is none."""
-    if isinstance(value, MultiValue):
+    if isinstance(value, list | MultiValue):
         value = value[0] if len(value) else None
     try:
         number = float(value)

@@ -26,6 +26,9 @@ _LOSSY = {JPEG2000, JPEGLSNearLossless, JPEGBaseline8Bit, JPEGExtended12Bit}
 # Lossy codes overshoot the range of their values by up to this share of it.
 _OVERSHOOT = 1 / 16
 
+# What is asked of bits above Bits Stored before they count, see `_go_on`.
+_FEW_PLACES, _LITTLE = 8, 0.25
+
 _UNITS_OF_CT = ("HU", "HU_MOD")
 
 
@@ -46,7 +49,7 @@ def grey_image(stored: np.ndarray, header: Header, frame: int) -> Image:
     hounsfield = _is_hounsfield(header, frame, rescale)
     chosen = choose_window(
         pixels if padding is None else np.where(padding, np.float32(np.nan), pixels),
-        bits=None if _changes_values(rescale) else bits_stored(elements),
+        bits=None if _changes_values(rescale) else _bits_in_use(stored, elements),
         modality=modality,
         hounsfield=hounsfield,
         file_window=window,
@@ -60,6 +63,12 @@ def grey_image(stored: np.ndarray, header: Header, frame: int) -> Image:
 def bits_stored(elements: Dataset) -> int:
     """The number of bits that mean something; 0 if the header does not say."""
     return int(elements.get("BitsStored") or elements.get("BitsAllocated") or 0)
+
+
+def _bits_in_use(stored: np.ndarray, elements: Dataset) -> int | None:
+    """The number of bits that mean something; None if there are values of more."""
+    bits = bits_stored(elements)
+    return None if stored.size and float(stored.max()) >= 2.0**bits else bits
 
 
 def shift_of(elements: Dataset) -> int:
@@ -76,6 +85,9 @@ def shift_of(elements: Dataset) -> int:
 
 def meaningful(stored: np.ndarray, elements: Dataset, syntax: UID) -> np.ndarray:
     """Decoded values without the bits that mean nothing, and with the sign of the header.
+
+    Bits above Bits Stored are an overlay or rubbish, unless the values go on in them: then Bits
+    Stored is too small, and without them bright parts would fold into dark ones.
 
     Args:
         stored: decoded values of any shape.
@@ -98,7 +110,26 @@ def meaningful(stored: np.ndarray, elements: Dataset, syntax: UID) -> np.ndarray
     values = stored.astype(np.int64) & ((1 << bits) - 1)
     if signed:
         values = np.where(values > high, values - (1 << bits), values)
+    if _go_on(stored, values):
+        return stored
     return values.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high)))
+
+
+def _go_on(stored: np.ndarray, masked: np.ndarray) -> bool:
+    """Whether values go on in the bits that a mask takes away.
+
+    Where these bits change from one pixel to the next, values that go on in them change little and
+    masked ones jump through their whole range. Of an overlay the opposite is true.
+    """
+    whole = stored.astype(np.int64)
+    changes, jumps, places = 0, 0, 0
+    for axis in range(min(whole.ndim, 2)):
+        of_whole, of_masked = np.diff(whole, axis=axis), np.diff(masked, axis=axis)
+        differ = of_whole != of_masked
+        changes += int(np.abs(of_whole[differ]).sum())
+        jumps += int(np.abs(of_masked[differ]).sum())
+        places += int(differ.sum())
+    return places >= _FEW_PLACES and changes < _LITTLE * jumps
 
 
 def moved_down(stored: np.ndarray, shift: int) -> np.ndarray:

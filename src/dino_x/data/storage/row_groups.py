@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dino_x.data.image import Unreadable
@@ -152,6 +151,8 @@ def _column(archive: Archive, row_group: int, leaf: str) -> pa.ChunkedArray:
             column = _read(parquet, row_group, leaf, archive.size)
     except _DAMAGED:
         raise Unreadable("damaged row group of a Parquet file") from None
+    import pyarrow.compute as pc  # it takes as long to import as the rest of pyarrow
+
     return pc.struct_field(column, leaf.rpartition(".")[2]) if where.struct else column
 
 
