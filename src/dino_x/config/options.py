@@ -135,10 +135,7 @@ class OptimOptions(Section):
         ge=0,
     )
     warmup: int | None = option(
-        None,
-        "Number of steps of linear warmup; null is 10% of all steps, and with the preset small or"
-        " try as many as see 24,576 images, at most 40%.",
-        ge=0,
+        None, "Number of steps of linear warmup; null is 10% of all steps.", ge=0
     )
     weight_decay: float = option(
         0.04, "Weight decay at the start; it rises to weight_decay_end along a cosine.", ge=0

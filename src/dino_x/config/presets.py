@@ -120,10 +120,6 @@ SHARES = {
     "teacher.temperature_warmup": 0.3,
 }
 SHARES_OF = {"dinov3-7b": {"optim.freeze_last_layer": 0.005, "teacher.temperature_warmup": 0.1}}
-# The presets for few images rise slowly: a warmup over as many images, but no more than this share.
-SLOW_RISE = ("try", "small")
-WARMUP_IMAGES = 24_576
-MOST_WARMUP = 0.4
 FROZEN = 0.25  # share of the steps in which new heads alone are trained
 # DINOv3's high-resolution adaptation (section 5.1 and the configuration released with it): rate,
 # weight decay and momentum are constant after the warmup; 5e-5 at 1,024 is 7.1e-5 at 2,048.

@@ -16,7 +16,6 @@ from dino_x.config.presets import (
     FROZEN,
     GOING_ON,
     LARGER,
-    MOST_WARMUP,
     ONLINE_MOST_STEPS,
     ONLINE_STEPS_AN_IMAGE,
     ONLINE_TIMES,
@@ -24,10 +23,8 @@ from dino_x.config.presets import (
     PASSES_OF,
     SHARES,
     SHARES_OF,
-    SLOW_RISE,
     SMALL_IMAGES,
     SOFTMAX,
-    WARMUP_IMAGES,
     check,
     preset_values,
     stage_values,
@@ -113,20 +110,8 @@ def found_values(options: Options, facts: Facts) -> dict[str, Any]:
         "optim.freeze_backbone": round(FROZEN * steps) if new_heads else 0,
         "online.every": online_every(options, steps, facts.images),
     }
-    if preset in SLOW_RISE:
-        found["optim.warmup"] = slow_warmup(steps, train.effective_batch)
     left_open = {name: value for name, value in found.items() if value_of(options, name) is None}
     return left_open | {"model.heads_from": heads_from, "train.steps": steps}
-
-
-def slow_warmup(steps: int, batch: int) -> int:
-    """Steps of warmup of the presets for few images; the usual share in long runs.
-
-    >>> slow_warmup(960, 64), slow_warmup(240, 64), slow_warmup(100_000, 64)
-    (384, 96, 10000)
-    """
-    rising = min(WARMUP_IMAGES / batch, MOST_WARMUP * steps)
-    return round(max(rising, SHARES["optim.warmup"] * steps))
 
 
 def online_every(options: Options, steps: int, images: int) -> int:
