@@ -78,6 +78,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "model.width": 128, "model.depth": 4, "model.heads": 2, "train.effective_batch": 256,
     },
 }  # fmt: skip
+SLOWER = {"teacher.momentum": 0.992, "teacher.momentum_end": 0.992}
 # Schedules of small: its own falls to nothing and stops the teacher.
 CONSTANT = {
     "optim.lr_end": None, "teacher.momentum_batch": None,
@@ -87,11 +88,12 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "to nothing": {},
     "constant": CONSTANT,
     "constant rate, teacher stops": {"optim.lr_end": None},
-    "constant, twice the rate": CONSTANT | {"optim.lr": 0.006},
-    "constant, slower teacher": CONSTANT | {
-        "teacher.momentum": 0.992, "teacher.momentum_end": 0.992,
-    },
-    "twice the rate, to nothing": {"optim.lr": 0.006},
+    "constant, slower teacher": CONSTANT | SLOWER,
+    "a warmup of 384 steps, to nothing": {"optim.warmup": 384},
+    "half the rate, to nothing": {"optim.lr": 0.0015},
+    "a warmup of 384 steps, constant, slower teacher": CONSTANT | SLOWER | {"optim.warmup": 384},
+    "half the rate, constant, slower teacher": CONSTANT | SLOWER | {"optim.lr": 0.0015},
+    "a third of the rate, constant, slower teacher": CONSTANT | SLOWER | {"optim.lr": 0.001},
 }  # fmt: skip
 KOLEO_WEIGHTS = (0.0, 0.05, 0.2)
 
