@@ -16,8 +16,6 @@ from dino_x.runs.start import CODE
 from dino_x.runs.trained_on import kept_keys
 
 STEPS = "train.steps"
-# What a run did that was started before there was an option for it: its batches must not change.
-BEFORE = {"data.label_patients": False}
 PLACES = ("data.paths", "data.labels", "data.index", "model.name", "teacher.model")
 
 
@@ -59,8 +57,6 @@ def saved_settings(run: RunFolder, overrides: Mapping[str, Any]) -> dict[str, An
     """
     refuse_unnamed_code(run, overrides)
     saved = found_again(run.settings(), run.read_facts().get("started_in"))
-    for name, before in BEFORE.items():
-        saved.setdefault(name, before)
     others = dict(overrides)
     if is_longer(saved, overrides):
         del others[STEPS]
