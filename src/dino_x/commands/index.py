@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 
 from rich.console import Console
 from rich.text import Text
@@ -14,12 +17,13 @@ from dino_x.data.index.catalog import SUFFIX, Update, holds_images, update
 from dino_x.data.index.index import LOOKED_FOR
 from dino_x.data.index.large import is_large, open_large
 from dino_x.data.index.passed_over import in_a_line, ways_out
-from dino_x.data.index.summary import summary, unusable
+from dino_x.data.index.summary import summary, unusable, values_of_headers
 from dino_x.data.storage.archives import address, is_remote
 from dino_x.errors import UserError
 from dino_x.progress import progress_bar
 
-_MOST_REASONS = 12
+_MOST_LINES, _MOST_REASONS = 25, 12
+_OTHER_WAYS = f"{'':<12}and others: `dino-x index` of single folders names them"
 
 
 def make_index(
@@ -72,7 +76,7 @@ def make_index(
     if not found.table.records:
         out.unlink(missing_ok=True)
         raise UserError(f"no images in {', '.join(map(address, paths[:3]))}: {LOOKED_FOR}")
-    _say(found, out, console)
+    _say(found, paths, out, console)
     if is_large([out]):
         _make_row_file(out, console)
     return found
@@ -86,27 +90,82 @@ def _make_row_file(out: Path, console: Console) -> None:
         console.print(Text(f"{'note':<12}{note}", style="yellow"), soft_wrap=True)
 
 
-def _say(found: Update, out: Path, console: Console) -> None:
-    def line(title: str, text: str, style: str | None = None) -> None:
-        console.print(Text(f"{title:<12}{text}", style=style or ""), soft_wrap=True)
-
+def _say(found: Update, paths: Sequence[Path], out: Path, console: Console) -> None:
+    """Print what is in an index, in at most `_MOST_LINES` lines of the width of the console."""
+    records = found.table.records
+    passed = Counter(found.table.passed_over) - values_of_headers(records)
+    broken = unusable(records)
+    count = sum(files for files, _, _ in broken)
     changes = [f"{found.read:,} files read"]
     changes += [f"{found.kept:,} kept from before"] if found.kept else []
     changes += [f"{found.gone:,} gone"] if found.gone else []
-    for title, text in summary(found.table.records).items():
-        line(title, text)
-    broken = unusable(found.table.records)
-    count = sum(files for files, _, _ in broken)
-    line("unusable", f"{count:,} files" if broken else "none", "yellow" if broken else None)
-    for files, reason, example in broken[:_MOST_REASONS]:
-        line("", f"{files:>6,}  {reason}, {'such as ' if files > 1 else ''}{example}")
-    if len(broken) > _MOST_REASONS:
-        rest = sum(files for files, _, _ in broken[_MOST_REASONS:])
-        line("", f"{rest:>6,}  for other reasons: see the column 'unusable'")
-    passed = found.table.passed_over
-    line("passed over", in_a_line(passed) if passed else "none")
-    for way in ways_out(passed)[:_MOST_REASONS]:
-        line("", f"  {way}", "yellow")
-    for note in found.notes:
-        line("note", note, "yellow")
-    line("written to", f"{out} ({', '.join(changes)}); train on it with --data {out}")
+    page = _Page(console.width)
+    named = _names(paths)
+    lines = summary(records, named)
+    if "formats" in lines:
+        lines["images"] += f": {lines.pop('formats')}"
+    head = [page.line(title, text) for title, text in lines.items()]
+    head.append(page.line("unusable", f"{count:,} files" if broken else "none"))
+    reasons = [
+        page.line(f"{files:>10,}", f"{reason}, {'such as ' if files > 1 else ''}{named(example)}")
+        for files, reason, example in broken[:_MOST_REASONS]
+    ]
+    over = page.line("passed over", in_a_line(passed) if passed else "none")
+    ways = [[way] for way in page.line("", "; ".join(ways_out(passed)))]
+    end = [page.line("note", note) for note in found.notes]
+    end.append(
+        page.line("written to", f"{out} ({', '.join(changes)}); train on it with --data {out}")
+    )
+    room = max(6, _MOST_LINES - sum(map(len, [*head, over, *end])))
+    ways = _shortened(ways, max(room // 2, room - sum(map(len, reasons))), _OTHER_WAYS)
+    others = f"{'':<12}for other reasons: see the column `unusable`"
+    reasons = _shortened(reasons, room - sum(map(len, ways)), others)
+    for block, style in (
+        *((block, None) for block in head[:-1]),
+        *((block, "yellow" if broken else None) for block in (head[-1], *reasons)),
+        (over, None),
+        *((block, "yellow") for block in (*ways, *end[:-1])),
+        (end[-1], None),
+    ):
+        for text in block:
+            console.print(Text(text, style=style or ""), soft_wrap=True)
+
+
+def _names(paths: Sequence[Path]) -> Callable[[Path], object]:
+    """How files are named: below the only folder that was named, else as they are."""
+
+    def named(path: Path) -> Path:
+        alone = len(paths) == 1 and paths[0] in path.parents
+        return path.relative_to(paths[0]) if alone else path
+
+    return named
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Lines with a title in front, not wider than a console."""
+
+    width: int
+
+    def line(self, title: str, text: str) -> list[str]:
+        """A text behind a title, in as many lines as it needs."""
+        return wrap(
+            text,
+            self.width,
+            initial_indent=f"{title:<12}",
+            subsequent_indent=f"{'':<12}",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+
+def _shortened(blocks: list[list[str]], room: int, rest: str) -> list[list[str]]:
+    """As many whole blocks as there is room for; one line stands for those that are left out."""
+    if sum(map(len, blocks)) <= room:
+        return blocks
+    kept: list[list[str]] = []
+    for block in blocks:
+        if sum(map(len, kept)) + len(block) > room - 1:
+            break
+        kept.append(block)
+    return [*kept, [rest]]

@@ -85,18 +85,15 @@ def _write_volumes(volumes: Path, mr: Path) -> None:
     (volumes / "scan.raw").write_bytes(raw)
     np.save(volumes / "frames.npy", _picture(1, (5, 40, 48)))
     np.save(volumes / "unclear.npy", _picture(2, (96, 96, 20)))
-    whole = (mr / "imagesTr" / "brain_0000.nii.gz").read_bytes()
-    (volumes / "cut.nii.gz").write_bytes(whole[:3000])
 
 
 def _write_films(folder: Path) -> None:
-    for number in range(6):
+    for number in range(30, 50):
         Pillow.fromarray(_picture(number)).save(folder / f"{number}.png")
     Pillow.fromarray(_picture(9)).save(folder / "9.jpg")
     Pillow.fromarray(_picture(8, (64, 56, 3))).save(folder / "photo.png")
     tifffile.imwrite(folder / "pages.tif", np.stack([_picture(3), _picture(4)]), metadata=None)
     (folder / "broken.png").write_bytes(b"no picture")
-    (folder / "empty.jpg").write_bytes(b"")
     (folder / "web.webp").write_bytes(b"RIFF\0\0\0\0WEBPVP8 ")
 
 
@@ -115,6 +112,6 @@ def _write_archives(folder: Path) -> None:
 
 
 def _write_others(folder: Path) -> None:
-    for name in ("table.csv", "notes.csv", "README", "model.pt", "brain.mnc", "a.dcm.gz", "b.mp4"):
+    for name in ("table.csv", "notes.csv", "README", "model.pt", "brain.mnc", "a.dcm.gz"):
         (folder / name).write_bytes(b"something else")
     (folder / ".DS_Store").write_bytes(b"")

@@ -323,7 +323,8 @@ def test_silly_arguments(data, tmp_path, capsys):
     assert not (tmp_path / "none.parquet").exists()
 
 
-def test_the_summary(data, tmp_path, capsys, write_png):
+def test_the_summary(data, tmp_path, capsys, write_png, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     shutil.copy(data / "a" / "0.png", data / "b" / "copy.png")
     (data / "cut.dcm").write_bytes((data / "ct.dcm").read_bytes()[:-100])
     (data / "cut2.dcm").write_bytes((data / "ct.dcm").read_bytes()[:-50])
@@ -335,31 +336,29 @@ def test_the_summary(data, tmp_path, capsys, write_png):
         for line in capsys.readouterr().out.splitlines()
         if line and line[0] != " "
     )
-    assert printed["images"] == "9 in 8 files"
+    assert printed["images"] == "9 in 8 files: PNG (7), DICOM (2)"
     assert printed["patients"] == "1; unknown for 7 images"
     assert printed["series"] == "1; unknown for 7 images"
-    assert printed["formats"] == "PNG (7), DICOM (2)"
     assert printed["modalities"] == "CT (2); unknown for 7 images"
     assert printed["sizes"] == "12 x 10 (7), 9 x 7 (2)"
     assert printed["spacing"] == "0.5 mm; unknown for 7 images"
     assert printed["thickness"] == "2.5 mm; unknown for 7 images"
     assert printed["labels"] == "b (4), a (3); unknown for 2 images"
-    assert printed["duplicates"].startswith("1 files are copies of others, such as ")
+    assert printed["duplicates"].startswith("1 file is a copy of another, such as ")
     assert printed["unusable"] == "3 files"
-    assert printed["written"].startswith(f"to  {out} (11 files read)") or "11 files read" in str(
-        printed
-    )
+    assert printed["written"].startswith(f"to  {out} (11 files read)")
     assert main(arguments) == 0
     assert "0 files read, 11 kept from before" in capsys.readouterr().out
 
 
-def test_reasons_are_grouped_whatever_numbers_they_name(data, tmp_path, capsys):
+def test_reasons_are_grouped_whatever_numbers_they_name(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     for name, cut in (("cut.dcm", 100), ("cut2.dcm", 50)):
         (data / name).write_bytes((data / "ct.dcm").read_bytes()[:-cut])
     assert main(["index", str(data), "--out", str(tmp_path / "i.parquet")]) == 0
     printed = capsys.readouterr().out
-    assert f"2  truncated: N of N bytes of pixel data are there, such as {data}/cut.dcm" in printed
-    assert f"1  not an image, {data}/broken.png" in printed
+    assert "2  truncated: N of N bytes of pixel data are there, such as cut.dcm" in printed
+    assert "1  not an image, broken.png" in printed
 
 
 def test_labels_of_a_csv_file_are_in_the_table(data, tmp_path):

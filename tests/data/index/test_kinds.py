@@ -122,7 +122,7 @@ def test_reports_are_no_damage_and_stop_nothing(put, folder):
     assert index.without_image == len(REPORTS) + 2
     records = update([folder], reading=DEFAULT).table.records
     assert unusable(records) == []
-    assert summary(records)["no image"].startswith("10 DICOM files: ")
+    assert summary(records)["no image"].startswith("10 files: ")
     assert "Key Object Selection Document Storage (1)" in summary(records)["no image"]
 
 

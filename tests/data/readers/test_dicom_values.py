@@ -80,6 +80,28 @@ def test_an_overlay_is_none_of_the_values_whatever_it_lies_on(write_dicom, rng):
 
 
 @pytest.mark.parametrize("syntax", ENCODINGS)
+@pytest.mark.parametrize("colour", [False, True])
+def test_eight_bits_of_which_five_are_stored(write_dicom, rng, syntax, colour):
+    """GDCM would end the process."""
+    values = rng.integers(0, 32, (40, 50, 3) if colour else (40, 50), dtype=np.uint8)
+    path = write_dicom(values)
+    if syntax:
+        path = compressed(path, syntax)
+    image = read(with_elements(path, BitsStored=5, HighBit=4))
+    wanted = values.transpose(2, 0, 1) if colour else values[None]
+    np.testing.assert_array_equal(image.pixels, wanted)
+
+
+def test_frames_of_one_bit_may_end_within_a_byte(write_dicom, rng):
+    masks = rng.integers(0, 2, (3, 7, 5), dtype=np.uint8)
+    bits = np.packbits(masks.ravel(), bitorder="little").tobytes()
+    one = {"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}
+    path = write_dicom(masks, NumberOfFrames=3, PixelData=bits, **one)
+    for ref, mask in zip(refs(path), masks, strict=True):
+        np.testing.assert_array_equal(read(ref).pixels[0], mask)
+
+
+@pytest.mark.parametrize("syntax", ENCODINGS)
 def test_signs_survive_every_encoding(write_dicom, ramp, syntax):
     """Negative values of 12 bits, without their sign repeated in the upper four."""
     values = ramp.astype(np.int16) - 2048

@@ -1,10 +1,12 @@
 import gzip
 import os
+import tarfile
 
 import numpy as np
 import pytest
 
-from dino_x.data.image import Reading, Unreadable
+from dino_x.data.image import DEFAULT, Reading, Unreadable
+from dino_x.data.index.catalog import update
 from dino_x.data.readers import registry, volume
 from dino_x.data.readers.registry import looks_like_image, read, refs
 from tests.data.readers.volumes import AXES, CODES, SHAPE, check_slices, seen, turned
@@ -284,6 +286,16 @@ def test_values_are_looked_for_beside_the_header_alone(write, named, reason, tmp
     path.write_text(path.read_text().replace("sub/a.raw", named))
     with pytest.raises(Unreadable, match=reason):
         refs(path)
+
+
+def test_values_in_another_file_of_an_archive_are_refused_with_a_way_out(write):
+    path = write(np.zeros(SHAPE, np.int16), "a.nhdr", data="a.raw", spacings="1 1 1")
+    with tarfile.open(path.parent / "a.tar", "w") as tar:
+        tar.add(path, "a.nhdr")
+        tar.add(path.parent / "a.raw", "a.raw")
+    (record,) = update([path.parent / "a.tar"], reading=DEFAULT).table.records
+    assert record.unusable is not None
+    assert "not read from an archive: unpack it, or save header and values" in record.unusable
 
 
 def test_bombs_are_refused_before_they_are_unpacked(write, monkeypatch):

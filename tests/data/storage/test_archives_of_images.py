@@ -43,6 +43,11 @@ def folder(tmp_path, rng):
     volume = nibabel.Nifti1Image(rng.integers(0, 9, (5, 6, 4), dtype=np.int16), np.eye(4))
     nibabel.save(volume, folder / "volume.nii")
     nibabel.save(volume, folder / "volume2.nii.gz")
+    nibabel.save(nibabel.MGHImage(volume.get_fdata(dtype=np.float32), np.eye(4)), folder / "T1.mgz")
+    scan = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 7 6 5\nspacings: 1 1 2\nencoding: raw\n\n"
+    (folder / "scan.nrrd").write_bytes(scan.encode() + rng.bytes(210))
+    meta = "NDims = 3\nDimSize = 7 6 5\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    (folder / "scan.mha").write_bytes(meta.encode() + rng.bytes(210))
     for number in range(3):
         pixels = rng.integers(0, 2000, (16, 20), dtype=np.uint16)
         place = {"ImagePositionPatient": [0, 0, number], "SeriesInstanceUID": "1.2.3"}
@@ -79,7 +84,7 @@ KINDS = ["tar", "parquet", "memory tar", "memory parquet"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_archive_holds_the_images_of_its_folder_in_their_order(folder, kind):
     plain, packed = build_index([folder]), build_index([pack(kind, folder)])
-    assert len(plain) == 39
+    assert len(plain) == 53
     assert not packed.skipped
     inside = [ref.path.name_inside for ref in packed.rows]
     assert inside == [str(ref.path.relative_to(folder)) for ref in plain.rows]
@@ -133,7 +138,7 @@ def test_a_archive_that_has_changed_is_read_anew(folder, kind, tmp_path):
     if kind.startswith("memory"):
         fsspec.filesystem("memory").pipe_file(str(packed).partition(":")[2], new.read_bytes())
     found = update([packed], reading=DEFAULT, kept_in=kept)
-    assert (len(found.table.records), found.read, found.kept) == (26, 26, 0)
+    assert (len(found.table.records), found.read, found.kept) == (29, 29, 0)
 
 
 def test_the_table_says_where_an_image_lies(folder, tmp_path):
@@ -265,7 +270,7 @@ def test_a_damaged_member_costs_itself_only(folder, rng):
     packed.write_bytes(data)
     index = build_index([packed], verify="all")
     assert [skip.path.name for skip in index.skipped] == ["3.png"]
-    assert len(index) == 38
+    assert len(index) == 52
 
 
 def test_of_two_members_of_one_name_the_last_counts(folder, tmp_path):
@@ -361,8 +366,8 @@ def test_storage_whose_package_is_missing_says_what_to_install(monkeypatch):
 def test_the_command_makes_an_index_of_archives(folder, tmp_path, capsys):
     packed = [str(pack(kind, folder)) for kind in KINDS]
     assert main(["index", *packed, "--out", str(tmp_path / "index.parquet")]) == 0
-    assert "156 in 108 files" in capsys.readouterr().out
-    assert len(read_table(tmp_path / "index.parquet").records) == 108
+    assert "212 in 120 files" in capsys.readouterr().out
+    assert len(read_table(tmp_path / "index.parquet").records) == 120
 
 
 def test_what_was_looked_through_before_a_store_was_lost_is_kept(folder, tmp_path, monkeypatch):
@@ -385,7 +390,7 @@ def test_what_was_looked_through_before_a_store_was_lost_is_kept(folder, tmp_pat
     assert not read_table(out).complete
     monkeypatch.setattr(store, "cat_file", read)
     found = update([Path(place)], reading=DEFAULT, kept_in=out)
-    assert (found.read, found.kept) == (27, 27)
+    assert (found.read, found.kept) == (30, 30)
 
 
 def test_volumes_in_archives_are_cut_as_they_are_asked_to_be(folder):
@@ -406,7 +411,7 @@ def test_processes_look_through_archives_as_threads_do(folder, tmp_path, monkeyp
     monkeypatch.setattr("dino_x.data.index.headers.PROCESSES_FROM", 1)
     processes = update([archives, folder], reading=DEFAULT, workers=2)
     assert processes.table == threads.table
-    assert len(processes.table.records) == 3 * 27
+    assert len(processes.table.records) == 3 * 30
     assert places(build_index([archives])) == [
         (m.archive, m.offset, m.length, m.row_group, m.row)
         for m in (ref.path for record in processes.table.records for ref in record.refs)

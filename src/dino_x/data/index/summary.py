@@ -10,8 +10,10 @@ from statistics import median
 
 from dino_x.data.image import ImageRef
 from dino_x.data.index.headers import Record, content_key, whole
+from dino_x.data.index.passed_over import suffix_of
+from dino_x.data.readers.registry import values_in
 
-_MOST_SHOWN = 4
+_MOST_SHOWN, _MOST_FORMATS = 4, 12
 
 
 def duplicates(records: Sequence[Record]) -> list[list[Path]]:
@@ -34,11 +36,12 @@ def duplicates(records: Sequence[Record]) -> list[list[Path]]:
     return [paths for paths in equal.values() if len(paths) > 1]
 
 
-def summary(records: Sequence[Record]) -> dict[str, str]:
+def summary(records: Sequence[Record], named: Callable[[Path], object] = str) -> dict[str, str]:
     """The lines of a summary of some files, by their titles.
 
     Args:
         records: all files, including unusable ones.
+        named: how a file is named.
     """
     every = [ref for record in records for ref in record.refs]
     refs = [ref for ref in every if ref.kind is None]
@@ -48,7 +51,7 @@ def summary(records: Sequence[Record]) -> dict[str, str]:
         lines |= {
             "patients": _keys(refs, lambda ref: ref.patient),
             "series": _keys(refs, lambda ref: ref.series),
-            "formats": _counts(ref.format for ref in refs),
+            "formats": _counts((ref.format for ref in refs), _MOST_FORMATS),
             "modalities": _counts(ref.modality for ref in refs),
             "sizes": _counts(f"{ref.height} x {ref.width}" for ref in refs),
             "spacing": _range(ref.spacing_mm[0] if ref.spacing_mm else None for ref in refs),
@@ -61,9 +64,10 @@ def summary(records: Sequence[Record]) -> dict[str, str]:
     lines |= _no_views(records, every)
     copies = duplicates(records)
     if copies:
-        first, second, *_ = copies[0]
+        second = copies[0][1]
         extra = sum(len(paths) - 1 for paths in copies)
-        lines["duplicates"] = f"{extra:,} files are copies of others, such as {second} of {first}"
+        are = "file is a copy of another" if extra == 1 else "files are copies of others"
+        lines["duplicates"] = f"{extra:,} {are}, such as {named(second)}"
     else:
         lines["duplicates"] = "none"
     return lines
@@ -74,10 +78,7 @@ def _no_views(records: Sequence[Record], refs: Sequence[ImageRef]) -> dict[str, 
     lines = {}
     kinds = Counter(ref.kind for ref in refs if ref.kind is not None)
     if kinds:
-        lines["left out"] = (
-            f"{_counts(kinds.elements())}: no plain views of anatomy; data.take=[...] or a"
-            " condition on `kind` takes them"
-        )
+        lines["left out"] = f"{_counts(kinds.elements())}; data.take takes them"
     remarks = Counter(ref.remark for ref in refs if ref.remark is not None)
     if remarks:
         lines["remarks"] = _counts(remarks.elements())
@@ -85,8 +86,14 @@ def _no_views(records: Sequence[Record], refs: Sequence[ImageRef]) -> dict[str, 
         str(record.unusable).partition(": ")[2] for record in records if record.holds_no_image
     )
     if reports:
-        lines["no image"] = f"{reports.total():,} DICOM files: {_counts(reports.elements())}"
+        lines["no image"] = f"{reports.total():,} files: {_counts(reports.elements())}"
     return lines
+
+
+def values_of_headers(records: Iterable[Record]) -> Counter[str]:
+    """How many files, by suffix, hold the values of images whose headers are files of their own."""
+    values = (values_in(record.path) for record in records if record.refs)
+    return Counter(suffix_of(path.name) for path in set(values) if path is not None)
 
 
 def unusable(records: Iterable[Record]) -> list[tuple[int, str, Path]]:
@@ -113,12 +120,12 @@ def _keys(refs: Sequence[ImageRef], key: Callable[[ImageRef], str | None]) -> st
     return f"{len(images):,}{each}{_unknown(unknown)}"
 
 
-def _counts(values: Iterable[str | None]) -> str:
+def _counts(values: Iterable[str | None], most: int = _MOST_SHOWN) -> str:
     counts = Counter(values)
     unknown = counts.pop(None, 0)
     if not counts:
         return "not known"
-    shown = counts.most_common(_MOST_SHOWN)
+    shown = counts.most_common(most)
     more = len(counts) - len(shown)
     text = ", ".join(f"{name} ({count:,})" for name, count in shown)
     return text + (f" and {more} more" if more else "") + _unknown(unknown)

@@ -31,6 +31,7 @@ from pydicom.uid import (
 from dino_x.data.identity import key
 from dino_x.data.image import (
     DEFAULT,
+    MAX_PIXELS,
     Image,
     ImageRef,
     Reading,
@@ -159,6 +160,8 @@ def read(ref: ImageRef) -> Image:
         raise Unreadable(f"frame {ref.frame} of a file that has {header.frames}")
     try:
         stored = _decode(ref, header)
+    except Unreadable:
+        raise
     except Exception as error:
         raise Unreadable(_decoding_failed(error, header.syntax)) from None
     try:
@@ -217,12 +220,38 @@ def _decode(ref: ImageRef, header: Header) -> np.ndarray:
             source = pydicom.dcmread(file, force=True)
         if photometric := header.elements.get("PhotometricInterpretation"):
             how["photometric_interpretation"] = photometric  # as the standard writes it
-        if not header.syntax.is_encapsulated:
-            how["bits_stored"] = int(header.elements.BitsAllocated)  # keep the upper bits
+        if _keeps_upper_bits(header):
+            how["bits_stored"] = int(header.elements.BitsAllocated)
+        if _ends_within_bytes(header):
+            del how["index"]
         stored = pixel_array(source, **how)
+    if _ends_within_bytes(header):
+        stored = stored[index]
     if shift:
         stored = moved_down(stored, shift)
     return meaningful(stored, header.elements, header.syntax)
+
+
+def _keeps_upper_bits(header: Header) -> bool:
+    """Whether bits above Bits Stored are decoded, too: `meaningful` decides about them.
+
+    GDCM ends the process where it clears them in values of other than 16 bits.
+    """
+    if not header.syntax.is_encapsulated:
+        return True
+    return header.elements.BitsAllocated != 16 and header.syntax not in _PLUGINS
+
+
+def _ends_within_bytes(header: Header) -> bool:
+    """Whether frames of 1 bit follow each other within a byte: pydicom reads all of them then."""
+    if header.elements.BitsAllocated != 1 or header.syntax.is_encapsulated or header.frames == 1:
+        return False
+    bits = header.rows * header.columns
+    if bits % 8 and bits * header.frames > 10 * MAX_PIXELS:
+        raise Unreadable(
+            "frames of 1 bit that end within a byte are too many: save them with 8 bits"
+        )
+    return bool(bits % 8)
 
 
 def _decoding_failed(error: Exception, syntax: UID) -> str:

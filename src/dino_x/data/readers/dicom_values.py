@@ -122,14 +122,16 @@ def _go_on(stored: np.ndarray, masked: np.ndarray) -> bool:
     masked ones jump through their whole range. Of an overlay the opposite is true.
     """
     whole = stored.astype(np.int64)
-    changes, jumps, places = 0, 0, 0
+    changes, jumps = [], []
     for axis in range(min(whole.ndim, 2)):
         of_whole, of_masked = np.diff(whole, axis=axis), np.diff(masked, axis=axis)
         differ = of_whole != of_masked
-        changes += int(np.abs(of_whole[differ]).sum())
-        jumps += int(np.abs(of_masked[differ]).sum())
-        places += int(differ.sum())
-    return places >= _FEW_PLACES and changes < _LITTLE * jumps
+        changes.append(np.abs(of_whole[differ]))
+        jumps.append(np.abs(of_masked[differ]))
+    if sum(map(len, changes)) < _FEW_PLACES:
+        return False
+    # medians, as there are edges, too, where both change much
+    return bool(np.median(np.concatenate(changes)) < _LITTLE * np.median(np.concatenate(jumps)))
 
 
 def moved_down(stored: np.ndarray, shift: int) -> np.ndarray:
