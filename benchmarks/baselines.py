@@ -57,7 +57,7 @@ def main() -> None:
 def compare(
     labelled: Labelled, pixels_ND: np.ndarray, count: int, seed: int
 ) -> tuple[list[float], str]:
-    """The linear probe here, scikit-learn's and the processor's seconds of ours, the same for kNN; the form."""
+    """Linear here, scikit-learn's, and processor seconds of ours; kNN here, scikit-learn's; form."""
     training = np.random.default_rng(seed).permutation(np.flatnonzero(labelled.is_train))
     keep = labelled.is_test.copy()
     keep[training[:count]] = True

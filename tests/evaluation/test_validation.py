@@ -37,16 +37,6 @@ def test_few_images_are_cut_into_folds_of_whole_patients():
         assert set(counts) <= {9, 12}
 
 
-def test_of_very_few_images_there_are_several_cuts():
-    labelled = many(90)
-    folds = validation(labelled).folds
-    assert len(folds) == 20
-    held = sum(fold.choose.astype(int) for fold in folds)
-    assert set(held[labelled.is_train].tolist()) == {4}
-    cuts = [{frozenset(names(labelled, fold.choose)) for fold in folds[n : n + 5]} for n in (0, 5)]
-    assert cuts[0] != cuts[1]
-
-
 @pytest.mark.parametrize(("labels", "folds"), [(1, 5), (10, 5), (11, 1)])
 def test_several_labels_are_cut_into_folds_while_that_costs_little(labels, folds):
     targets = Targets("several", tuple("abcdefghijk"[:labels]), np.zeros((130, labels)))
@@ -77,7 +67,7 @@ def test_a_rare_class_is_fitted_on_in_every_fold():
 
 def test_four_patients_give_four_folds():
     labelled = many(12 + 6, tested=6)
-    assert len(validation(labelled).folds) == 4 * 4
+    assert len(validation(labelled).folds) == 4
 
 
 def test_of_many_images_a_fifth_of_the_patients_is_set_aside(monkeypatch):
@@ -107,7 +97,7 @@ def test_a_given_val_is_what_is_chosen_on_unless_it_is_very_small(val, how):
         assert (fold.choose == labelled.is_val).all()
         assert (fold.fit == labelled.is_train).all()
     else:
-        assert len(parts.folds) == 20
+        assert len(parts.folds) == 5
 
 
 def test_a_val_of_one_class_is_no_help_and_is_not_fitted_on():
@@ -117,5 +107,5 @@ def test_a_val_of_one_class_is_no_help_and_is_not_fitted_on():
     assert parts.how == "none"  # train has one class, too
     labelled.labels[1:60:4] = "a"
     parts = validation(labelled)
-    assert (parts.how, len(parts.folds)) == ("patient", 20)
+    assert (parts.how, len(parts.folds)) == ("patient", 5)
     assert (parts.fitted == labelled.is_train).all()

@@ -19,10 +19,9 @@ from dino_x.data.index.splits import Item, make_split
 
 FIT_SHARE = 0.8  # of the training patients, where one validation set is made of the others
 FOLDS = 5
-# Images; of more, one split chooses as well, at a fifth of the cost. Several labels are fitted one by
-# one, so it is so many images times labels.
+# Images; of more, one split chooses as well, at a fifth of the cost. Several labels are fitted one
+# by one, so it is so many images times labels.
 MOST_FOLDED = 1000
-VERY_FEW, CUTS_OF_FEW = 100, 4
 FEW = 10  # a val with fewer images of a class chooses by chance
 
 
@@ -90,8 +89,7 @@ def _fewest(labelled: Labelled, rows: np.ndarray) -> int:
 def folds_of(labelled: Labelled, rows: np.ndarray) -> tuple[Fold, ...]:
     """Five folds of whole patients, with about the same shares of the classes; fewer of few.
 
-    They depend on neither seed, order nor machine. Of very few images another cut gives another
-    choice, so there are several cuts.
+    They depend on neither seed, order nor machine.
 
     Args:
         labelled: the images.
@@ -99,11 +97,9 @@ def folds_of(labelled: Labelled, rows: np.ndarray) -> tuple[Fold, ...]:
 
     Returns: none, if a class has too few patients to be on both sides of each fold.
     """
-    few = rows.sum() <= VERY_FEW and labelled.targets is None
-    cuts = CUTS_OF_FEW if few else 1
     patients = len(set(labelled.patients[rows].tolist()))
     for count in range(min(FOLDS, patients), 1, -1):
-        found = [fold for cut in range(cuts) for fold in _cut(labelled, rows, count, cut)]
+        found = _cut(labelled, rows, count)
         if found and all(_fits_all(labelled, fold) for fold in found):
             return tuple(found)
     return ()
@@ -113,11 +109,11 @@ def _fits_all(labelled: Labelled, fold: Fold) -> bool:
     return set(labelled.labels[fold.fit]) == set(labelled.classes)
 
 
-def _cut(labelled: Labelled, rows: np.ndarray, count: int, cut: int) -> list[Fold]:
-    """So many folds, by the hash of the patients' names and of the number of the cut."""
+def _cut(labelled: Labelled, rows: np.ndarray, count: int) -> list[Fold]:
+    """So many folds, in the order of the hash of the patients' names."""
     number = np.flatnonzero(rows)
-    names = [f"{cut} {name}" for name in labelled.patients[number]]
-    groups = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    names = labelled.patients[number].tolist()
+    groups = [hashlib.sha256(str(name).encode()).hexdigest() for name in names]
     labels = labelled.labels[number]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class of fewer images than folds
