@@ -57,7 +57,7 @@ def main() -> None:
 def compare(
     labelled: Labelled, pixels_ND: np.ndarray, count: int, seed: int
 ) -> tuple[list[float], str]:
-    """Linear here, scikit-learn's, and processor seconds of ours; kNN here, scikit-learn's; form."""
+    """Linear here, by scikit-learn, and processor seconds of ours; kNN the same two; the form."""
     training = np.random.default_rng(seed).permutation(np.flatnonzero(labelled.is_train))
     keep = labelled.is_test.copy()
     keep[training[:count]] = True
