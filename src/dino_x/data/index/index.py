@@ -148,8 +148,9 @@ def build_index(
         raise UserError(f"no image is left to train on: left out are {in_words(counts)}")
     skipped += _reasons(left_out)
     damaged: list[ImageRef] = []
+    blank = 0
     if verify == "all" or (verify == "auto" and len(rows) <= VERIFY_UP_TO):
-        broken = _broken(rows, decoding or Decoding(), workers, on_progress)
+        broken, blank = _broken(rows, decoding or Decoding(), workers, on_progress)
         damaged = [row for row in rows if row.path in broken]
         rows = [row for row in rows if row.path not in broken]
         skipped += broken.values()
@@ -158,6 +159,8 @@ def build_index(
     reports = sum(record.holds_no_image for record in found.table.records)
     remarks = Counter(row.remark for row in rows if row.remark is not None)
     notes = [f"{count:,} images: {remark}" for remark, count in remarks.most_common()]
+    if blank:
+        notes.append(f"{blank:,} images hold no finite value (NaN alone), so they are black")
     passed = found.table.passed_over
     return Index(rows, skipped, [*found.notes, *notes], counts, reports, passed, damaged)
 
@@ -188,9 +191,14 @@ def _broken(
     decoding: Decoding,
     workers: int | None,
     on_progress: Callable[[int, int], None] | None,
-) -> dict[Path, Skipped]:
-    """Decode all images; return the files of which an image cannot be decoded."""
+) -> tuple[dict[Path, Skipped], int]:
+    """Decode all images.
+
+    Returns: the files of which an image cannot be decoded, and how many images hold no finite
+        value.
+    """
     broken: dict[Path, Skipped] = {}
+    blank = 0
     threads = workers or os.cpu_count() or 1
     if any_remote(rows):  # most of them wait for the store
         threads = max(threads, _WAITING_THREADS)
@@ -198,9 +206,11 @@ def _broken(
         for done, result in enumerate(pool.map(partial(_verified, decoding), rows), start=1):
             if on_progress is not None:
                 on_progress(done, len(rows))
-            if result is not None:
+            if isinstance(result, Skipped):
                 broken.setdefault(result.path, result)
-    return broken
+            else:
+                blank += not result
+    return broken, blank
 
 
 def _wanted(found: Update, where: str | None) -> list[ImageRef]:
@@ -292,16 +302,16 @@ def _shows_grey(row: ImageRef) -> bool:
     return shows_grey(image.pixels, high - low)
 
 
-def _verified(decoding: Decoding, row: ImageRef) -> Skipped | None:
+def _verified(decoding: Decoding, row: ImageRef) -> Skipped | bool:
+    """Why an image cannot be decoded, or whether it holds a finite value."""
     try:
-        decoding.run(_decode, at_hand(row))
+        return decoding.run(_holds_values, at_hand(row))
     except Unreadable as unreadable:
         return Skipped(row.path, str(unreadable))
-    return None
 
 
-def _decode(row: ImageRef) -> None:
-    registry.read(row)
+def _holds_values(row: ImageRef) -> bool:
+    return bool(np.isfinite(registry.read(row).pixels).any())
 
 
 def _check_share(
