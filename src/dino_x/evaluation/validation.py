@@ -19,7 +19,9 @@ from dino_x.data.index.splits import Item, make_split
 
 FIT_SHARE = 0.8  # of the training patients, where one validation set is made of the others
 FOLDS = 5
-MOST_FOLDED = 1000  # images; of more, one split chooses as well, at a fifth of the cost
+# Images; of more, one split chooses as well, at a fifth of the cost. Several labels are fitted one
+# by one, so it is so many images times labels.
+MOST_FOLDED = 1000
 FEW = 10  # a val with fewer images of a class chooses by chance
 
 
@@ -65,7 +67,8 @@ def validation(labelled: Labelled) -> Validation:
         return given
     rows = train | val if helps else train
     how = "patient" if labelled.patients_known else "image"
-    if rows.sum() <= MOST_FOLDED:
+    labels = 1 if labelled.targets is None else len(labelled.targets.names)
+    if rows.sum() * labels <= MOST_FOLDED:
         folds = folds_of(labelled, rows)
         if folds:
             return Validation(folds, rows, how)
@@ -94,25 +97,36 @@ def folds_of(labelled: Labelled, rows: np.ndarray) -> tuple[Fold, ...]:
 
     Returns: none, if a class has too few patients to be on both sides of each fold.
     """
-    number = np.flatnonzero(rows)
-    hashed = [hashlib.sha256(str(name).encode()).hexdigest() for name in labelled.patients[number]]
-    number = number[np.argsort(hashed, kind="stable")]
-    labels, patients = labelled.labels[number], labelled.patients[number]
-    for count in range(min(FOLDS, len(set(patients.tolist()))), 1, -1):
-        found = []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a class of fewer images than folds
-            try:
-                cuts = list(StratifiedGroupKFold(count).split(labels, labels, patients))
-            except ValueError:  # all classes have fewer images than folds
-                continue
-        for fit, held in cuts:
-            fold = Fold(np.zeros_like(rows), np.zeros_like(rows))
-            fold.fit[number[fit]], fold.choose[number[held]] = True, True
-            found.append(fold)
-        if all(set(labelled.labels[fold.fit]) == set(labelled.classes) for fold in found):
+    patients = len(set(labelled.patients[rows].tolist()))
+    for count in range(min(FOLDS, patients), 1, -1):
+        found = _cut(labelled, rows, count)
+        if found and all(_fits_all(labelled, fold) for fold in found):
             return tuple(found)
     return ()
+
+
+def _fits_all(labelled: Labelled, fold: Fold) -> bool:
+    return set(labelled.labels[fold.fit]) == set(labelled.classes)
+
+
+def _cut(labelled: Labelled, rows: np.ndarray, count: int) -> list[Fold]:
+    """So many folds, in the order of the hash of the patients' names."""
+    number = np.flatnonzero(rows)
+    names = labelled.patients[number].tolist()
+    groups = [hashlib.sha256(str(name).encode()).hexdigest() for name in names]
+    labels = labelled.labels[number]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class of fewer images than folds
+        try:
+            sides = list(StratifiedGroupKFold(count).split(labels, labels, groups))
+        except ValueError:  # all classes have fewer images than folds
+            return []
+    found = []
+    for fit, held in sides:
+        fold = Fold(np.zeros_like(rows), np.zeros_like(rows))
+        fold.fit[number[fit]], fold.choose[number[held]] = True, True
+        found.append(fold)
+    return found
 
 
 def one_split(labelled: Labelled) -> Fold | None:

@@ -150,10 +150,12 @@ def _leave_out_broken(
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     """Decode all images, and take those of files out that cannot be decoded."""
-    broken = _broken(index.rows, decoding, workers, on_progress)
+    broken, blank = _broken(index.rows, decoding, workers, on_progress)
     index.damaged = [row for row in index.rows if row.path in broken]
     index.rows = [row for row in index.rows if row.path not in broken]
     index.skipped += broken.values()
+    if blank:
+        index.notes.append(f"{blank:,} images hold no finite value (NaN alone), so they are black")
 
 
 def _broken(
@@ -161,9 +163,14 @@ def _broken(
     decoding: Decoding,
     workers: int | None,
     on_progress: Callable[[int, int], None] | None,
-) -> dict[Path, Skipped]:
-    """Decode all images; return the files of which an image cannot be decoded."""
+) -> tuple[dict[Path, Skipped], int]:
+    """Decode all images.
+
+    Returns: the files of which an image cannot be decoded, and how many images hold no finite
+        value.
+    """
     broken: dict[Path, Skipped] = {}
+    blank = 0
     threads = workers or os.cpu_count() or 1
     if any_remote(rows):  # most of them wait for the store
         threads = max(threads, _WAITING_THREADS)
@@ -171,9 +178,11 @@ def _broken(
         for done, result in enumerate(pool.map(partial(_verified, decoding), rows), start=1):
             if on_progress is not None:
                 on_progress(done, len(rows))
-            if result is not None:
+            if isinstance(result, Skipped):
                 broken.setdefault(result.path, result)
-    return broken
+            else:
+                blank += not result
+    return broken, blank
 
 
 def _wanted(found: Update, where: str | None) -> list[ImageRef]:
@@ -271,13 +280,13 @@ def _shows_grey(row: ImageRef) -> bool:
     return shows_grey(image.pixels, high - low)
 
 
-def _verified(decoding: Decoding, row: ImageRef) -> Skipped | None:
+def _verified(decoding: Decoding, row: ImageRef) -> Skipped | bool:
+    """Why an image cannot be decoded, or whether it holds a finite value."""
     try:
-        decoding.run(_decode, at_hand(row))
+        return decoding.run(_holds_values, at_hand(row))
     except Unreadable as unreadable:
         return Skipped(row.path, str(unreadable))
-    return None
 
 
-def _decode(row: ImageRef) -> None:
-    registry.read(row)
+def _holds_values(row: ImageRef) -> bool:
+    return bool(np.isfinite(registry.read(row).pixels).any())
