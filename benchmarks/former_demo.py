@@ -12,5 +12,6 @@ FORMER_DEMO: dict[str, Any] = {
     "train.effective_batch": 256,
     "train.micro_batch": 16,
     "train.steps": 120,
+    "optim.lr": 0.003,
     "checkpoint.every": 50,
 }

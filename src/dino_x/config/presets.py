@@ -51,7 +51,7 @@ SMALL: dict[str, Any] = {
     "loss.center_batch": 256,
     "teacher.temperature_start": 0.03,
     "teacher.temperature": 0.03,
-    "optim.lr": 0.003,
+    "optim.lr": 0.0015,
     "optim.lr_batch": 256,
     "optim.lr_end": 1e-5,
     "optim.weight_decay_end": 0.04,
