@@ -78,7 +78,7 @@ def test_options_are_found_by_name_section_meaning_and_other_tools_name(capsys):
 
 def test_presets_stand_in_columns():
     head, line = options_text(["optim.lr"]).splitlines()[1:3]
-    for preset, value in (("small", "0.003"), ("continue", "0.0002"), ("highres", "5e-05")):
+    for preset, value in (("small", "0.0015"), ("continue", "0.0002"), ("highres", "5e-05")):
         assert line[head.index(preset) :].startswith(value)
         assert SHOWN[preset]["optim.lr"] == float(value)
 

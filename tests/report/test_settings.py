@@ -22,7 +22,7 @@ def test_a_preset_as_it_is_differs_in_nothing(preset):
 
 def test_only_what_was_set_is_listed_with_the_presets_value():
     found = differing_from_preset(settings_of(preset="small", optim__lr=0.01), IMAGES)
-    assert [(s.name, s.value, s.preset) for s in found] == [("optim.lr", "0.01", "0.003")]
+    assert [(s.name, s.value, s.preset) for s in found] == [("optim.lr", "0.01", "0.0015")]
     assert found[0].meaning.startswith("Peak learning rate")
 
 
