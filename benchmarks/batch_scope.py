@@ -49,7 +49,8 @@ from dino_x.training.step.planned_batch import PlannedBatch
 from dino_x.training.steps import Steps
 
 COMMON = {
-    "preset": "small", "model.name": "vit-tiny", "optim.lr": 0.003, "optim.lr_batch": 256, "loss.floor": 1,
+    "preset": "small", "model.name": "vit-tiny", "optim.lr": 0.003, "optim.lr_batch": 256,
+    "loss.floor": 1,
     "teacher.temperature_start": 0.03, "teacher.temperature": 0.03, "loss.center_batch": None,
 }  # fmt: skip
 SCALES: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from dino_x.evaluation.suite import evaluate
 
 K = 20  # neighbours
 PLAIN = {"preset": "small", "train.effective_batch": 256, "train.micro_batch": 16,
-         "views.global_size": 64, "model.heads_from": "new"}  # fmt: skip
+         "views.global_size": 64, "model.heads_from": "new", "optim.lr": 0.003}  # fmt: skip
 SETTINGS = {  # name: what it changes
     "small preset as it is, new heads": {},
     "+ backbone frozen for the first quarter": {"optim.freeze_backbone": 0.25},
