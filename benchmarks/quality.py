@@ -1,6 +1,7 @@
 """Is a pretrained model better than what is free? Trains, evaluates by patient, prints the tables.
 
     python benchmarks/quality.py --table                             # from the figures kept here
+    python benchmarks/quality.py --validation                        # what recipes are chosen by
     python benchmarks/quality.py --data DATA --only scratch          # makes figures anew
     python benchmarks/quality.py --data DATA --only continue --weights FOLDER
     python benchmarks/quality.py --data DATA --only recipe           # one change of small each
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from batch_scope import Arm, gradients
 from quality_sets import SETS, Images, packed, scores
-from quality_table import print_tables
+from quality_table import print_tables, print_validation
 
 from dino_x.config.options import Options
 from dino_x.config.resolve import Facts, resolve
@@ -409,6 +410,9 @@ class Figures:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--table", action="store_true", help="print what --figures holds")
+    parser.add_argument(
+        "--validation", action="store_true", help="print what recipes are chosen by"
+    )
     parser.add_argument("--figures", type=Path, default=FIGURES)
     parser.add_argument("--data", type=Path, help="the folder of the sets")
     parser.add_argument("--weights", type=Path, help="made by trained_weights.py")
@@ -420,12 +424,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     figures = Figures(arguments.figures)
-    if not arguments.table:
+    if not (arguments.table or arguments.validation):
         if arguments.data is None:
             parser.error("name the folder of the data with --data, or print figures with --table")
         for name in [arguments.only] if arguments.only else EXPERIMENTS:
             measure(name, figures, arguments)
-    print_tables(figures.lines)
+    (print_validation if arguments.validation else print_tables)(figures.lines)
 
 
 def measure(name: str, figures: Figures, arguments: argparse.Namespace) -> None:

@@ -30,6 +30,25 @@ def print_tables(lines: Sequence[Line]) -> None:
             print_table(experiment, name, target, own, truths[name])
 
 
+def print_validation(lines: Sequence[Line]) -> None:
+    """What recipes are chosen by: validation patients, CLS, the mean over seeds."""
+    groups: dict[tuple[str, str], dict[tuple[str, int], list[Line]]] = {}
+    for line in lines:
+        if "seen" in line:
+            found = groups.setdefault((line["experiment"], line["set"]), {})
+            found.setdefault((line["recipe"], line["seen"]), []).append(line)
+    for (experiment, name), own in groups.items():
+        tasks = list(next(iter(own.values()))[0]["cls"]["val"])
+        print(f"\n**{experiment}, {name}**, validation patients, CLS\n")
+        print("| | images seen | seeds |" + "".join(f" {task} |" for task in tasks) + " mean |")
+        print("|---|---:|---:|" + "---:|" * (len(tasks) + 1))
+        for (recipe, seen), group in own.items():
+            means = [np.mean([line["cls"]["val"][task] for line in group]) for task in tasks]
+            cells = [recipe, f"{seen:,}", str(len(group))]
+            cells += [f"{value:.3f}" for value in [*means, np.mean(means)]]
+            print("| " + " | ".join(cells) + " |")
+
+
 def targets_of(lines: Sequence[Line]) -> list[str]:
     """The names of what is told, such as ``2 classes``."""
     return list(dict.fromkeys(key.rpartition(", ")[0] for key in lines[0]["cls"]["test"]))
