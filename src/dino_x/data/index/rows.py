@@ -117,8 +117,9 @@ class Rows(Sequence[ImageRef]):
         """The opposite: the numbers here of images with these numbers in the row file."""
         return rows if self.chosen is None else self.chosen.rank(rows)
 
+    @cached_property
     def hash(self) -> str:
-        """See `hash_of_rows`. What the row file says of all its images is not counted again."""
+        """See `hash_of_rows`. Of all images it is in the row file; of some, columns are read."""
         if self.chosen is None:
             return str(self.file.facts["hash"])
         digest = hashlib.sha256()
@@ -338,7 +339,7 @@ def counts_of(rows: Sequence[ImageRef], *names: str) -> Counter[tuple[Any, ...]]
 def hash_of_rows(rows: Sequence[ImageRef]) -> str:
     """A hash of the names, frames and sizes of images, in their order."""
     if isinstance(rows, Rows):
-        return rows.hash()
+        return rows.hash
     digest = hashlib.sha256()
     for row in rows:
         digest.update(
