@@ -78,6 +78,23 @@ CHANGES: dict[str, dict[str, Any]] = {
         "model.width": 128, "model.depth": 4, "model.heads": 2, "train.effective_batch": 256,
     },
 }  # fmt: skip
+SLOWER = {"teacher.momentum": 0.992, "teacher.momentum_end": 0.992}
+# Schedules of small: its own falls to nothing and stops the teacher.
+CONSTANT = {
+    "optim.lr_end": None, "teacher.momentum_batch": None,
+    "teacher.momentum": 0.974, "teacher.momentum_end": 0.974,
+}  # fmt: skip
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "to nothing": {},
+    "constant": CONSTANT,
+    "constant rate, teacher stops": {"optim.lr_end": None},
+    "constant, slower teacher": CONSTANT | SLOWER,
+    "a warmup of 384 steps, to nothing": {"optim.warmup": 384},
+    "half the rate, to nothing": {"optim.lr": 0.0015},
+    "a warmup of 384 steps, constant, slower teacher": CONSTANT | SLOWER | {"optim.warmup": 384},
+    "half the rate, constant, slower teacher": CONSTANT | SLOWER | {"optim.lr": 0.0015},
+    "a third of the rate, constant, slower teacher": CONSTANT | SLOWER | {"optim.lr": 0.001},
+}  # fmt: skip
 KOLEO_WEIGHTS = (0.0, 0.05, 0.2)
 
 
@@ -127,7 +144,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         (0,),
     ),
     "scratch": Experiment(
-        (Recipe("256x2", TINY, LENGTHS[-1], LENGTHS[:-1], sets=("cxr", "mr", "cxr700")),), 64
+        (
+            Recipe(
+                "2 layers of 256", TINY, 122_880, (30_720, 61_440), sets=("cxr", "cxr700", "mr")
+            ),
+            Recipe("256x2", TINY, LENGTHS[-1], LENGTHS[:-1], seeds=(0,)),
+            Recipe(
+                "patches of 8 px", TINY | {"model.patch_size": 8}, 61_440, (30_720,), seeds=(0,)
+            ),
+        ),
+        64,
     ),
     "continue": Experiment(
         (
@@ -151,6 +177,14 @@ EXPERIMENTS: dict[str, Experiment] = {
                 name, TINY | change, 30_720, sets=("cxr", "cxr700", "mr", "mednist20"), seeds=(0,)
             )
             for name, change in CHANGES.items()
+        ),
+        64,
+        (0,),
+    ),
+    "schedule": Experiment(
+        tuple(
+            Recipe(name, TINY | change, 61_440, (30_720,), seeds=(0,))
+            for name, change in SCHEDULES.items()
         ),
         64,
         (0,),

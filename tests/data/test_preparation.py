@@ -145,6 +145,10 @@ def test_channels_that_differ_by_rounding_are_grey(difference, grey):
     pixels[1, 2, 3] += difference
     assert shows_grey(pixels, width=255) is grey
     assert shows_grey(pixels[:1], width=0) is True
+    pixels[:, 0, 0] = np.nan  # as padding is
+    assert shows_grey(pixels, width=255) is grey
+    assert shows_grey(pixels[:1], width=0) is True
+    assert shows_grey(pixels[:2], width=255) is False
 
 
 def test_an_image_can_be_resampled_before_it_becomes_a_square():

@@ -6,9 +6,15 @@ import torch
 from transformers import AutoConfig
 
 from dino_x.data.index.labels import Labelled
-from dino_x.evaluation.baselines import pixel_forms, principal_components, random_weights
-from dino_x.evaluation.classify import PIXEL_COMPONENTS, Classification
+from dino_x.evaluation.baselines import (
+    component_sizes,
+    pixel_forms,
+    principal_components,
+    random_weights,
+)
+from dino_x.evaluation.classify import PIXEL_COMPONENTS, Classification, forms_in_folds
 from dino_x.evaluation.contenders import PIXELS
+from dino_x.evaluation.validation import Fold
 
 
 def test_random_weights_are_those_of_the_seed(tiny_model):
@@ -88,22 +94,40 @@ def test_pixels_tell_a_brighter_half_however_few_the_images(train):
     assert metrics["balanced_accuracy"].value >= 0.97  # whitened components: 0.55 at 60
 
 
-@pytest.mark.parametrize("train", [60, 300])
-def test_pixels_are_judged_in_the_form_that_does_best_on_validation(train):
+@pytest.mark.parametrize(("train", "most"), [(60, 1000), (300, 1000), (300, 100)])
+def test_pixels_are_judged_in_the_form_that_does_best_on_validation(train, most, monkeypatch):
+    monkeypatch.setattr("dino_x.evaluation.validation.MOST_FOLDED", most)
     labelled, pixels = brightness(train)
     classification = Classification(labelled, 0, [20])
+    folds = classification.validation.folds
+    assert len(folds) == (5 if most > train else 1)
     for task in ("knn", "linear"):
         classification.score(task, PIXELS, pixels)
-        forms = pixel_forms(pixels, classification.validation.fit, PIXEL_COMPONENTS[task])
-        losses = {form: classification._loss(task, forms[form]) for form in forms}
+        forms = forms_in_folds(pixels, folds, PIXEL_COMPONENTS[task])
+        losses = {form: classification._loss_of(task)(forms[form]) for form in forms}
         assert losses[classification.pixel_form[task]] == min(losses.values())
         assert classification.described(task)["pixels"] in losses
 
 
+def test_a_form_in_a_fold_is_made_from_what_is_fitted_there():
+    pixels = np.random.default_rng(0).normal(size=(120, 50)).astype(np.float32)
+    number = np.arange(120)
+    folds = [Fold(number >= 40, number < 40), Fold(number < 90, number >= 90)]
+    forms = forms_in_folds(pixels, folds, (16, 99))
+    assert list(forms) == ["pixels", "16 components", "20 components"]
+    for fold, found in zip(folds, forms["16 components"], strict=True):
+        expected = principal_components(pixels, fold.fit, 16)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_there_are_never_more_components_than_a_quarter_of_the_images():
+    assert component_sizes(80, (16, 64)) == [16, 20]
+    assert component_sizes(63, (16, 64)) == []
     pixels = np.random.default_rng(0).normal(size=(100, 50)).astype(np.float32)
-    forms = pixel_forms(pixels, np.arange(100) < 80, (16, 64))
+    forms = pixel_forms(pixels, np.arange(100) < 80, (16, 20))
     assert {form: values.shape[1] for form, values in forms.items()} == {
         "pixels": 50, "16 components": 16, "20 components": 20,
     }  # fmt: skip
-    assert list(pixel_forms(pixels, np.arange(100) < 12, (16, 64))) == ["pixels"]
+    of_16 = principal_components(pixels, np.arange(100) < 80, 16)
+    np.testing.assert_allclose(forms["16 components"], of_16, atol=1e-5)
+    assert list(pixel_forms(pixels, np.arange(100) < 12, ())) == ["pixels"]

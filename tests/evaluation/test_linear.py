@@ -7,23 +7,9 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dino_x.data.index.labels import Labelled
-from dino_x.evaluation.linear import (
-    PENALTIES,
-    Validation,
-    choose_penalty,
-    linear_probabilities,
-    validation,
-)
-
-
-def labelled_images(labels, sides, patients):
-    sides = np.array(sides)
-    return Labelled(
-        refs=[None] * len(labels), labels=np.array(list(labels)), is_test=sides == "test",
-        is_val=sides == "val", patients=np.array(patients), patients_known=True, tested="test",
-        split_by="given", left_out={}, warnings=[],
-    )  # fmt: skip
+from dino_x.evaluation.linear import PENALTIES, choose_penalty, linear_probabilities
+from dino_x.evaluation.validation import Fold, Validation, validation
+from tests.evaluation.labelled import labelled_images
 
 
 def features_of(classes, width=7, noise=2.0, seed=0):
@@ -37,7 +23,14 @@ def features_of(classes, width=7, noise=2.0, seed=0):
 def thirds(count):
     """Fit, choose and test rows in turn."""
     number = np.arange(count) % 3
-    return Validation(number == 0, number == 1, "given"), number == 2
+    folds = (Fold(number == 0, number == 1),)
+    return Validation(folds, number < 2, "given"), number == 2
+
+
+def halves(count):
+    """Fit and choose rows, and the other way round."""
+    odd = np.arange(count) % 2 == 1
+    return Fold(odd, ~odd), Fold(~odd, odd)
 
 
 def plain_probe(penalty):
@@ -52,25 +45,31 @@ def test_it_is_scikit_learns_on_both_fitted_and_chosen_on(images, class_count):
     features = features_of(classes, noise=0.5)
     parts, tested = thirds(images)
     found, chosen = linear_probabilities(features, classes, parts, tested)
-    assert chosen == choose_penalty(features, classes, parts).penalty
+    assert chosen == choose_penalty([features], classes, parts.folds).penalty
     plain = plain_probe(chosen).fit(features[~tested].astype(np.float64), classes[~tested])
     np.testing.assert_allclose(found, plain.predict_proba(features[tested]), atol=2e-3)
 
 
 @pytest.mark.parametrize("noise", [0.1, 1.0, 30.0])
-def test_the_penalty_is_that_of_the_least_validation_loss(noise):
+@pytest.mark.parametrize("several", [False, True])
+def test_the_penalty_is_that_of_the_least_validation_loss(noise, several):
     classes = np.random.default_rng(2).integers(2, size=240)
     features = features_of(classes, width=23, noise=noise)
-    parts, _ = thirds(240)
-    weights = 1 / np.bincount(classes[parts.choose])[classes[parts.choose]]
+    folds = halves(240) if several else thirds(240)[0].folds
     losses = {}
     for penalty in PENALTIES:
-        plain = plain_probe(penalty).fit(features[parts.fit], classes[parts.fit])
+        held, true = [], []
+        for fold in folds:
+            plain = plain_probe(penalty).fit(features[fold.fit], classes[fold.fit])
+            held.append(plain.predict_proba(features[fold.choose]))
+            true.append(classes[fold.choose])
+        weights = 1 / np.bincount(np.concatenate(true))[np.concatenate(true)]
         losses[penalty] = log_loss(
-            classes[parts.choose], plain.predict_proba(features[parts.choose]),
-            sample_weight=weights,
-        )  # fmt: skip
-    assert choose_penalty(features, classes, parts).penalty == min(losses, key=losses.get)
+            np.concatenate(true), np.concatenate(held), sample_weight=weights
+        )
+    found = choose_penalty([features] * len(folds), classes, folds)
+    assert found.penalty == min(losses, key=losses.get)
+    assert found.loss == pytest.approx(min(losses.values()), abs=1e-3)
 
 
 def test_what_is_tested_has_no_part_in_it():
@@ -86,33 +85,11 @@ def test_what_is_tested_has_no_part_in_it():
     np.testing.assert_array_equal(after[0], before[0])
 
 
-def test_a_given_val_is_what_is_chosen_on():
-    sides = ["train", "train", "val", "val", "test", "test"]
-    parts = validation(labelled_images("ababab", sides, list("uvwxyz")))
-    assert parts.how == "given"
-    assert parts.choose.tolist() == [side == "val" for side in sides]
-    assert parts.fit.tolist() == [side == "train" for side in sides]
-
-
-def test_without_a_val_a_fifth_of_the_training_patients_is_set_aside():
-    patients = [str(i // 3) for i in range(120)]  # 40 patients of three images
-    labels = ["ab"[int(patient) % 2] for patient in patients]
-    sides = ["test" if int(patient) >= 30 else "train" for patient in patients]
-    parts = validation(labelled_images(labels, sides, patients))
-    assert parts.how == "patient"
-    fit, choose = (set(np.array(patients)[rows]) for rows in (parts.fit, parts.choose))
-    assert not fit & choose
-    assert fit | choose == {str(patient) for patient in range(30)}
-    assert len(choose) == 6
-    for rows in (parts.fit, parts.choose):
-        assert set(np.array(labels)[rows]) == {"a", "b"}
-
-
 def test_with_too_few_patients_nothing_is_chosen_and_all_are_fitted():
-    labelled = labelled_images("aabbab", ["train"] * 4 + ["test"] * 2, list("uvwxyz"))
+    labelled = labelled_images("aabbab", ["train"] * 4 + ["test"] * 2, list("uuwwyz"))
     parts = validation(labelled)
     assert parts.how == "none"
-    assert parts.fit.sum() == 4
+    assert parts.fitted.sum() == 4
     found, _ = linear_probabilities(
         np.eye(6, dtype=np.float32), np.array([0, 0, 1, 1, 0, 1]), parts, labelled.is_test
     )

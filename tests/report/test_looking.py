@@ -6,6 +6,7 @@ import tifffile
 
 from dino_x.config.options import DataOptions
 from dino_x.data.image import DEFAULT
+from dino_x.data.index import large
 from dino_x.data.index.catalog import update
 from dino_x.report.looking import sample_refs
 from dino_x.training.snapshots import may_show_names
@@ -50,6 +51,20 @@ def test_labels_of_slides_and_screens_are_never_shown(folder, tmp_path, indexed,
     wanted = {("film.dcm", 0), ("slide.tif", 0)} | ({("scout.dcm", 0)} if "all" in take else set())
     assert names == wanted
     assert drawn(folder, take=take, where="height > 1") == wanted
+
+
+@pytest.mark.parametrize("listed_up_to", [0, 1000])
+@pytest.mark.parametrize("take", [[], ["all"]])
+def test_labels_of_slides_and_screens_of_a_large_index_are_never_shown(
+    folder, tmp_path, take, monkeypatch, listed_up_to
+):
+    out = tmp_path / "i.parquet"
+    update([folder], reading=DEFAULT, kept_in=out)
+    monkeypatch.setattr(large, "ROWS_FROM", 1)
+    monkeypatch.setattr(large, "LISTED_UP_TO", listed_up_to)
+    wanted = {("film.dcm", 0), ("slide.tif", 0)} | ({("scout.dcm", 0)} if "all" in take else set())
+    assert drawn(out, take=take) == wanted
+    assert drawn(out, take=take, where="height > 1") == wanted
 
 
 @pytest.mark.parametrize(

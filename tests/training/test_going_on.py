@@ -10,6 +10,8 @@ import yaml
 
 from dino_x import load
 from dino_x.cli import main
+from dino_x.runs.folder import RunFolder
+from dino_x.runs.going_on import saved_settings
 from tests.training.runs import metrics, pretrain, weights
 
 QUICK = ("--effective-batch", 8, "--micro-batch", 8, "--centering", "sinkhorn")
@@ -41,6 +43,15 @@ def test_a_finished_run_is_made_longer_on_the_schedules_of_its_new_length(run, f
     assert {name: value.tolist() for name, value in weights(run, 6).items()} == {
         name: value.tolist() for name, value in before.items()
     }
+
+
+def test_a_run_from_before_an_option_goes_on_as_it_did(tmp_path):
+    """Patients of tables would change its batches."""
+    folder = RunFolder(tmp_path)
+    folder.settings_file.write_text("data:\n  paths: [films]\n")
+    assert saved_settings(folder, {})["data.label_patients"] is False
+    folder.settings_file.write_text("data:\n  paths: [films]\n  label_patients: true\n")
+    assert saved_settings(folder, {})["data.label_patients"] is True
 
 
 def test_a_run_is_not_made_shorter(run, capsys):

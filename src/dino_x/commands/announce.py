@@ -7,8 +7,10 @@ from rich.console import Console
 from dino_x.commands.how_long import say_how_long
 from dino_x.config.options import HeadOptions, Options
 from dino_x.data.image import WITHOUT_IMAGE, ImageRef
-from dino_x.data.index.index import GREY_SAMPLE, LEFT_OUT, Index, in_words
+from dino_x.data.index.index import GREY_SAMPLE
+from dino_x.data.index.listed import LEFT_OUT, Index, in_words
 from dino_x.data.index.passed_over import in_a_line, ways_out
+from dino_x.data.index.rows import counts_of
 from dino_x.distributed.shares import all_sizes
 from dino_x.machine.device import describe_device
 from dino_x.training.prepare import Prepared
@@ -108,7 +110,8 @@ def smaller_than_crops(rows: Sequence[ImageRef], options: Options) -> str:
     if options.data.spacing_mm is not None:
         return ""
     largest = max(sizes.global_size for sizes in crop_sizes(options))
-    small = sum(min(row.height, row.width) < largest for row in rows)
+    sizes = counts_of(rows, "height", "width")
+    small = sum(count for size, count in sizes.items() if min(size) < largest)
     if small == 0:
         return ""
     return (

@@ -4,6 +4,7 @@ N images, M that can be decoded, D features of a token, S the side of the square
 sees, P x P patches in it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def embed_images(
     return cls_MD, patches_MD, images, [index.rows[position] for position in unreadable]
 
 
-def images_below(name: str, paths: list[Path]) -> list[ImageRef]:
+def images_below(name: str, paths: list[Path]) -> Sequence[ImageRef]:
     """The images below some paths, read as a model's run read its own.
 
     Raises: UserError if there are none.

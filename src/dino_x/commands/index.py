@@ -15,6 +15,7 @@ from rich.text import Text
 from dino_x.data.image import Reading
 from dino_x.data.index.catalog import SUFFIX, Update, holds_images, update
 from dino_x.data.index.index import LOOKED_FOR
+from dino_x.data.index.large import is_large, open_large
 from dino_x.data.index.passed_over import in_a_line, ways_out
 from dino_x.data.index.summary import summary, unusable, values_of_headers
 from dino_x.data.storage.archives import address, is_remote
@@ -76,7 +77,17 @@ def make_index(
         out.unlink(missing_ok=True)
         raise UserError(f"no images in {', '.join(map(address, paths[:3]))}: {LOOKED_FOR}")
     _say(found, paths, out, console)
+    if is_large([out]):
+        _make_row_file(out, console)
     return found
+
+
+def _make_row_file(out: Path, console: Console) -> None:
+    """Make what runs on a large index need now, so that none has to wait for it."""
+    with progress_bar(console, "making the row file") as on_progress:
+        _, notes = open_large([out], on_progress)
+    for note in notes:
+        console.print(Text(f"{'note':<12}{note}", style="yellow"), soft_wrap=True)
 
 
 def _say(found: Update, paths: Sequence[Path], out: Path, console: Console) -> None:

@@ -62,6 +62,11 @@ class DataOptions(Section):
     hold_out: bool = option(
         True, "If there are labels, the images that the evaluation tests on are not trained on."
     )
+    label_patients: bool = option(
+        True,
+        "If the table of labels has a column patient, group or slide, it also says which images"
+        " are of one patient in training, where their files do not.",
+    )
     verify: Literal["auto", "all", "headers"] = option(
         "auto",
         "all decodes every image once before training; headers reads headers only; auto"

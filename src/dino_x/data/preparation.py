@@ -58,9 +58,10 @@ def shows_grey(pixels_CHW: np.ndarray, width: float) -> bool:
     >>> shows_grey(np.array([[[10.0]], [[11.0]], [[12.0]]]), width=255)
     True
     """
-    if len(pixels_CHW) not in (1, 3):
-        return False
-    return bool(np.ptp(pixels_CHW, axis=0).max() <= GREY_TOLERANCE * width)
+    if len(pixels_CHW) != 3:
+        return len(pixels_CHW) == 1
+    apart_HW = np.ptp(pixels_CHW, axis=0)
+    return not (apart_HW > GREY_TOLERANCE * width).any()  # a pixel without a value has no colour
 
 
 def windowed(image: Image, windows: WindowOptions) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a metric must be compared with: an untrained network, and the pixels themselves."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from dino_x.evaluation.embed import Encoder
 PIXEL_SIZE = 32
 PIXEL_COMPONENTS = 64
 IMAGES_A_COMPONENT = 4  # at least so many; fewer make standardised components noise of equal size
-FEWEST_COMPONENTS = 4
+FEWEST_COMPONENTS = 16  # of fewer images, pixels are compared as they are
 
 
 def random_weights(config: Any, seed: int = 0) -> nn.Module:
@@ -39,14 +40,23 @@ def pixel_encoder() -> Encoder:
     return Encoder(PIXEL_SIZE, 1, lambda images_BCSS: images_BCSS.flatten(1))
 
 
+def component_sizes(references: int, sizes: Sequence[int]) -> list[int]:
+    """The numbers of components that so many reference images allow, ascending."""
+    most = references // IMAGES_A_COMPONENT
+    return [
+        size for size in sorted({min(size, most) for size in sizes}) if size >= FEWEST_COMPONENTS
+    ]
+
+
 def pixel_forms(
-    pixels_ND: np.ndarray, is_reference: np.ndarray, sizes: tuple[int, ...]
+    pixels_ND: np.ndarray, is_reference: np.ndarray, sizes: Sequence[int]
 ) -> dict[str, np.ndarray]:
     """The forms that pixels are compared in: as they are, and as few principal components.
 
     A probe standardises its features. Where there are about as many components as images, all of
     them are then equally large, and the few that hold the picture are lost among those that hold
-    noise. So there are never more components than a quarter of the reference images.
+    noise. So there are never more components than a quarter of the reference images, see
+    ``component_sizes``.
 
     Args:
         pixels_ND: of references and queries, float32.
@@ -57,10 +67,9 @@ def pixel_forms(
     """
     center_D = pixels_ND[is_reference].mean(axis=0)
     forms = {"pixels": pixels_ND - center_D}
-    most = int(is_reference.sum()) // IMAGES_A_COMPONENT
-    for size in sorted({min(size, most) for size in sizes}):
-        if size >= FEWEST_COMPONENTS:
-            forms[f"{size} components"] = principal_components(pixels_ND, is_reference, size)
+    if sizes:
+        components_NK = principal_components(pixels_ND, is_reference, max(sizes))
+        forms |= {f"{size} components": components_NK[:, :size] for size in sizes}
     return forms
 
 

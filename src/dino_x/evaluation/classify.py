@@ -6,14 +6,14 @@ that differences between them are paired.
 N images, D features, Q tested images, C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dino_x.data.index.labels import Labelled
 from dino_x.errors import UserError
-from dino_x.evaluation.baselines import pixel_forms, principal_components
+from dino_x.evaluation.baselines import component_sizes, pixel_forms, principal_components
 from dino_x.evaluation.bootstrap import (
     Draws,
     Metric,
@@ -39,8 +39,9 @@ from dino_x.evaluation.knn import (
     knn_votes,
     macro_auroc,
 )
-from dino_x.evaluation.linear import choose_penalty, linear_probabilities, validation
+from dino_x.evaluation.linear import choose_penalty, linear_probabilities
 from dino_x.evaluation.units import Units, UnitScores
+from dino_x.evaluation.validation import Fold, Validation, validation
 
 Metrics = dict[str, dict[str, Metric]]  # by setting and metric
 
@@ -125,6 +126,7 @@ class Classification:
             return {
                 "chosen_c": self.chosen,
                 "validation": self.validation.how,
+                "folds": len(self.validation.folds),
                 "pixels": self.pixel_form.get(task),
             }
         return {"draws": REPEATS, "c_times_width": PENALTY_TIMES_WIDTH}
@@ -147,33 +149,35 @@ class Classification:
         return [f"few tested {units} of a class ({counts}{more}): the intervals are too narrow"]
 
     def _best_pixels(self, task: str, pixels_ND: np.ndarray) -> np.ndarray:
-        """The form of the pixels that does best on the validation images; as they are without."""
-        fit, choose = self.validation.fit, self.validation.choose
-        if self.validation.how == "none":
-            fit = self.labelled.is_train
-        forms = pixel_forms(pixels_ND, fit, PIXEL_COMPONENTS[task])
-        best = "pixels"
-        if self.validation.how != "none":
-            best = min(forms, key=lambda form: self._loss(task, forms[form]))
-        self.pixel_form[task] = best
-        fitted = fit | choose if task == "linear" else self.labelled.is_train
-        if best == "pixels":
-            return pixels_ND - pixels_ND[fitted].mean(axis=0)
-        return principal_components(pixels_ND, fitted, forms[best].shape[1])
-
-    def _loss(self, task: str, features_ND: np.ndarray) -> float:
-        """How badly features do on the validation images: less is better."""
-        if task == "linear":
-            return choose_penalty(features_ND, self.classes_N, self.validation).loss
-        fit, choose = self.validation.fit, self.validation.choose
-        probabilities = knn_probabilities(
-            features_ND[fit],
-            self.classes_N[fit],
-            features_ND[choose],
-            len(self.labelled.classes),
-            k=MAIN_K,
+        """The form of the pixels that does best on the validation images."""
+        fitted = self.validation.fitted if task == "linear" else self.labelled.is_train
+        form, best_ND = best_pixels(
+            pixels_ND, self.validation, PIXEL_COMPONENTS[task], fitted, self._loss_of(task)
         )
-        return 1 - balanced_accuracy(self.classes_N[choose], probabilities)
+        self.pixel_form[task] = form
+        return best_ND
+
+    def _loss_of(self, task: str) -> Callable[[Sequence[np.ndarray]], float]:
+        """How badly features, of each fold, do on the validation images: less is better."""
+        folds = self.validation.folds
+        if task == "linear":
+            return lambda features: choose_penalty(features, self.classes_N, folds).loss
+        return self._knn_loss
+
+    def _knn_loss(self, features: Sequence[np.ndarray]) -> float:
+        folds = self.validation.folds
+        held = [
+            knn_probabilities(
+                features_ND[fold.fit],
+                self.classes_N[fold.fit],
+                features_ND[fold.choose],
+                len(self.labelled.classes),
+                k=MAIN_K,
+            )
+            for features_ND, fold in zip(features, folds, strict=True)
+        ]
+        true = np.concatenate([self.classes_N[fold.choose] for fold in folds])
+        return 1 - balanced_accuracy(true, np.concatenate(held))
 
     def _knn(self, features_ND: np.ndarray) -> dict[str, np.ndarray]:
         labelled = self.labelled
@@ -218,6 +222,43 @@ class Classification:
 
     def _metrics(self, probabilities_QC: np.ndarray) -> dict[str, Metric]:
         return class_metrics(self.draws, self.tested_Q, probabilities_QC)
+
+
+def best_pixels(
+    pixels_ND: np.ndarray,
+    parts: Validation,
+    sizes: Sequence[int],
+    fitted: np.ndarray,
+    loss_of: Callable[[Sequence[np.ndarray]], float],
+) -> tuple[str, np.ndarray]:
+    """The form of the pixels with the least loss on validation images; as they are without any.
+
+    Args:
+        pixels_ND: of all images.
+        parts: the folds that forms are compared on.
+        sizes: numbers of principal components.
+        fitted: [N] bool, what the form that was chosen is made from.
+        loss_of: a function of the features in each fold.
+
+    Returns: its name, and the pixels in it.
+    """
+    form, size = "pixels", 0
+    if parts.folds:
+        forms = forms_in_folds(pixels_ND, parts.folds, sizes)
+        form = min(forms, key=lambda name: loss_of(forms[name]))
+        size = 0 if form == "pixels" else forms[form][0].shape[1]
+    if not size:
+        return form, pixels_ND - pixels_ND[fitted].mean(axis=0)
+    return form, principal_components(pixels_ND, fitted, size)
+
+
+def forms_in_folds(
+    pixels_ND: np.ndarray, folds: Sequence[Fold], sizes: Sequence[int]
+) -> dict[str, list[np.ndarray]]:
+    """Every form of the pixels, in each fold made from what is fitted there; pixels come first."""
+    allowed = component_sizes(min(int(fold.fit.sum()) for fold in folds), sizes)
+    by_fold = [pixel_forms(pixels_ND, fold.fit, allowed) for fold in folds]
+    return {name: [forms[name] for forms in by_fold] for name in by_fold[0]}
 
 
 def class_metrics(

@@ -4,8 +4,8 @@ N images, D features, C classes.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -14,28 +14,11 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
-from dino_x.data.index.labels import Labelled
-from dino_x.data.index.splits import Item, make_split
+from dino_x.evaluation.validation import Fold, Validation
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-5, 3))  # scikit-learn's C, ascending
 UNCHOSEN = 1e-2  # where there is nothing to choose on
-FIT_SHARE = 0.8  # of the training patients, where a validation set is made of the others
 MOST_ITERATIONS = 500
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The images that the regularisation is chosen on.
-
-    Attributes:
-        fit: [N] bool, images that candidates are fitted on.
-        choose: [N] bool, images that they are compared on; patients of no other side.
-        how: ``given``, ``patient`` or ``image`` (made from train by these), or ``none``.
-    """
-
-    fit: np.ndarray
-    choose: np.ndarray
-    how: str
 
 
 @dataclass(frozen=True)
@@ -44,30 +27,6 @@ class Choice:
 
     penalty: float
     loss: float
-
-
-def validation(labelled: Labelled) -> Validation:
-    """The given val, else a fifth of the patients of each class of train.
-
-    A val of one class only is no help and counts as none.
-    """
-    train = labelled.is_train
-    if labelled.targets is not None and labelled.is_val.any():
-        return Validation(train, labelled.is_val, "given")
-    if len(set(labelled.labels[labelled.is_val])) > 1:
-        return Validation(train, labelled.is_val, "given")
-    rows = np.flatnonzero(train)
-    names = zip(labelled.patients[rows].tolist(), labelled.labels[rows].tolist(), strict=True)
-    items = [Item(Path(), key=patient, label=label, patient=patient) for patient, label in names]
-    choose = np.zeros(len(train), dtype=bool)
-    choose[rows] = np.array(make_split(items, FIT_SHARE)) == "test"
-    classes_chosen_on = len(set(labelled.labels[choose]))
-    classes_fitted_on = len(set(labelled.labels[train & ~choose]))
-    if min(classes_chosen_on, classes_fitted_on) < len(
-        labelled.classes
-    ):  # too few patients of some class to set one aside
-        return Validation(train, np.zeros_like(train), "none")
-    return Validation(train & ~choose, choose, "patient" if labelled.patients_known else "image")
 
 
 def linear_probabilities(
@@ -79,12 +38,13 @@ def linear_probabilities(
     """Logistic regression on standardised features, its L2 penalty chosen on validation images.
 
     Every class weighs the same, however many images it has. The penalty is loosened tenfold at a
-    time until the loss on the validation images rises; with the best one it is fitted again, on
-    what it was fitted and chosen on together. The tested images have no part in any of it.
+    time until the loss on the validation images rises, those of all folds together; with the best
+    one it is fitted again, on what it was fitted and chosen on together. The tested images have no
+    part in any of it.
 
     Args:
         features_ND: frozen features.
-        classes_N: 0 .. C - 1; every class is among ``parts.fit``.
+        classes_N: 0 .. C - 1; every class is among what each fold is fitted on.
         parts: what to fit on, what to choose on.
         tested: [N] bool, the Q images to classify.
 
@@ -93,28 +53,58 @@ def linear_probabilities(
     Source: Alain and Bengio 2017, linear classifier probes; Oquab et al. 2023 (DINOv2), appendix B.
     """
     chosen = UNCHOSEN
-    if parts.how != "none":
-        chosen = choose_penalty(features_ND, classes_N, parts).penalty
-    fitted = parts.fit | parts.choose
+    if parts.folds:
+        chosen = choose_penalty([features_ND] * len(parts.folds), classes_N, parts.folds).penalty
+    fitted = parts.fitted
     scaler = StandardScaler().fit(features_ND[fitted].astype(np.float64))
     classifier = _classifier(chosen)
     _fit(classifier, scaler.transform(features_ND[fitted]), classes_N[fitted])
     return classifier.predict_proba(scaler.transform(features_ND[tested])), chosen
 
 
-def choose_penalty(features_ND: np.ndarray, classes_N: np.ndarray, parts: Validation) -> Choice:
-    """The C of least loss on the validation images, the mean over their classes of the log loss."""
-    scaler = StandardScaler().fit(features_ND[parts.fit].astype(np.float64))
-    fitted, held = (scaler.transform(features_ND[rows]) for rows in (parts.fit, parts.choose))
-    true = classes_N[parts.choose]
+@dataclass
+class _Candidate:
+    """A fold, ready to be fitted with one penalty after another."""
+
+    fit_FD: np.ndarray
+    classes_F: np.ndarray
+    held_HD: np.ndarray
+    classifier: LogisticRegression
+
+    @classmethod
+    def of(cls, features_ND: np.ndarray, classes_N: np.ndarray, fold: Fold) -> "_Candidate":
+        """The features of a fold, standardised by what is fitted on."""
+        scaler = StandardScaler().fit(features_ND[fold.fit].astype(np.float64))
+        fitted, held = (scaler.transform(features_ND[rows]) for rows in (fold.fit, fold.choose))
+        return cls(fitted, classes_N[fold.fit], held, _classifier(PENALTIES[0]))
+
+    def probabilities(self, penalty: float) -> np.ndarray:
+        """Of the images that are held back. A warm start begins where the one before ended."""
+        self.classifier.set_params(C=penalty)
+        _fit(self.classifier, self.fit_FD, self.classes_F)
+        found: np.ndarray = self.classifier.predict_proba(self.held_HD)
+        return found
+
+
+def choose_penalty(
+    features: Sequence[np.ndarray], classes_N: np.ndarray, folds: Sequence[Fold]
+) -> Choice:
+    """The C of least log loss on the images that are held back, the mean over their classes.
+
+    Args:
+        features: [N, D] for each fold; those of principal components differ from fold to fold.
+        classes_N: 0 .. C - 1; every class is among what each fold is fitted on.
+        folds: one or more.
+    """
+    pairs = zip(features, folds, strict=True)
+    candidates = [_Candidate.of(features_ND, classes_N, fold) for features_ND, fold in pairs]
+    true = np.concatenate([classes_N[fold.choose] for fold in folds])
     weights = compute_sample_weight("balanced", true)
-    classifier = _classifier(PENALTIES[0])
     best, least = PENALTIES[0], np.inf
     for penalty in PENALTIES:
-        classifier.set_params(C=penalty)  # a warm start: each begins where the one before ended
-        _fit(classifier, fitted, classes_N[parts.fit])
-        probabilities = classifier.predict_proba(held)
-        loss = log_loss(true, probabilities, sample_weight=weights, labels=classifier.classes_)
+        held = np.concatenate([candidate.probabilities(penalty) for candidate in candidates])
+        classes = candidates[0].classifier.classes_
+        loss = log_loss(true, held, sample_weight=weights, labels=classes)
         if loss > least:
             break
         best, least = penalty, loss

@@ -8,6 +8,7 @@ N images, D features, L labels, Q tested images, R draws of patients.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from sklearn.preprocessing import StandardScaler
 from dino_x.data.index.label_kinds import NUMBERS, Targets
 from dino_x.data.index.labels import Labelled
 from dino_x.errors import UserError
-from dino_x.evaluation.baselines import pixel_forms, principal_components
 from dino_x.evaluation.bootstrap import (
     Draws,
     Metric,
@@ -27,12 +27,13 @@ from dino_x.evaluation.bootstrap import (
     draw_patients,
     mean_of_draws,
 )
-from dino_x.evaluation.classify import ALL, MAIN_K, PIXEL_COMPONENTS, Metrics
+from dino_x.evaluation.classify import ALL, MAIN_K, PIXEL_COMPONENTS, Metrics, best_pixels
 from dino_x.evaluation.contenders import MODEL, PIXELS
 from dino_x.evaluation.details import auroc, details_of_labels
 from dino_x.evaluation.knn import TEMPERATURE, knn_means
-from dino_x.evaluation.linear import MOST_ITERATIONS, PENALTIES, UNCHOSEN, validation
+from dino_x.evaluation.linear import MOST_ITERATIONS, PENALTIES, UNCHOSEN
 from dino_x.evaluation.units import Units, UnitScores
+from dino_x.evaluation.validation import validation
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(6, -3, -1))  # of ridge, strongest first
 TASKS = ("knn", "linear")
@@ -89,11 +90,10 @@ class OtherTargets:
             found = knn_means(features_ND[train], self.values_NL[train], features_ND[test], self.ks)
             return {str(k): scores_QL for k, scores_QL in found.items()}
         strengths = [UNCHOSEN] * len(self.names)
-        if self.validation.how != "none":
-            strengths, _ = self._choose(features_ND)
+        if self.validation.folds:
+            strengths, _ = self._choose([features_ND] * len(self.validation.folds))
         self.chosen[name] = strengths
-        fit = self.validation.fit | self.validation.choose
-        return {ALL: self._linear(features_ND, fit, test, strengths)}
+        return {ALL: self._linear(features_ND, self.validation.fitted, test, strengths)}
 
     def details(self, task: str) -> dict[str, Any]:
         """Each label by itself, of the model that is evaluated; {} for numbers."""
@@ -134,7 +134,8 @@ class OtherTargets:
         kind = {"labels": list(self.names), "pixels": self.pixel_form.get(task)}
         if task == "knn":
             return {"temperature": TEMPERATURE, **kind}
-        return {"chosen": self.chosen, "validation": self.validation.how, **kind}
+        folds = len(self.validation.folds)
+        return {"chosen": self.chosen, "validation": self.validation.how, "folds": folds, **kind}
 
     def thin_classes(self) -> list[str]:
         """Sentences for the user."""
@@ -148,43 +149,40 @@ class OtherTargets:
 
     def _best_pixels(self, task: str, pixels_ND: np.ndarray) -> np.ndarray:
         """The form of the pixels that does best on the validation images."""
-        parts = self.validation
-        forms = pixel_forms(pixels_ND, parts.fit, PIXEL_COMPONENTS[task])
-        best = "pixels"
-        if parts.how != "none":
-            best = min(forms, key=lambda form: self._loss(task, forms[form]))
-        self.pixel_form[task] = best
-        fitted = parts.fit | parts.choose if task == "linear" else self.labelled.is_train
-        if best == "pixels":
-            return pixels_ND - pixels_ND[fitted].mean(axis=0)
-        return principal_components(pixels_ND, fitted, forms[best].shape[1])
+        fitted = self.validation.fitted if task == "linear" else self.labelled.is_train
+        form, best_ND = best_pixels(
+            pixels_ND, self.validation, PIXEL_COMPONENTS[task], fitted, partial(self._loss, task)
+        )
+        self.pixel_form[task] = form
+        return best_ND
 
-    def _loss(self, task: str, features_ND: np.ndarray) -> float:
-        """How badly features do on the validation images: less is better."""
+    def _loss(self, task: str, features: Sequence[np.ndarray]) -> float:
+        """How badly features, of each fold, do on the validation images: less is better."""
         if task == "linear":
-            return self._choose(features_ND)[1]
-        fit, choose = self.validation.fit, self.validation.choose
-        found = knn_means(features_ND[fit], self.values_NL[fit], features_ND[choose], [MAIN_K])
-        scores_QL = next(iter(found.values()))
-        return float(((scores_QL - self.values_NL[choose]) ** 2).mean())
+            return self._choose(features)[1]
+        errors = []
+        for features_ND, fold in zip(features, self.validation.folds, strict=True):
+            known, asked = features_ND[fold.fit], features_ND[fold.choose]
+            found = knn_means(known, self.values_NL[fold.fit], asked, [MAIN_K])
+            scores_QL = next(iter(found.values()))
+            errors.append((scores_QL - self.values_NL[fold.choose]) ** 2)
+        return float(np.concatenate(errors).mean())
 
-    def _choose(self, features_ND: np.ndarray) -> tuple[list[float], float]:
+    def _choose(self, features: Sequence[np.ndarray]) -> tuple[list[float], float]:
         """The regularisation of each label with the least squared error, and the mean of these."""
-        fit, choose = self.validation.fit, self.validation.choose
         tried = STRENGTHS if self.numbers else PENALTIES
-        errors_TL = np.stack([
-            self._errors(features_ND, fit, choose, [value] * len(self.names)) for value in tried
-        ])  # fmt: skip
+        errors_TL = np.stack([self._errors(features, value) for value in tried])
         best_L = errors_TL.argmin(axis=0)
         return [tried[best] for best in best_L], float(errors_TL.min(axis=0).mean())
 
-    def _errors(
-        self, features_ND: np.ndarray, fit: np.ndarray, held: np.ndarray, strengths: list[float]
-    ) -> np.ndarray:
-        """The mean squared error of each label on images that were held back, [L]."""
-        scores_QL = self._linear(features_ND, fit, held, strengths)
-        squared: np.ndarray = ((scores_QL - self.values_NL[held]) ** 2).mean(axis=0)
-        return squared
+    def _errors(self, features: Sequence[np.ndarray], strength: float) -> np.ndarray:
+        """The mean squared error of each label on the images that are held back, [L]."""
+        strengths, squared = [strength] * len(self.names), []
+        for features_ND, fold in zip(features, self.validation.folds, strict=True):
+            scores_QL = self._linear(features_ND, fold.fit, fold.choose, strengths)
+            squared.append((scores_QL - self.values_NL[fold.choose]) ** 2)
+        mean_L: np.ndarray = np.concatenate(squared).mean(axis=0)
+        return mean_L
 
     def _linear(
         self, features_ND: np.ndarray, fit: np.ndarray, tested: np.ndarray, strengths: list[float]

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from dino_x.data.image import ImageRef
-from dino_x.data.index.index import LEFT_OUT, Index, build_index
+from dino_x.data.index.index import Index, build_index
 from dino_x.data.index.labels import Labelled, load_labels
+from dino_x.data.index.listed import LEFT_OUT
 from dino_x.data.loading.neighbours import neighbours
 from dino_x.errors import UserError
 from dino_x.evaluation import record

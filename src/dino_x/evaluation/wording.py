@@ -30,5 +30,8 @@ def with_interval(metric: dict[str, float]) -> str:
 
     >>> with_interval({"value": 0.8774, "low": 0.8551, "high": 0.9012})
     '0.877 (0.86-0.90)'
+    >>> with_interval({"value": -0.2, "low": -0.5, "high": -0.1})
+    '-0.200 (-0.50 to -0.10)'
     """
-    return f"{metric['value']:.3f} ({metric['low']:.2f}-{metric['high']:.2f})"
+    between = "-" if metric["low"] >= 0 else " to "
+    return f"{metric['value']:.3f} ({metric['low']:.2f}{between}{metric['high']:.2f})"

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from dino_x.data.index.catalog import sources_of
 from dino_x.data.index.finding import Candidate
 from dino_x.data.index.headers import Record, scan
 from dino_x.data.index.index import build_index
+from dino_x.data.index.large import index_of, open_large
 from dino_x.data.index.masks import masks_among
+from dino_x.data.index.rows import Rows
 from dino_x.data.preparation import normalised, resized_squares, shows_grey, to_square, windowed
 from dino_x.data.readers import registry
 from dino_x.data.storage.member import as_path
@@ -85,12 +87,9 @@ def sample_refs(
     folders = [as_path(path) for path in paths]
     rng = generator(seed, 0, "report sample")
     try:
-        if where is not None:
-            every = build_index(
-                folders, verify="headers", reading=reading, where=where, take=take
-            ).rows
-            rows = [row for row in every if row.kind not in NEVER_SHOWN]
-            return [rows[position] for position in rng.permutation(len(rows))[:count]]
+        rows = _rows_of(folders, reading, where, take)
+        if rows is not None:
+            return _some_rows(rows, rng, count)
         _, taken, others, _ = sources_of(folders)
     except UserError as error:  # its message names the path and files beside it
         raise UserError(GONE) from error
@@ -115,6 +114,31 @@ def sample_refs(
     if not refs:
         raise UserError(UNREADABLE)
     return refs
+
+
+def _rows_of(
+    paths: Sequence[Path], reading: Reading, where: str | None, take: Sequence[str]
+) -> Sequence[ImageRef] | None:
+    """The run's images, of a large index or where a condition asks for headers; else None."""
+    large, _ = open_large(paths)
+    if large is None and where is None:
+        return None
+    if large is None:
+        index = build_index(paths, verify="headers", reading=reading, where=where, take=take)
+    else:
+        index, _, _ = index_of(large, take, where)
+    if isinstance(index.rows, Rows):
+        return index.rows
+    return [row for row in index.rows if row.kind not in NEVER_SHOWN]
+
+
+def _some_rows(rows: Sequence[ImageRef], rng: np.random.Generator, count: int) -> list[ImageRef]:
+    """Draw at most ``count`` images, and none that a page may not show."""
+    if not isinstance(rows, Rows):
+        return [rows[position] for position in rng.permutation(len(rows))[:count]]
+    drawn = rng.choice(len(rows), min(len(rows), 2 * count), replace=False)
+    refs = (rows[position] for position in drawn.tolist())
+    return list(islice((ref for ref in refs if ref.kind not in NEVER_SHOWN), count))
 
 
 def _shown(refs: Sequence[ImageRef], take: Sequence[str]) -> list[ImageRef]:

@@ -11,7 +11,7 @@ from dino_x.report.plots import three_digits
 from dino_x.report.run_data import Finding, RunData
 from dino_x.runs.environment import in_a_line
 from dino_x.runs.folder import ENVIRONMENT
-from dino_x.training.health.states import AT_LOG_K, SMOOTHED, can_judge
+from dino_x.training.health.states import AT_GUESSING, SMOOTHED, can_judge
 
 Judgement = Literal["good", "watch", "problem", "note"]
 BASELINES = ("random", "pixels", "start")  # what a model has to beat to be worth anything
@@ -113,7 +113,7 @@ class Guessing:
     def has_left(self, run: RunData) -> bool:
         """Whether the DINO loss, smoothed, is below it."""
         dino = run.curves.get("dino")
-        return dino is not None and float(dino.values[-SMOOTHED:].mean()) < AT_LOG_K * self.value
+        return dino is not None and float(dino.values[-SMOOTHED:].mean()) < AT_GUESSING * self.value
 
 
 def guessing_of(run: RunData) -> Guessing | None:

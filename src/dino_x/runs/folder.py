@@ -28,6 +28,9 @@ METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
 HEALTH = "health.jsonl"  # only there if health found something
 
+# What runs did before there was an option for it: a run that goes on keeps its batches.
+BEFORE: dict[str, Any] = {"data.label_patients": False}
+
 
 class RunFolder:
     """Where everything about a run is, and nothing else."""
@@ -159,7 +162,8 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """The run's resolved options as ``section.key`` values; all of them.
 
-        Options that are newer than the run have their defaults.
+        Options that are newer than the run have their defaults, or what runs did before, see
+        `BEFORE`.
 
         Raises: UserError if the file cannot be read, or holds no options.
         """
@@ -169,7 +173,7 @@ class RunFolder:
                 f"{self.settings_file} holds no options: it is damaged; put it back, or remove it,"
                 " and --resume makes it again from the newest checkpoint"
             )
-        return dotted(Options().model_dump(mode="json")) | values
+        return dotted(Options().model_dump(mode="json")) | BEFORE | values
 
     def remove_leftovers(self) -> None:
         """Remove the half-written files of a run that was killed; whole files stay."""

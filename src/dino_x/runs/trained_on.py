@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dino_x.data.image import ImageRef
 from dino_x.data.index.content import apart, content_keys, joined
+from dino_x.data.index.rows import Rows
 from dino_x.data.storage.archives import is_remote
 from dino_x.data.storage.member import file_of
 from dino_x.files import write_atomically
@@ -23,6 +24,10 @@ def keys_of_images(rows: Sequence[ImageRef]) -> set[bytes] | None:
 
     None is for more than a million files, and for files in an object store.
     """
+    if isinstance(rows, Rows):
+        if rows.remote or rows.file.facts["files with images"] > MOST_FILES:
+            return None
+        rows = list(rows.one_of_each_file())
     paths = list(dict.fromkeys(row.path for row in rows))
     if len(paths) > MOST_FILES or any(is_remote(file_of(path)) for path in paths):
         return None

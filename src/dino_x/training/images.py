@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from dino_x.config.model_sizes import is_size
-from dino_x.config.options import Options
+from dino_x.config.options import DataOptions, Options
 from dino_x.config.presets import check
 from dino_x.data.image import Reading
 from dino_x.data.index.channels import refuse_channels
 from dino_x.data.index.index import Index, build_index
-from dino_x.data.index.labels import Labelled, load_labels
+from dino_x.data.index.labels import Labelled, keys_of_patients, load_labels
+from dino_x.data.index.rows import Rows, filtered
 from dino_x.data.loading.neighbours import refuse_uneven
+from dino_x.data.loading.sampler import COMPUTED_FROM
 from dino_x.data.readers.decoding import decoding_in
 from dino_x.distributed.shares import check_enough
 from dino_x.losses.ranks import Ranks
@@ -105,6 +108,20 @@ def read_index(options: Options, console: Console) -> Index:
         )
 
 
+def take_patients(index: Index, data: DataOptions) -> None:
+    """Take the patients that the table of labels names into the index, where files name none."""
+    assert data.labels is not None
+    found = keys_of_patients(data.labels, index.rows, data.paths, data.label_column)
+    if found and isinstance(index.rows, Rows) and len(index) >= COMPUTED_FROM:
+        index.notes.append(
+            f"the patients of {len(found):,} files that {data.labels} names do not keep images"
+            f" apart in training: from {COMPUTED_FROM:,} images of an index on, patients are those"
+            " of headers"
+        )
+        return
+    index.patients = found
+
+
 def hold_out(
     options: Options, index: Index, kept: Mapping[str, str] | None = None
 ) -> tuple[int, Labelled | None]:
@@ -125,8 +142,11 @@ def hold_out(
         damaged=index.damaged,
         kept=kept,
     )
+    if data.label_patients:
+        take_patients(index, data)
     if not data.hold_out:
         return 0, labelled
     tested = {ref for ref, test in zip(labelled.refs, labelled.is_test, strict=True) if test}
-    index.rows = [ref for ref in index.rows if ref not in tested]
+    wanted = np.fromiter((ref not in tested for ref in index.rows), bool, len(index))
+    index.rows = filtered(index.rows, wanted)
     return len(tested), labelled

@@ -1,9 +1,11 @@
 """From resolved options to a run ready to train; what cannot go together is refused here."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -12,11 +14,14 @@ from dino_x.config.resolve import Resolved
 from dino_x.cost.shapes import Step
 from dino_x.data.canvas.canvas import CanvasForm, Crop, canvas_side
 from dino_x.data.canvas.store import CanvasStore, keys_of
+from dino_x.data.image import ImageRef
 from dino_x.data.index.index import Index, is_grey, is_plain
 from dino_x.data.index.labels import Labelled
+from dino_x.data.index.rows import Rows, hash_of_rows
 from dino_x.data.loading.loader import Loader
 from dino_x.data.loading.neighbours import neighbours
-from dino_x.data.loading.sampler import strata_of
+from dino_x.data.loading.order import order_of
+from dino_x.data.loading.sampler import COMPUTED_FROM, ORDER
 from dino_x.data.readers.decoding import Decoding, decoding_in
 from dino_x.data.storage import row_groups
 from dino_x.data.storage.archives import is_remote
@@ -42,6 +47,8 @@ from dino_x.training.steps import Steps
 from dino_x.training.trainer import Trainer
 from dino_x.views.extra import checked_extra
 from dino_x.views.sizes import crop_sizes, early_sizes, late_sizes
+
+_FILES_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,8 @@ def prepare(
     dtype = dtype_of(options.train.precision)
     extra = checked_extra(options, form.channels, device, dtype)
     cutter = Cutter(options, backbone.mean, backbone.std, device, dtype, extra)
-    strata = strata_of(index.rows, options.data.source_weights)
-    steps = Steps(options, loader, len(index), cutter, backbone, strata, ranks)
+    order = order_of(index.rows, options.data.source_weights, index.patients)
+    steps = Steps(options, loader, len(index), cutter, backbone, order, ranks)
     own = steps.student.backbone.patch_size
     gram = own if steps.gram is None else steps.gram.backbone.patch_size
     check_patches(options, own, gram)
@@ -311,19 +318,27 @@ def check_patches(options: Options, own: int, gram: int) -> None:
 
 
 def hash_of(index: Index) -> str:
-    """Changes when images are added, removed, renamed or change their size."""
-    digest = hashlib.sha256()
-    for row in index.rows:
-        digest.update(
-            f"{row.path.name}|{row.frame}|{row.height}|{row.width}\n".encode(errors="replace")
-        )
-    return digest.hexdigest()
+    """Changes when images are added, removed, renamed or change their size.
+
+    Of very many images whose order is computed it also changes with the rule of that order.
+    """
+    if len(index) >= COMPUTED_FROM:
+        return hashlib.sha256(f"{ORDER}|{hash_of_rows(index.rows)}".encode()).hexdigest()
+    return hash_of_rows(index.rows)
 
 
 def files_hash(index: Index) -> str:
-    """Of the names and sizes of the files as this machine sees them."""
+    """Of the names and sizes of the files as this machine sees them.
+
+    Of a large index these are a thousand files that are evenly spread, and the index as a whole.
+    """
     digest = hashlib.sha256()
-    for path in dict.fromkeys(file_of(row.path) for row in index.rows):
+    rows: Iterable[ImageRef] = index.rows
+    if isinstance(index.rows, Rows):
+        digest.update(hash_of_rows(index.rows).encode())
+        places = np.unique(np.linspace(0, len(index) - 1, _FILES_LOOKED_AT).round().astype(int))
+        rows = (index.rows[place] for place in places)
+    for path in dict.fromkeys(file_of(row.path) for row in rows):
         if is_remote(path):  # a store is the same for all machines
             digest.update(f"{path}\n".encode(errors="replace"))
             continue

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from dino_x.config.options import CropSizes, Options
 from dino_x.config.resolve import with_values
+from dino_x.data.loading.dealing import Layout
 from dino_x.data.loading.sampler import Strata
 from dino_x.distributed.agreement import Agreement
 from dino_x.distributed.processes import processes_of
@@ -60,7 +61,7 @@ class Steps:
     images: int
     cutter: Cutter
     backbone: Backbone | None = None
-    strata: Strata | None = None
+    strata: Strata | Layout | None = None
     ranks: Ranks = ALONE
     state: TrainState = field(init=False)
     progress: int = field(default=0, init=False)

@@ -237,6 +237,17 @@ def test_grey_is_one_channel_or_three_equal(write_png, tmp_path):
     assert not is_grey([*grey, *refs(tmp_path / "tinted.png")])
 
 
+def test_images_of_nan_alone_are_counted(tmp_path, write_png):
+    for number in range(3):
+        values = np.full((12, 10), np.nan if number else 1.0, dtype=np.float32)
+        np.save(tmp_path / f"{number}.npy", values)
+    write_png("1.png")
+    index = build_index([tmp_path])
+    assert len(index.rows) == 4
+    assert index.notes == ["2 images hold no finite value (NaN alone), so they are black"]
+    assert build_index([tmp_path], verify="headers").notes == []
+
+
 def test_grey_looks_at_64_evenly_spread(write_png, monkeypatch):
     (row,) = refs(write_png("1.png"))
     looked: list[int] = []

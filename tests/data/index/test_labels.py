@@ -1,14 +1,17 @@
 """Labels and splits: no patient on both sides, and mistakes named in one line."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dino_x.data.image import ImageRef
 from dino_x.data.index.index import build_index
-from dino_x.data.index.labels import load_labels
+from dino_x.data.index.labels import keys_of_patients, load_labels
 from dino_x.data.index.splits import Item, make_split
+from dino_x.data.loading.order import order_of
+from dino_x.data.loading.sampler import sample_indices
 from dino_x.errors import UserError
 from tests.evaluation.conftest import patient_rows, write_csv, write_image
 
@@ -264,3 +267,24 @@ def test_patients_of_the_table_come_before_those_of_headers(tmp_path):
     table.write_text("path,label,patient\n" + "".join(rows))
     labelled = load_labels(table, refs, [tmp_path])
     assert len(set(labelled.patients)) == 4
+
+
+def test_patients_of_the_table_are_kept_apart_in_training_where_files_name_none(images, tmp_path):
+    """Also of images without a label; and no name of a patient is kept, but a salted key."""
+    rows = patient_rows()
+    rows[0]["label"] = ""
+    table = write_csv(tmp_path / "labels.csv", rows)
+    refs = build_index([images], verify="headers").rows
+    keys = keys_of_patients(table, refs, [images], "label")
+    patient = {images / row["path"]: row["patient"] for row in rows}
+    assert {file: patient[file] for file in keys} == patient
+    assert len(set(keys.values())) == len(set(patient.values()))
+    assert not set(keys.values()) & set(patient.values())
+    several = [ref for ref in refs if sum(of == patient[ref.path] for of in patient.values()) > 1]
+    assert several
+    for step in range(20):
+        batch = sample_indices(0, step, 4, len(refs), order_of(refs, patients=keys))
+        assert len({patient[refs[row].path] for row in batch}) == 4
+    known = [replace(ref, patient="key") for ref in refs]
+    assert keys_of_patients(table, known, [images], "label") == {}
+    assert keys_of_patients("folder", refs, [images], "label") == {}

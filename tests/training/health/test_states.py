@@ -13,9 +13,16 @@ HEALTHY = {
 }  # fmt: skip
 
 
-def history(steps, look=lambda step: {}, loss=lambda step: 0.85, momentum=0.9, norm=lambda s: 1.0):
+def history(
+    steps,
+    look=lambda step: {},
+    loss=lambda step: 0.85,
+    momentum=0.9,
+    norm=lambda s: 1.0,
+    softmax=False,
+):
     """Of a run of 128 features and 256 prototypes; functions of the step say what is not usual."""
-    made = History(features=128, prototypes=256)
+    made = History(features=128, prototypes=256, softmax=softmax)
     for step in range(1, steps + 1):
         line = {
             "step": step, "health/dino_of_log_k": loss(step), "teacher_momentum": momentum,
@@ -78,6 +85,45 @@ def test_spread_targets_alone_are_not_uniform():
 
 def test_a_loss_at_log_k_alone_is_not_uniform():
     assert names(history(300, loss=lambda s: 1.0)) == []
+
+
+def narrow_targets(step):
+    """Softmax centering over a small batch: the mean target is not spread over all prototypes."""
+    return {"health/target_entropy": 0.8, "health/mean_target_entropy": 0.84}
+
+
+def test_with_softmax_a_loss_at_the_entropy_of_the_mean_target_is_uniform():
+    """Guessing costs 0.84 of log K there, so a loss of 0.84 has not begun to learn."""
+    found = {"look": narrow_targets, "loss": lambda s: 0.84 + 0.001 * (s % 3), "softmax": True}
+    step, (state,) = found_after(200, **found)
+    assert state.name == "uniform"
+    assert (step, state.since) == (150, 1)
+    assert "entropy 0.80 of log K, that of their mean 0.84" in state.seen
+    assert "stays where guessing is (0.84 of log K)" in state.seen
+    assert names(history(300, narrow_targets, lambda s: 0.84)) == []  # Sinkhorn-Knopp: below log K
+
+
+def test_with_softmax_a_loss_below_that_is_not_uniform():
+    assert names(history(300, narrow_targets, lambda s: 0.80, softmax=True)) == []
+    told = {"health/target_entropy": 0.7, "health/mean_target_entropy": 0.84}
+    assert names(history(300, lambda s: told, lambda s: 0.84, softmax=True)) == []
+    falling = history(200, narrow_targets, lambda s: 0.84 - 1e-4 * s, softmax=True)
+    assert names(falling) == []
+
+
+def test_with_softmax_what_guessing_costs_is_that_of_the_look_before():
+    """A mean target that spreads while the loss follows it is guessing all the way."""
+
+    def entropy(step):
+        return 0.8 + 0.15 * min(1.0, step / 300)
+
+    def spreading(step):
+        return {"health/target_entropy": 0.95 * entropy(step),
+                "health/mean_target_entropy": entropy(step)}  # fmt: skip
+
+    made = history(300, spreading, lambda s: entropy(s - s % EVERY), softmax=True)
+    assert names(made) == ["uniform"]
+    assert all(share == pytest.approx(1, abs=0.02) for _, share in made.losses())
 
 
 def one_prototype(step):

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dino_x.config.options import WindowOptions
-from dino_x.data.image import Image, ImageRef
-from dino_x.data.index.index import Index
+from dino_x.data.image import Image
+from dino_x.data.index.listed import Index
+from dino_x.data.index.rows import counts_of
 from dino_x.data.preparation import to_square
 from dino_x.data.windowing import apply_to_channels, canvas_window
 
@@ -137,18 +138,27 @@ def canvas_side(index: Index, crops: Sequence[Crop], spacing_mm: float | None = 
     if spacing_mm is None and all(crop.side_mm is None for crop in crops):
         side = min(index.largest_side, usual)
     else:
-        side = max(_needed(row, crops, spacing_mm) for row in index.rows)
+        sizes = counts_of(index.rows, "height", "width", "spacing_mm")
+        side = max(
+            _needed(height, width, pixel_mm, crops, spacing_mm) for height, width, pixel_mm in sizes
+        )
     return 16 * math.ceil(max(side, largest_crop) / 16)
 
 
-def _needed(row: ImageRef, crops: Sequence[Crop], spacing_mm: float | None) -> int:
+def _needed(
+    rows: int,
+    columns: int,
+    pixel_mm: tuple[float, float] | None,
+    crops: Sequence[Crop],
+    spacing_mm: float | None,
+) -> int:
     """The side of the canvas that one image needs: its own, or less if its crops need less."""
-    height, width = shape_at((row.height, row.width), row.spacing_mm, spacing_mm)
+    height, width = shape_at((rows, columns), pixel_mm, spacing_mm)
     needed = 0
     for crop in crops:
         share = crop.share
-        if crop.side_mm is not None and row.spacing_mm is not None:
-            area = row.height * row.spacing_mm[0] * row.width * row.spacing_mm[1]
+        if crop.side_mm is not None and pixel_mm is not None:
+            area = rows * pixel_mm[0] * columns * pixel_mm[1]
             share = min(1.0, crop.side_mm**2 / area)
         needed = max(needed, math.ceil(crop.size / math.sqrt(share)))
     return min(max(height, width), needed)

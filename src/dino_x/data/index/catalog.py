@@ -205,11 +205,16 @@ def refuse_two_salts(
             known.setdefault(salts[record.source], record.source)
     if len(known) > 1:
         first, second = (sources[number] for number in list(known.values())[:2])
-        raise UserError(
-            f"the patients of {first} and of {second} have keys that two users or machines made, so"
-            " that the same patient would count as two, in training and in a split; make one index"
-            " of both: dino-x index FOLDER FOLDER --out FILE"
-        )
+        raise two_salts(first, second)
+
+
+def two_salts(first: Path, second: Path) -> UserError:
+    """The error for folders whose patients have keys of two salts."""
+    return UserError(
+        f"the patients of {first} and of {second} have keys that two users or machines made, so"
+        " that the same patient would count as two, in training and in a split; make one index"
+        " of both: dino-x index FOLDER FOLDER --out FILE"
+    )
 
 
 def is_index(path: Path) -> bool:

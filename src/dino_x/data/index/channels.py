@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dino_x.data.index.index import Index, Skipped
+from dino_x.data.index.listed import LISTED_UP_TO, Index, Skipped
+from dino_x.data.index.rows import counts_of, having
 from dino_x.errors import UserError
 
 
@@ -23,11 +24,12 @@ def refuse_channels(index: Index, channels: int) -> int:
     Raises: UserError if nothing is left.
     """
     takes = {1, 3} if channels in (1, 3) else {channels}
-    other = [ref for ref in index.rows if ref.channels not in takes]
-    if not other:
+    counts = counts_of(index.rows, "channels")
+    others = Counter({has: n for (has,), n in counts.items() if has not in takes})
+    if not others:
         return 0
-    counts = Counter(ref.channels for ref in other)
-    usual = counts.most_common(1)[0][0]
+    other = having(index.rows, "channels", set(others))
+    usual = others.most_common(1)[0][0]
     reason = _reason(usual, channels)
     if len(other) == len(index.rows):
         raise UserError(f"no image is left to train on; {other[0].path} has {reason}")
@@ -35,9 +37,15 @@ def refuse_channels(index: Index, channels: int) -> int:
         f"{len(other):,} images are left out, such as {other[0].path}: it has"
         f" {_reason(other[0].channels, channels)}"
     )
-    listed = dict.fromkeys(Skipped(ref.path, _reason(ref.channels, channels)) for ref in other)
-    index.skipped = sorted([*index.skipped, *listed], key=lambda skip: skip.path)
-    index.rows = [ref for ref in index.rows if ref.channels in takes]
+    if len(other) <= LISTED_UP_TO:
+        listed = dict.fromkeys(Skipped(ref.path, _reason(ref.channels, channels)) for ref in other)
+        index.skipped = sorted([*index.skipped, *listed], key=lambda skip: skip.path)
+    else:
+        index.notes.append(
+            f"skipped.csv does not list these {len(other):,} images: the index has their number of"
+            " channels in the column 'channels'"
+        )
+    index.rows = having(index.rows, "channels", takes)
     return len(other)
 
 

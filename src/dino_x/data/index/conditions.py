@@ -22,7 +22,7 @@ from dino_x.data.index.headers import Record
 from dino_x.data.index.table import SCHEMA, as_arrow
 from dino_x.errors import UserError, nearest
 
-_NUMBER = " number"  # no column is called so
+NUMBER = " number"  # no column is called so
 _LONGEST = 2000  # characters; Python's parser is not made for hostile depths of nesting
 
 _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
@@ -47,20 +47,38 @@ def select(records: Sequence[Record], sources: Sequence[Path], where: str) -> li
 
     Raises: UserError for a condition that is not understood, or that no image meets.
     """
-    condition = parse(where)
     rows = as_arrow(records, sources)
-    numbered = rows.append_column(_NUMBER, pa.array(range(len(rows)), pa.int64()))
-    try:
-        chosen = numbered.filter(condition).column(_NUMBER).to_pylist()
-    except (pa.ArrowException, TypeError):
-        raise UserError(
-            f"data.where '{where}' compares a column with a value of another kind: texts stand in"
-            " quotes, numbers do not"
-        ) from None
+    numbered = rows.append_column(NUMBER, pa.array(range(len(rows)), pa.int64()))
+    chosen = filter_of(where)(numbered).column(NUMBER).to_pylist()
     if not chosen:
-        raise UserError(f"data.where '{where}' is met by none of {len(rows):,} images")
+        raise none_meets(where, len(rows))
     refs = [ref for record in records for ref in record.refs]
     return [refs[row] for row in chosen]
+
+
+def filter_of(where: str) -> Callable[[pa.Table], pa.Table]:
+    """A function that leaves of some rows those that meet a condition.
+
+    Raises: UserError for a condition that is not understood; the function, for one that compares a
+        column with a value of another kind.
+    """
+    condition = parse(where)
+
+    def left(rows: pa.Table) -> pa.Table:
+        try:
+            return rows.filter(condition)
+        except (pa.ArrowException, TypeError):
+            raise UserError(
+                f"data.where '{where}' compares a column with a value of another kind: texts stand"
+                " in quotes, numbers do not"
+            ) from None
+
+    return left
+
+
+def none_meets(where: str, images: int) -> UserError:
+    """The error for a condition that none of so many images meets."""
+    return UserError(f"data.where '{where}' is met by none of {images:,} images")
 
 
 def columns_of(where: str) -> set[str]:

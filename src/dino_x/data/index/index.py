@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +16,23 @@ from dino_x.config.options import WindowOptions
 from dino_x.data.image import DEFAULT, ImageRef, Reading, Unreadable
 from dino_x.data.index.catalog import Update, folder_of, is_index, update
 from dino_x.data.index.conditions import columns_of, select
-from dino_x.data.index.headers import Record
-from dino_x.data.index.table import read_table
+from dino_x.data.index.large import index_of, open_large
+from dino_x.data.index.listed import (
+    Index,
+    Skipped,
+    check_share,
+    listed,
+    nothing_left,
+    reasons_of,
+    remarks_on,
+)
+from dino_x.data.index.making_rows import is_picture
+from dino_x.data.index.rows import Rows
+from dino_x.data.index.table import read_facts
 from dino_x.data.preparation import shows_grey
 from dino_x.data.readers import registry
 from dino_x.data.readers.decoding import Decoding
-from dino_x.data.storage.archives import address, is_remote
+from dino_x.data.storage.archives import is_remote
 from dino_x.data.storage.listing import is_archive
 from dino_x.data.storage.member import any_remote, as_path, at_hand
 from dino_x.data.windowing import BYTE_WINDOW, window_of
@@ -30,12 +40,6 @@ from dino_x.errors import UserError
 
 # With verify="auto": up to this many images are decoded once before training starts.
 VERIFY_UP_TO = 10_000
-
-# If more than this share of files is unreadable, these are not a few broken files: the data are
-# not what the user believes they are.
-UNREADABLE_SHARE = 0.1
-
-LEFT_OUT = "left out: "  # how the reason begins for images that are no view of anatomy
 
 LOOKED_FOR = (
     "looked for PNG, JPEG, TIFF, DICOM, NIfTI, NRRD, MetaImage, MGH and NumPy in all subfolders,"
@@ -45,46 +49,6 @@ LOOKED_FOR = (
 _WAITING_THREADS = 32
 GREY_SAMPLE = 64  # images that are looked at
 _PLAIN_SAMPLE = 16
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A file that is left out, and the reason why."""
-
-    path: Path
-    reason: str
-
-
-@dataclass
-class Index:
-    """The images to train on, in an order that is the same on every machine.
-
-    Attributes:
-        rows: the images.
-        skipped: the files that are left out.
-        notes: sentences for the user.
-        left_out: how many images of each kind are left out by default, see `image.KINDS`.
-        without_image: how many files are whole and hold no image, such as reports.
-        passed: how many files are no images, by suffix, see passed_over.py.
-        damaged: the images that turned out not to be decodable, which ``skipped`` lists by file.
-    """
-
-    rows: list[ImageRef]
-    skipped: list[Skipped] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
-    without_image: int = 0
-    passed: dict[str, int] = field(default_factory=dict)
-    damaged: list[ImageRef] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def largest_side(self) -> int:
-        """The largest height or width of any image, in pixels."""
-        return max(max(row.height, row.width) for row in self.rows)
 
 
 def build_index(
@@ -126,17 +90,33 @@ def build_index(
     if verify not in ("auto", "all", "headers"):
         raise ValueError(f"verify is '{verify}'; known are auto, all, headers")
     paths = [Path(path) for path in paths]
-    found = update(
-        paths,
-        reading=reading,
-        kept_in=kept_in,
-        must_keep=False,
-        workers=workers,
-        on_progress=on_progress,
-    )
-    files = [record.path for record in found.table.records]
+    large, notes = None, list[str]()
+    if kept_in is None and verify != "all":
+        large, notes = open_large(paths, on_progress)
+    if large is not None:
+        index, files, unlisted = index_of(large, take, where)
+    else:
+        found = update(
+            paths,
+            reading=reading,
+            kept_in=kept_in,
+            must_keep=False,
+            workers=workers,
+            on_progress=on_progress,
+        )
+        index, files, unlisted = _index_of(found, take, where), len(found.table.records), 0
     if not files:
-        raise UserError(f"no images in {_listed(paths)}: {LOOKED_FOR}")
+        raise UserError(f"no images in {listed(paths)}: {LOOKED_FOR}")
+    if verify == "all" or (verify == "auto" and len(index) <= VERIFY_UP_TO):
+        _leave_out_broken(index, decoding or Decoding(), workers, on_progress)
+    index.skipped.sort(key=lambda skip: skip.path)
+    check_share(index, paths, files, unlisted)
+    index.notes = [*notes, *index.notes, *remarks_on(index.rows)]
+    return index
+
+
+def _index_of(found: Update, take: Sequence[str], where: str | None) -> Index:
+    """The images to train on and the files that are left out, unless it is for their content."""
     skipped = [
         Skipped(record.path, record.unusable)
         for record in found.table.records
@@ -145,21 +125,11 @@ def build_index(
     rows, left_out = _taken(_wanted(found, where), take, where)
     counts = dict(Counter(str(ref.kind) for ref in left_out).most_common())
     if left_out and not rows:
-        raise UserError(f"no image is left to train on: left out are {in_words(counts)}")
-    skipped += _reasons(left_out)
-    damaged: list[ImageRef] = []
-    if verify == "all" or (verify == "auto" and len(rows) <= VERIFY_UP_TO):
-        broken = _broken(rows, decoding or Decoding(), workers, on_progress)
-        damaged = [row for row in rows if row.path in broken]
-        rows = [row for row in rows if row.path not in broken]
-        skipped += broken.values()
-    skipped.sort(key=lambda skip: skip.path)
-    _check_share(paths, found.table.records, rows, skipped)
+        raise nothing_left(counts)
+    skipped += reasons_of(left_out)
     reports = sum(record.holds_no_image for record in found.table.records)
-    remarks = Counter(row.remark for row in rows if row.remark is not None)
-    notes = [f"{count:,} images: {remark}" for remark, count in remarks.most_common()]
     passed = found.table.passed_over
-    return Index(rows, skipped, [*found.notes, *notes], counts, reports, passed, damaged)
+    return Index(rows, skipped, list(found.notes), counts, reports, passed)
 
 
 def _taken(
@@ -173,14 +143,19 @@ def _taken(
     return [ref for ref in rows if ref.kind is None or ref.kind in take], left
 
 
-def in_words(counts: Mapping[str, int]) -> str:
-    """What is left out by default, and how to take it."""
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-    return f"{kinds} images (data.take=[{','.join(counts)}] takes them)"
-
-
-def _reasons(left_out: Sequence[ImageRef]) -> list[Skipped]:
-    return list(dict.fromkeys(Skipped(ref.path, f"{LEFT_OUT}{ref.kind}") for ref in left_out))
+def _leave_out_broken(
+    index: Index,
+    decoding: Decoding,
+    workers: int | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    """Decode all images, and take those of files out that cannot be decoded."""
+    broken, blank = _broken(index.rows, decoding, workers, on_progress)
+    index.damaged = [row for row in index.rows if row.path in broken]
+    index.rows = [row for row in index.rows if row.path not in broken]
+    index.skipped += broken.values()
+    if blank:
+        index.notes.append(f"{blank:,} images hold no finite value (NaN alone), so they are black")
 
 
 def _broken(
@@ -188,9 +163,14 @@ def _broken(
     decoding: Decoding,
     workers: int | None,
     on_progress: Callable[[int, int], None] | None,
-) -> dict[Path, Skipped]:
-    """Decode all images; return the files of which an image cannot be decoded."""
+) -> tuple[dict[Path, Skipped], int]:
+    """Decode all images.
+
+    Returns: the files of which an image cannot be decoded, and how many images hold no finite
+        value.
+    """
     broken: dict[Path, Skipped] = {}
+    blank = 0
     threads = workers or os.cpu_count() or 1
     if any_remote(rows):  # most of them wait for the store
         threads = max(threads, _WAITING_THREADS)
@@ -198,9 +178,11 @@ def _broken(
         for done, result in enumerate(pool.map(partial(_verified, decoding), rows), start=1):
             if on_progress is not None:
                 on_progress(done, len(rows))
-            if result is not None:
+            if isinstance(result, Skipped):
                 broken.setdefault(result.path, result)
-    return broken
+            else:
+                blank += not result
+    return broken, blank
 
 
 def _wanted(found: Update, where: str | None) -> list[ImageRef]:
@@ -220,7 +202,7 @@ def folders_of(paths: Sequence[str | Path]) -> list[Path]:
     folders: list[Path] = []
     for path in map(as_path, paths):
         if is_index(path):
-            folders += read_table(path).sources
+            folders += read_facts(path).sources
         elif is_remote(path) or not path.exists():
             folders.append(folder_of(path))
         elif is_archive(path.name) and path.is_file():
@@ -261,11 +243,17 @@ def is_plain(
         windows: how values become [0, 1].
         decoding: where images are decoded; in threads if None.
     """
-    if any(row.path.suffix.lower() not in _PICTURES for row in rows):
+    if not _all_pictures(rows):
         return False
     chosen = np.unique(np.linspace(0, len(rows) - 1, _PLAIN_SAMPLE).round().astype(int))
     decoding = decoding or Decoding()
     return all(_row_is_plain(decoding, rows[i], windows) for i in chosen)
+
+
+def _all_pictures(rows: Sequence[ImageRef]) -> bool:
+    if isinstance(rows, Rows):
+        return rows.all_pictures
+    return all(is_picture(row.path) for row in rows)
 
 
 def _row_is_plain(decoding: Decoding, row: ImageRef, windows: WindowOptions) -> bool:
@@ -292,44 +280,13 @@ def _shows_grey(row: ImageRef) -> bool:
     return shows_grey(image.pixels, high - low)
 
 
-def _verified(decoding: Decoding, row: ImageRef) -> Skipped | None:
+def _verified(decoding: Decoding, row: ImageRef) -> Skipped | bool:
+    """Why an image cannot be decoded, or whether it holds a finite value."""
     try:
-        decoding.run(_decode, at_hand(row))
+        return decoding.run(_holds_values, at_hand(row))
     except Unreadable as unreadable:
         return Skipped(row.path, str(unreadable))
-    return None
 
 
-def _decode(row: ImageRef) -> None:
-    registry.read(row)
-
-
-def _check_share(
-    paths: Sequence[Path],
-    records: Sequence[Record],
-    rows: list[ImageRef],
-    skipped: list[Skipped],
-) -> None:
-    """Raise UserError if no image is left, or if too many files are damaged or unsupported."""
-    other = {record.path for record in records if record.holds_no_image}
-    broken = [
-        skip for skip in skipped if skip.path not in other and not skip.reason.startswith(LEFT_OUT)
-    ]
-    if not rows:
-        first = (broken or skipped)[0]
-        raise UserError(
-            f"no readable image among {len(records)} files in {_listed(paths)}; {first.path}:"
-            f" {first.reason}"
-        )
-    files = len(records) - len(other)
-    if len(broken) > UNREADABLE_SHARE * files:
-        raise UserError(
-            f"{len(broken)} of {files} image files are unreadable, more than 1 in 10: "
-            f"move them away or name the folders that hold images; {broken[0].path}:"
-            f" {broken[0].reason}"
-        )
-
-
-def _listed(paths: Sequence[Path]) -> str:
-    names = ", ".join(address(path) for path in paths[:3])
-    return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
+def _holds_values(row: ImageRef) -> bool:
+    return bool(np.isfinite(registry.read(row).pixels).any())

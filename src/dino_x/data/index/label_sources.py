@@ -4,7 +4,7 @@ import csv
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -124,7 +124,7 @@ def items_from_csv(
                 f"{file}: rows {items[found].row} and {number} are about the same image:"
                 " remove one of them"
             )
-        patient = next((row[name] for name in UNITS if row.get(name)), None)
+        patient = _patient(row)
         split = row.get("split")
         volume, slide = row.get("volume") or None, row.get("slide") or None
         items[found] = Item(found, row["path"], label, patient, split, number, volume, slide)
@@ -134,6 +134,26 @@ def items_from_csv(
             f" '{images[0]}'): paths must be relative to the CSV file's folder or to --data"
         )
     return list(items.values()), left_out
+
+
+def patients_from_csv(
+    file: Path, images: Sequence[Path], roots: Sequence[Path], label_column: str
+) -> dict[Path, str]:
+    """The patient of each image that a table of labels names one for, with or without a label.
+
+    Raises: UserError for a file that is no such table.
+    """
+    rows = [(row["path"], _patient(row)) for _, row in read_csv(file, label_column)]
+    if not any(patient for _, patient in rows):
+        return {}
+    image_at = _by_place(list(images))
+    found = ((_find(path, [file.parent, *roots], image_at), patient) for path, patient in rows)
+    return {image: patient for image, patient in found if image is not None and patient}
+
+
+def _patient(row: Mapping[str, str]) -> str | None:
+    """What stays on one side with the image of a row; None if the table does not say."""
+    return next((row[name] for name in UNITS if row.get(name)), None)
 
 
 def columns_of(label_column: str, known: Iterable[str]) -> list[str]:

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from dino_x.data.identity import key
 from dino_x.data.index.content import content_keys
 from dino_x.data.index.index import folders_of
 from dino_x.data.index.label_kinds import ALL, Targets, targets_of
-from dino_x.data.index.label_sources import items_from
+from dino_x.data.index.label_sources import items_from, patients_from_csv
 from dino_x.data.index.splits import (
     Item,
     check_classes,
@@ -133,7 +135,7 @@ def load_labels(
             or a patient in two splits, or a class that is missing on one side.
     """
     frames: dict[Path, list[ImageRef]] = {}
-    for ref in (*refs, *damaged):
+    for ref in chain(refs, damaged):
         frames.setdefault(ref.path, []).append(ref)
     roots = folders_of(data_paths)
     items, left_out = items_from(labels, list(frames), roots, label_column)
@@ -233,6 +235,30 @@ def items_of(
         return []
     items, _ = items_from(labels, files, roots, label_column)
     return items
+
+
+def keys_of_patients(
+    labels: str | Path,
+    rows: Sequence[ImageRef],
+    data_paths: Sequence[str | Path],
+    label_column: str,
+) -> dict[Path, str]:
+    """Salted keys of the patients that a table of labels names, by file.
+
+    Args:
+        labels: the table, or ``folder``, which names none.
+        rows: the images; files whose headers name the patient are left out.
+        data_paths: the folders the images are in.
+        label_column: the column that holds the class.
+
+    Raises: UserError for a file that is no such table.
+    """
+    files = dict.fromkeys(row.path for row in rows if row.patient is None)
+    if str(labels) == "folder" or not files:
+        return {}
+    found = patients_from_csv(Path(labels), list(files), folders_of(data_paths), label_column)
+    keys = ((file, key("patient", patient)) for file, patient in found.items())
+    return {file: of for file, of in keys if of is not None}
 
 
 def _with_patients_of(items: list[Item], frames: dict[Path, list[ImageRef]]) -> list[Item]:

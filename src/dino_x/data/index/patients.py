@@ -7,7 +7,7 @@ patient; numbers that several have issued are several patients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from dino_x.data.index.headers import Record
@@ -18,14 +18,23 @@ _MANY_SERIES = 10
 
 def one_key_a_patient(records: Sequence[Record]) -> list[Record]:
     """The records with equal keys for equal patients, by the rule at the top."""
-    issuers: dict[str, set[str]] = {}
-    for record in records:
-        for ref in record.refs:
-            if ref.patient is not None:
-                number, _, issuer = ref.patient.partition("-")
-                issuers.setdefault(number, set()).add(issuer)
-    alone = {number for number, known in issuers.items() if len(known - {""}) == 1}
+    keys = (ref.patient for record in records for ref in record.refs if ref.patient is not None)
+    alone = sole_issuers(keys)
     return [_merged(record, alone) for record in records]
+
+
+def sole_issuers(keys: Iterable[str]) -> set[str]:
+    """The keys of numbers that one issuer alone is known of.
+
+    Args:
+        keys: of patients; those that name no issuer make no difference.
+    """
+    issuers: dict[str, set[str]] = {}
+    for key in keys:
+        number, dash, issuer = key.partition("-")
+        if dash:
+            issuers.setdefault(number, set()).add(issuer)
+    return {number for number, known in issuers.items() if len(known) == 1}
 
 
 def _merged(record: Record, alone: set[str]) -> Record:
@@ -46,9 +55,16 @@ def remark_on_patients(records: Sequence[Record]) -> str | None:
         for ref in record.refs:
             patients.add(ref.patient)
             series.add((ref.series, None if ref.series else ref.path))
-    if len(patients) != 1 or None in patients or len(series) < _MANY_SERIES:
+    if len(patients) != 1 or None in patients:
+        return None
+    return one_patient_in_words(len(series))
+
+
+def one_patient_in_words(series: int) -> str | None:
+    """The sentence about one patient of so many series; None if they are few."""
+    if series < _MANY_SERIES:
         return None
     return (
-        f"all {len(series):,} series have the same PatientID: if it stands for several patients,"
+        f"all {series:,} series have the same PatientID: if it stands for several patients,"
         " splits by patient mean nothing here"
     )

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
@@ -185,18 +186,8 @@ def write_table(table: Table, path: Path) -> None:
 
     Raises: UserError if it cannot be written; the old file is then untouched.
     """
-    facts = {
-        "version": VERSION,
-        "sources": [address(source) for source in table.sources],
-        "slice_axis": table.reading.slice_axis,
-        "modality": table.reading.modality,
-        "axes": table.reading.axes,
-        "complete": table.complete,
-        "salt": fingerprint(),
-        "passed": table.passed,
-    }
     rows = as_arrow(table.records, table.sources)
-    rows = rows.replace_schema_metadata({_METADATA: json.dumps(facts)})
+    rows = rows.replace_schema_metadata(schema_of(table).metadata)
 
     def write(path: Path) -> None:
         with path.open("wb") as file:  # pyarrow opens no name that is not UTF-8
@@ -210,17 +201,59 @@ def write_table(table: Table, path: Path) -> None:
         raise UserError(f"cannot write {path}: {reason}; nothing that was there is lost") from None
 
 
+def schema_of(table: Table) -> pa.Schema:
+    """The columns of an index with what it says of itself; its records are not looked at."""
+    facts = {
+        "version": VERSION,
+        "sources": [address(source) for source in table.sources],
+        "slice_axis": table.reading.slice_axis,
+        "modality": table.reading.modality,
+        "axes": table.reading.axes,
+        "complete": table.complete,
+        "salt": fingerprint(),
+        "passed": table.passed,
+    }
+    return SCHEMA.with_metadata({_METADATA: json.dumps(facts)})
+
+
 def read_table(path: Path) -> Table:
     """Read an index from its Parquet file.
 
     Raises: UserError if it cannot be opened, is damaged or is some other Parquet file.
     """
+    with _readable(path), path.open("rb") as file:
+        rows = pq.read_table(file)
+        facts = _facts(rows.schema, path)
+        columns = [_values(rows.column(name), name not in _UNIQUE) for name in SCHEMA.names]
+        records = list(RecordsOfRows(facts.sources).records(columns))
+        return Table(
+            facts.sources, records, facts.reading, facts.complete, facts.salt, facts.passed
+        )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an index says of itself; see `Table`."""
+
+    sources: tuple[Path, ...]
+    reading: Reading
+    complete: bool
+    salt: str
+    passed: Mapping[str, Mapping[str, int]]
+
+
+def read_facts(path: Path) -> Facts:
+    """Read what an index says of itself, and none of its rows. Raises UserError."""
+    with _readable(path), path.open("rb") as file:
+        return _facts(pq.read_schema(file), path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise UserError for what reading a damaged index raises."""
     try:
-        with path.open("rb") as file:
-            rows = pq.read_table(file)
-        facts = _facts(rows, path)
-        return _table(rows, facts)
-    except (pa.ArrowException, *_MALFORMED):
+        yield
+    except DAMAGED:
         raise UserError(
             f"{path} is no index or is damaged; remove it, and it is made again"
         ) from None
@@ -229,25 +262,9 @@ def read_table(path: Path) -> Table:
 
 
 # What reading raises where a file holds other things than we write.
-_MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError)
-
-
-def _table(rows: pa.Table, facts: Mapping[str, Any]) -> Table:
-    """The content of an index from its rows and its metadata."""
-    sources = tuple(as_path(source) for source in facts["sources"])
-    number_of = {source: number for number, source in enumerate(facts["sources"])}
-    columns = [_values(rows.column(name), name not in _UNIQUE) for name in SCHEMA.names]
-    for name in _NAMES:
-        number = SCHEMA.names.index(name)
-        columns[number] = [name_of(value) for value in columns[number]]
-    archives: dict[tuple[Any, ...], Archive] = {}
-    records = [
-        _record(list(of_file), sources, number_of, archives)
-        for _, of_file in groupby(zip(*columns, strict=True), key=lambda row: (row[1], row[0]))
-    ]
-    reading = Reading(facts["slice_axis"], facts["modality"], facts["axes"])
-    return Table(sources, records, reading, facts["complete"], facts["salt"], facts["passed"])
-
+DAMAGED = (
+    pa.ArrowException, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError
+)  # fmt: skip
 
 _NAMES = ("path", "source", "shard", "label")  # of files and folders, which may not be UTF-8
 
@@ -274,14 +291,43 @@ def _pair(low: float, high: float) -> tuple[float, float]:
     return low, high
 
 
-def _facts(rows: pa.Table, path: Path) -> dict[str, Any]:
-    metadata = rows.schema.metadata or {}
+def _facts(schema: pa.Schema, path: Path) -> Facts:
+    metadata = schema.metadata or {}
     if _METADATA not in metadata:
         raise UserError(f"{path} is a Parquet file, but no index made by `dino-x index`")
     facts: dict[str, Any] = parse_json(metadata[_METADATA])
-    if facts["version"] != VERSION or rows.schema.names != SCHEMA.names:
+    if facts["version"] != VERSION or schema.names != SCHEMA.names:
         raise UserError(f"{path} is an index of another version; remove it, and it is made again")
-    return facts
+    sources = tuple(as_path(source) for source in facts["sources"])
+    reading = Reading(facts["slice_axis"], facts["modality"], facts["axes"])
+    return Facts(sources, reading, facts["complete"], facts["salt"], facts["passed"])
+
+
+class RecordsOfRows:
+    """Makes records of the rows of an index. Members of one archive share its object.
+
+    Args:
+        sources: the folders that `Record.source` is a number of.
+    """
+
+    def __init__(self, sources: Sequence[Path]) -> None:
+        self.sources = sources
+        self._number_of = {address(source): number for number, source in enumerate(sources)}
+        self._archives: dict[tuple[Any, ...], Archive] = {}
+
+    def records(self, columns: Sequence[Sequence[Any]]) -> Iterator[Record]:
+        """The files of some rows.
+
+        Args:
+            columns: the values of each column of `SCHEMA`, with names as the file spells them.
+        """
+        named = [
+            list(map(name_of, column)) if name in _NAMES else column
+            for name, column in zip(SCHEMA.names, columns, strict=True)
+        ]
+        rows = zip(*named, strict=True)
+        for _, of_file in groupby(rows, key=lambda row: (row[1], row[0])):
+            yield _record(list(of_file), self.sources, self._number_of, self._archives)
 
 
 def _record(

@@ -19,11 +19,13 @@ import torch
 from dino_x.data.canvas.canvas import Canvas, CanvasCache, CanvasForm, make_canvas, to_unit
 from dino_x.data.canvas.store import CanvasStore
 from dino_x.data.image import ImageRef, Unreadable
-from dino_x.data.index.index import UNREADABLE_SHARE, Index, Skipped
+from dino_x.data.index.chosen import Marked
+from dino_x.data.index.listed import UNREADABLE_SHARE, Index, Skipped
+from dino_x.data.index.rows import Rows, any_in_store
 from dino_x.data.loading.neighbours import neighbours, read_slices
 from dino_x.data.readers import registry
 from dino_x.data.readers.decoding import Decoding
-from dino_x.data.storage.member import any_remote, at_hand, rows_in_row_groups
+from dino_x.data.storage.member import at_hand, rows_in_row_groups
 from dino_x.errors import UserError
 
 # A share says little about few images: fewer unreadable images than this are never an error.
@@ -116,10 +118,10 @@ class Loader:
         self.decoding = decoding or Decoding()
         self.workers = max(1, workers)
         self._slices = neighbours(index.rows).triples if form.slices == 3 else None
-        self._seen: set[int] = set()
+        self._seen = Marked(len(index))
         self._unreadable: dict[int, str] = {}
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="dino-x-read")
-        self._fetches = fetches if any_remote(index.rows) else 0
+        self._fetches = fetches if any_in_store(index.rows) else 0
         self._fetch_pool = ThreadPoolExecutor(max(1, fetches), thread_name_prefix="dino-x-fetch")
         self._fetched: dict[int, Future[list[ImageRef]]] = {}
 
@@ -202,6 +204,8 @@ class Loader:
         """
         if self.store is None:
             return
+        if isinstance(self.index.rows, Rows) and not self.index.rows.in_row_groups:
+            return
         left = [row for row in rows_in_row_groups(self.index.rows) if not self.store.holds(row)]
         for start in range(0, len(left), _FILLED_AT_A_TIME):
             if not self.store.adding:
@@ -261,7 +265,7 @@ class Loader:
             row = int(batch.rows[lost])
             if row not in loaded:
                 loaded[row] = self._load(row)
-        self._seen.update(batch.rows[batch.copied].tolist())
+        self._seen.mark(batch.rows[batch.copied])
         self._account(loaded)
         n = len(batch.rows)
         aspect, size_mm = np.empty(n, np.float32), np.full((n, 2), np.nan, np.float32)
@@ -318,9 +322,9 @@ class Loader:
     def _account(self, loaded: dict[int, _Loaded]) -> None:
         """List the images of a batch that were unreadable; raise UserError if they are too many."""
         for row, result in loaded.items():
-            self._seen.add(row)
+            self._seen.mark(row)
             for bad, reason in result.unreadable:
-                self._seen.add(bad)
+                self._seen.mark(bad)
                 if bad not in self._unreadable:
                     self._unreadable[bad] = reason
                     self.skipped.append(Skipped(self.index.rows[bad].path, reason))

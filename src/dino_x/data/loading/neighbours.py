@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from dino_x.data.image import Image, ImageRef, Unreadable
-from dino_x.data.index.index import Index, Skipped
+from dino_x.data.index.listed import Index, Skipped
+from dino_x.data.index.rows import Rows, filtered
 from dino_x.data.loading.stacks import stacks_of_series, unusable
 from dino_x.data.preparation import to_grey
 from dino_x.data.readers import registry
@@ -45,6 +46,8 @@ def neighbours(rows: Sequence[ImageRef]) -> Neighbours:
     gap differs from the median gap by more than `SPACING_TOLERANCE` of it, if its slices differ in
     size or spacing, or if those of several acquisitions lie between each other.
     """
+    if isinstance(rows, Rows):
+        rows = list(rows)  # each is looked at several times
     triples = np.repeat(np.arange(len(rows))[:, None], 3, axis=1)
     refused: dict[int, str] = {}
     alone: list[int] = []
@@ -89,7 +92,10 @@ def refuse_uneven(index: Index) -> int:
             f"{len(found.alone):,} images are used in 2D (in all three channels): their series have"
             f" no other image of the same kind and orientation, such as {example}"
         )
-    index.rows = [ref for row, ref in enumerate(index.rows) if row not in refused]
+    if refused:
+        wanted = np.ones(len(index), dtype=bool)
+        wanted[list(refused)] = False
+        index.rows = filtered(index.rows, wanted)
     return len(refused)
 
 

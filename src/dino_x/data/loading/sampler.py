@@ -11,7 +11,7 @@ n images, B in an effective batch, T steps in an epoch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from dino_x.data.image import ImageRef
+from dino_x.data.index.rows import Groups, Rows, groups_of_rows
+from dino_x.data.loading.dealing import Layout
+from dino_x.data.loading.permutation import permuted
 from dino_x.randomness import generator
+
+# From so many images on the order of an epoch is computed, and not kept: see dealing.py.
+COMPUTED_FROM = 10_000_000
+ORDER = "computed order 1"  # another rule has another number, so that no run changes its batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +64,37 @@ class Strata:
         return self.rows[np.repeat(self.start[blocks], size) + within]
 
 
-def strata_of(rows: Sequence[ImageRef], weights: str | Sequence[float] = "size") -> Strata | None:
+def strata_of(
+    rows: Sequence[ImageRef],
+    weights: str | Sequence[float] = "size",
+    patients: Mapping[Path, str] | None = None,
+) -> Strata | None:
     """The patients, series and sources of images, or None if nothing is known that matters.
 
     Args:
         rows: n images.
         weights: of the sources: "size" (as many as they have), "equal", or a number for each.
             The weight of a source without images does not count.
+        patients: keys of patients, by file, for images that do not name theirs.
 
     Raises: ValueError if no source with images has a weight above 0.
     """
-    draws, members = _draws(np.array([ref.source for ref in rows]), weights)
-    if draws is None and all(ref.patient is None and ref.series is None for ref in rows):
+    source = rows.sources() if isinstance(rows, Rows) else np.array([ref.source for ref in rows])
+    draws, members = _draws(source, weights)
+    if isinstance(rows, Rows) and not patients:
+        groups = groups_of_rows(rows)
+    else:
+        groups = _groups(rows, patients or {})
+    if draws is None and not groups.known:
         return None
+    order = np.lexsort((groups.position, groups.series, groups.patient))
+    sorted_series = groups.series[order]
+    start = np.flatnonzero(np.diff(sorted_series, prepend=-1))
+    size = np.diff(start, append=len(rows))
+    return Strata(order, start, size, groups.patient[order[start]], draws, members)
+
+
+def _groups(rows: Sequence[ImageRef], named: Mapping[Path, str]) -> Groups:
     # Numbers by first appearance: the keys themselves are salted hashes, whose order is arbitrary.
     patients: dict[object, int] = {}
     series: dict[object, int] = {}
@@ -77,17 +102,17 @@ def strata_of(rows: Sequence[ImageRef], weights: str | Sequence[float] = "size")
     of_volumes = _files_of_volumes(rows)
     for row, ref in enumerate(rows):
         whole = ref.path if ref.path in of_volumes else ref.series
-        whose = ("patient", ref.patient) if ref.patient else ("series", whole or row)
+        of_patient = ref.patient or named.get(ref.path)
+        whose = ("patient", of_patient) if of_patient else ("series", whole or row)
         patient = patients.setdefault(whose, len(patients))
         patient_of.append(patient)
         which = (patient, whole) if whole else row
         series_of.append(series.setdefault(which, len(series)))
         position.append(ref.position_mm or 0.0)
-    order = np.lexsort((position, series_of, patient_of))
-    sorted_series = np.array(series_of)[order]
-    start = np.flatnonzero(np.diff(sorted_series, prepend=-1))
-    size = np.diff(start, append=len(rows))
-    return Strata(order, start, size, np.array(patient_of)[order[start]], draws, members)
+    known = any(
+        ref.patient is not None or ref.series is not None or ref.path in named for ref in rows
+    )
+    return Groups(np.array(patient_of), np.array(series_of), np.array(position), known)
 
 
 def _files_of_volumes(rows: Sequence[ImageRef]) -> set[Path]:
@@ -109,24 +134,40 @@ def _draws(
 ) -> tuple[np.ndarray | None, tuple[np.ndarray, ...]]:
     """Images drawn from each source in n, and the images of each; None for every image once."""
     present, counts = np.unique(source, return_counts=True)
-    if weights == "size" or len(present) == 1:
+    draws = draws_of(present, counts, weights)
+    if draws is None:
         return None, ()
+    return draws, tuple(np.flatnonzero(source == number) for number in present)
+
+
+def draws_of(
+    present: np.ndarray, counts: np.ndarray, weights: str | Sequence[float]
+) -> np.ndarray | None:
+    """How many images are drawn from each source in n; None if every image comes once.
+
+    Args:
+        present: int [S], the numbers of the sources that have images, rising.
+        counts: int [S], their numbers of images, n in all.
+        weights: as `strata_of` takes them.
+
+    Raises: ValueError if no source with images has a weight above 0.
+    """
+    if weights == "size" or len(present) == 1:
+        return None
+    images = int(counts.sum())
     share = np.ones(len(present)) if isinstance(weights, str) else np.array(weights)[present]
     if share.sum() <= 0:
         raise ValueError("no source with images has a weight above 0")
-    exact = share / share.sum() * len(source)
-    draws = np.maximum(np.floor(exact).astype(np.int64), share > 0)
+    exact = share / share.sum() * images
+    draws: np.ndarray = np.maximum(np.floor(exact).astype(np.int64), share > 0)
     for place in np.argsort(draws - exact, kind="stable"):  # largest remainders first
-        draws[place] += (draws.sum() < len(source)) & (share[place] > 0)
-    draws[np.argmax(draws)] -= draws.sum() - len(source)  # sources of tiny weight took too many
-    members = tuple(np.flatnonzero(source == number) for number in present)
-    if (draws == counts).all():
-        return None, ()
-    return draws, members
+        draws[place] += (draws.sum() < images) & (share[place] > 0)
+    draws[np.argmax(draws)] -= draws.sum() - images  # sources of tiny weight took too many
+    return None if (draws == counts).all() else draws
 
 
 def sample_indices(
-    seed: int, step: int, effective_batch: int, images: int, strata: Strata | None = None
+    seed: int, step: int, effective_batch: int, images: int, strata: Strata | Layout | None = None
 ) -> np.ndarray:
     """The images of one optimizer step, as a pure function of the seed and the step.
 
@@ -138,6 +179,9 @@ def sample_indices(
     ceil(m / T) of the m images that a patient, or a series, has in the epoch. Every image still
     comes once an epoch, except that the epoch takes fewer than B images from the one after it,
     to fill its last step. See `_steps`.
+
+    With a `Layout` the same holds, and no order of n images is kept; see dealing.py. Of
+    `COMPUTED_FROM` images or more the permutations without `strata` are not kept, either.
 
     Args:
         seed: the run's seed, not negative.
@@ -154,6 +198,8 @@ def sample_indices(
         raise ValueError(f"cannot draw a batch of {effective_batch} from {images} images")
     if seed < 0 or step < 0:
         raise ValueError(f"seed {seed} and step {step} must not be negative")
+    if isinstance(strata, Layout):
+        return strata.step(seed, step, effective_batch)
     if strata is not None:
         passes = math.ceil(effective_batch / images)
         epoch = step * effective_batch // (images * passes)
@@ -167,7 +213,11 @@ def _stream(seed: int, purpose: str, start: int, count: int, images: int) -> np.
     stop, parts = start + count, []
     for epoch in range(start // images, (stop - 1) // images + 1):
         first = epoch * images
-        parts.append(_epoch(seed, epoch, images, purpose)[max(start - first, 0) : stop - first])
+        begin, end = max(start - first, 0), min(stop - first, images)
+        if images >= COMPUTED_FROM:
+            parts.append(permuted(np.arange(begin, end), images, seed, epoch, purpose))
+        else:
+            parts.append(_epoch(seed, epoch, images, purpose)[begin:end])
     return np.concatenate(parts)
 
 

@@ -20,7 +20,7 @@ from dino_x.model.teacher import Network
 from dino_x.runs.append_only import GrowingFile, json_line
 from dino_x.training.health.advice import advice
 from dino_x.training.health.states import (
-    AT_LOG_K,
+    AT_GUESSING,
     SMOOTHED,
     History,
     State,
@@ -96,7 +96,8 @@ class Health:
     teacher_before: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.history = History(self.features, self.options.head.prototypes)
+        self.softmax = self.options.loss.centering == "softmax"
+        self.history = History(self.features, self.options.head.prototypes, self.softmax)
         self.file = None if self.path is None else GrowingFile(self.path)
 
     @property
@@ -202,8 +203,7 @@ class Health:
         recent = list(self.history.steps)[-SMOOTHED:]
         looks = self.history.looks
         entropy = looks[-1]["health/mean_target_entropy"] if looks else None
-        guessing = guessing_share(self.options.loss.centering == "softmax", entropy)
-        left = mean_loss(recent) < AT_LOG_K * guessing
+        left = mean_loss(recent) < AT_GUESSING * guessing_share(self.softmax, entropy)
         seen = [look["step"] for look in looks]
         return "healthy" if can_judge(seen, int(recent[-1]["step"]), left) else "starting"
 

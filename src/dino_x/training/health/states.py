@@ -20,8 +20,10 @@ SMOOTHED = 20  # steps: the loss of one says little
 # uniform. A run that learns may start so: the demo is within 2% of log K for its first 25 steps,
 # slower ones for 100. With looks every 25 steps, 125 names it 150 steps after its onset.
 UNIFORM_PATIENCE = 125
-SPREAD = 0.88  # of log K: entropy of a target. Sinkhorn-Knopp of one image had 0.90 to 0.99
-AT_LOG_K = 0.98  # of log K: the loss. Runs that learn are below after 25 to 100 steps
+# Both are shares of what guessing costs: log K, and with softmax centering less.
+SPREAD = 0.88  # entropy of a target. Sinkhorn-Knopp of one image had 0.90 to 0.99
+AT_GUESSING = 0.98  # the loss. Runs that learn are below after 25 to 100 steps
+LEAST_GUESS = 0.01  # of log K; where guessing costs less, all targets are one prototype
 STARTING = 3.0  # standard errors by which the loss must have fallen to be no longer stuck
 
 # point. Of targets: what they say about the image, as a share of log K, is the entropy of their
@@ -109,6 +111,7 @@ class History:
     Attributes:
         directions: min(rows, features), what RankMe can reach; 0 if nothing was looked at yet.
         prototypes: K.
+        softmax: whether targets come from softmax centering.
         steps: the latest lines, each a step.
         looks: the latest lines of steps that were looked at.
         largest: of feature std and RankMe, student and teacher, over all looks.
@@ -116,6 +119,7 @@ class History:
 
     features: int
     prototypes: int
+    softmax: bool = False
     steps: deque[Line] = field(default_factory=lambda: deque(maxlen=STEPS_KEPT))
     looks: deque[Line] = field(default_factory=lambda: deque(maxlen=LOOKS_KEPT))
     largest: dict[str, float] = field(default_factory=dict)
@@ -131,6 +135,22 @@ class History:
                 key = f"health/{network}/{name}"
                 self.largest[key] = max(self.largest.get(key, 0.0), line[key])
         return True
+
+    def guess(self, look: Line) -> float:
+        """What guessing costs by a look, as a share of log K, see ``guessing_share``."""
+        return max(LEAST_GUESS, guessing_share(self.softmax, look["health/mean_target_entropy"]))
+
+    def losses(self) -> list[tuple[int, float]]:
+        """Each step with its loss, as a share of what guessing costs by the look before it."""
+        if not self.looks:
+            return []
+        looks = deque(self.looks)
+        guess, found = self.guess(looks[0]), []
+        for line in self.steps:
+            while looks and looks[0]["step"] <= line["step"]:
+                guess = self.guess(looks.popleft())
+            found.append((int(line["step"]), line["health/dino_of_log_k"] / guess))
+        return found
 
     def since(self, holds: Callable[[Line], bool]) -> tuple[int, int]:
         """For how many looks in a row, up to the last, and since which step; (0, 0) for none."""
@@ -159,45 +179,62 @@ def states(history: History) -> list[State]:
 
 
 def uniform(history: History) -> State | None:
-    """Targets spread over all prototypes, and the loss where guessing is."""
-    looks, since = history.since(lambda look: look["health/target_entropy"] >= SPREAD)
+    """Targets that say little about the image, and the loss where guessing is."""
+    looks, since = history.since(
+        lambda look: look["health/target_entropy"] >= SPREAD * history.guess(look)
+    )
     if not looks:
         return None
-    since = max(since, at_log_k_since(history.steps))
-    lines = [line for line in history.steps if line["step"] >= since]
-    if not lines or lines[-1]["step"] - since < UNIFORM_PATIENCE or is_starting(lines):
+    losses = history.losses()
+    since = max(since, guessing_since(losses))
+    lately = [loss for step, loss in losses if step >= since]
+    if not lately or losses[-1][0] - since < UNIFORM_PATIENCE or is_starting(lately):
         return None
-    look, loss = history.looks[-1], mean_loss(lines[-SMOOTHED:])
-    return State(
-        "uniform",
-        since,
-        f"targets are spread over all {history.prototypes:,} prototypes (entropy"
-        f" {look['health/target_entropy']:.2f} of log K) and the DINO loss stays at log K"
-        f" ({loss:.2f} of it), where guessing is",
+    return State("uniform", since, in_words(history))
+
+
+def in_words(history: History) -> str:
+    """What was seen of a run that guesses."""
+    look, loss = history.looks[-1], mean_loss(list(history.steps)[-SMOOTHED:])
+    entropy = look["health/target_entropy"]
+    if history.softmax:
+        return (
+            f"targets say little about the image (entropy {entropy:.2f} of log K, that of their"
+            f" mean {history.guess(look):.2f}) and the DINO loss stays where guessing is"
+            f" ({loss:.2f} of log K)"
+        )
+    return (
+        f"targets are spread over all {history.prototypes:,} prototypes (entropy {entropy:.2f} of"
+        f" log K) and the DINO loss stays at log K ({loss:.2f} of it), where guessing is"
     )
 
 
-def at_log_k_since(steps: Iterable[Line]) -> int:
-    """The first step of the latest stretch in which the smoothed loss is at log K or above.
+def guessing_since(losses: Iterable[tuple[int, float]]) -> int:
+    """The first step of the latest stretch in which the smoothed loss is where guessing is.
 
     A step beyond all of them if the last is not.
+
+    Args:
+        losses: see ``History.losses``.
     """
     recent: deque[float] = deque(maxlen=SMOOTHED)
     since, last = 0, 0
-    for line in steps:
-        recent.append(line["health/dino_of_log_k"])
-        last = int(line["step"])
-        if statistics.fmean(recent) < AT_LOG_K:
+    for last, loss in losses:
+        recent.append(loss)
+        if statistics.fmean(recent) < AT_GUESSING:
             since = 0
         elif not since:
             since = last
     return since or last + 1
 
 
-def is_starting(lines: list[Line]) -> bool:
-    """Whether the loss, at log K still, is clearly on its way down: not a run that is stuck."""
-    third = len(lines) // 3
-    losses = [line["health/dino_of_log_k"] for line in lines]
+def is_starting(losses: list[float]) -> bool:
+    """Whether the loss, where guessing is still, is clearly on its way down: no run that is stuck.
+
+    Args:
+        losses: of the steps, as shares of what guessing costs.
+    """
+    third = len(losses) // 3
     before, after = losses[:third], losses[-third:]
     error = (statistics.pvariance(before) / third + statistics.pvariance(after) / third) ** 0.5
     fall = statistics.fmean(before) - statistics.fmean(after)

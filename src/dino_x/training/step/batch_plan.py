@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dino_x.config.options import CropSizes, Options
+from dino_x.data.loading.dealing import Layout
 from dino_x.data.loading.loader import Canvases
 from dino_x.data.loading.sampler import Strata, sample_indices
 from dino_x.data.preparation import normalised
@@ -73,7 +74,7 @@ def draw_batch_plan(
     depth: int,
     patch_size: int,
     sizes: CropSizes | None = None,
-    strata: Strata | None = None,
+    strata: Strata | Layout | None = None,
 ) -> BatchPlan:
     """Everything random in one step, from (seed, step) alone.
 
