@@ -123,8 +123,8 @@ class Elements:
         return value
 
     def identifier(self, tag: int) -> bytes:
-        """The bytes of an element of `IDENTIFIERS`; empty if there is none."""
-        return self._raw.get(tag, b"")
+        """The bytes of an element of `IDENTIFIERS`, which is removed; empty if there is none."""
+        return self._raw.pop(tag, b"")
 
     def __getattr__(self, keyword: str) -> NoReturn:
         raise Unusual
