@@ -1,17 +1,7 @@
-"""The network and batch that the demo had before: what older tables were measured with."""
+"""The network, batch and rate that the demo had before: what older tables were measured with."""
 
-from typing import Any
+from pathlib import Path
 
-FORMER_DEMO: dict[str, Any] = {
-    "preset": "small",
-    "model.name": "vit-tiny",
-    "model.width": 128,
-    "model.depth": 4,
-    "model.heads": 2,
-    "views.global_size": 64,
-    "train.effective_batch": 256,
-    "train.micro_batch": 16,
-    "train.steps": 120,
-    "optim.lr": 0.003,
-    "checkpoint.every": 50,
-}
+from dino_x.config.presets import read_config
+
+FORMER_DEMO = read_config(Path(__file__).with_suffix(".yaml"))
