@@ -6,7 +6,7 @@ import pytest
 
 from dino_x.report.run_data import read_run
 from dino_x.report.verdict import state_of
-from dino_x.runs.checkpoint import steps_of
+from dino_x.runs.checkpoint import named, steps_of
 from dino_x.runs.folder import RunFolder
 from dino_x.training.best import Patience, best_checkpoint
 from dino_x.training.online import Online
@@ -99,3 +99,18 @@ def test_the_best_of_no_evaluation_is_none(tmp_path):
     assert best_checkpoint(run, 3) is None
     run.metrics.write_text(json.dumps({"step": 1, "online/retrieval_top1": 0.5}) + "\n")
     assert best_checkpoint(run, 3) == (3, 0.5)
+
+
+def test_of_several_checkpoints_that_are_equally_good_the_earliest_is_best(tmp_path):
+    """A checkpoint has the figure of the last evaluation up to its step, its own step included."""
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    figures = {2: 0.5, 4: 0.7, 5: 0.1, 6: 0.7, 8: 0.6}
+    lines = [json.dumps({"step": n, "online/retrieval_top1": f}) for n, f in figures.items()]
+    run.metrics.write_text("\n".join(lines) + "\n")
+    for step in (2, 4, 6):
+        named(run.checkpoints, step).touch()
+    assert best_checkpoint(run, 8) == (4, 0.7)
+    named(run.checkpoints, 4).unlink()
+    assert best_checkpoint(run, 8) == (6, 0.7)
+    assert best_checkpoint(run, 5) == (2, 0.5)
