@@ -57,7 +57,7 @@ def test_try_is_the_demo_on_ones_own_images():
     assert (model.name, model.width, model.depth, model.heads) == ("vit-tiny", 256, 2, 4)
     assert (chosen.views.global_size, train.effective_batch, train.steps) == (64, 64, 960)
     demo = resolve(read_config(demo_folder() / "demo.yaml"), Facts(600)).options
-    assert demo.train.micro_batch == 16
+    assert demo.train.micro_batch == 32
     assert demo.model_copy(update={"train": train}) == chosen
 
 
