@@ -17,7 +17,8 @@ import numpy as np
 from dino_x.data.image import ImageRef
 from dino_x.data.index.index import Index, build_index
 from dino_x.evaluation.knn import balanced_accuracy, knn_probabilities
-from dino_x.evaluation.linear import Validation, linear_probabilities
+from dino_x.evaluation.linear import linear_probabilities
+from dino_x.evaluation.validation import Fold, Validation
 from dino_x.randomness import generator
 
 K_NEAREST = 20
@@ -158,7 +159,7 @@ def scores(features_ND: np.ndarray, images: Images) -> dict[str, Any]:
             "knn": neighbours(features_ND, classes_N, train, val),
             "linear": linear_probabilities(features_ND, classes_N, inner, val)[0],
         }
-        given = Validation(train, val, "given")
+        given = Validation((Fold(train, val),), train | val, "given")
         on_test = {
             "knn": neighbours(features_ND, classes_N, train, test),
             "linear": linear_probabilities(features_ND, classes_N, given, test)[0],
@@ -188,7 +189,7 @@ def inner_validation(images: Images) -> Validation:
     drawn = generator(0, 0, "inner validation").permutation(names)
     held = set(drawn[: int(INNER_SHARE * len(names))].tolist())
     choose = train & np.array([name in held for name in images.patients.tolist()])
-    return Validation(train & ~choose, choose, "patient")
+    return Validation((Fold(train & ~choose, choose),), train, "patient")
 
 
 def packed(classes_Q: np.ndarray) -> str:
