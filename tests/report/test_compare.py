@@ -32,7 +32,7 @@ def printed(result):
 
 def test_only_what_differs_is_listed(two):
     result = compare(two)
-    assert [(d.name, d.values) for d in result.differences] == [("optim.lr", ["0.003", "0.01"])]
+    assert [(d.name, d.values) for d in result.differences] == [("optim.lr", ["0.0015", "0.01"])]
     assert result.names == ["A: one", "B: two"]
     assert result.flags == []
 

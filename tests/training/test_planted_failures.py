@@ -13,7 +13,7 @@ from tests.tiny import OLD_TRANSFORMERS
 from tests.training.runs import metrics, pretrain
 
 LEARNS = {  # a small run that learns: the small preset on the test's films
-    "preset": "small", "head__prototypes": 64, "loss__centering": "sinkhorn",
+    "preset": "small", "head__prototypes": 64, "loss__centering": "sinkhorn", "optim__lr": 0.003,
     "views__local_crops": 0, "checkpoint__every": 1000, "online__every": 0,
     "teacher__momentum_batch": "null", "loss__center_batch": "null",  # quick, in few small steps
 }  # fmt: skip
