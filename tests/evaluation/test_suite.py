@@ -323,3 +323,8 @@ def test_features_that_are_not_numbers_are_refused(images, tmp_path):
 def test_numbers_below_one_are_refused(tiny_model, images, broken):
     with pytest.raises(UserError, match="less than 1"):
         evaluate(tiny_model, [images], "folder", **broken)
+
+
+def test_features_that_are_none_are_refused_before_any_work(tmp_path):
+    with pytest.raises(UserError, match="features 'mean' is none of: cls, cls\\+mean"):
+        evaluate(tmp_path / "absent", [tmp_path / "absent"], "folder", features="mean")

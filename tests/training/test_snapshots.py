@@ -6,8 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from dino_x.config.resolve import Facts, resolve
+from dino_x.data.index.index import build_index
+from dino_x.data.loading.loader import Loader
+from dino_x.runs.folder import RunFolder
 from dino_x.training import snapshots
-from dino_x.training.snapshots import dense_grid, fixed_images, shifted_squares, snapshot_steps
+from dino_x.training.prepare import canvas_form
+from dino_x.training.snapshots import (
+    as_bytes,
+    dense_grid,
+    fixed_images,
+    shifted_squares,
+    snapshot_steps,
+)
+from dino_x.training.step.seen import seen_of
 from tests.training.runs import losses, pretrain, weights
 
 QUICK = ("--effective-batch", 8, "--micro-batch", 4, "--steps", 4, "--centering", "sinkhorn")
@@ -49,6 +61,31 @@ def test_there_is_one_at_the_beginning_and_up_to_the_end(run):
     assert np.array_equal(first["images"], last["images"])
     assert not np.array_equal(first["features"], last["features"])
     assert not list((run / "snapshots").glob("*.partial"))
+
+
+def test_the_first_one_has_what_the_network_is_shown(run, films):
+    """Crops as `seen_of` cuts them, masked patches darkened; the others have none."""
+    first, *others = arrays_of(run).values()
+    assert not any("global_crops" in content for content in others)
+    assert first["global_crops"].shape == (6, 2, 3, 32, 32)
+    assert first["local_crops"].shape == (6, 3, 3, 16, 16)
+    settings = RunFolder(run).settings()
+    index = build_index([films], verify="headers")
+    options = resolve(settings, Facts(len(index))).options
+    with Loader(index, canvas_form(options, index, 3), cache_bytes=0, workers=1) as loader:
+        canvases = loader.batch(fixed_images(options.train.seed, len(index)))
+    expected = seen_of(options, canvases, 3, 8)
+    shown = np.rint(255 * expected.shaded_nVCSS)
+    np.testing.assert_allclose(first["global_crops"], shown, atol=1)
+    assert (expected.shaded_nVCSS < expected.global_nVCSS).any(), "some patches are masked"
+
+
+def test_large_crops_are_made_smaller():
+    crops = np.tile(np.linspace(0, 1, 512), (1, 2, 1, 512, 1))
+    small = as_bytes(crops)
+    assert (small.shape, small.dtype) == ((1, 2, 1, 256, 256), np.uint8)
+    np.testing.assert_allclose(small[0, 0, 0, 7], 255 * np.linspace(0, 1, 256), atol=1)
+    assert as_bytes(np.zeros((6, 0, 1, 512, 512))).shape == (6, 0, 1, 512, 512)
 
 
 def test_the_last_one_has_the_features_of_the_model(run):
