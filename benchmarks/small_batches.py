@@ -3,9 +3,9 @@
     python benchmarks/small_batches.py --out small_batches.jsonl
     python benchmarks/small_batches.py --out small_batches.jsonl --table
 
-Each run is a whole ``dino-x pretrain`` on the demo's images, 30,720 of them in all, with the
-network that the demo had before (4 layers of 128), evaluated on held-out patients. It is one line
-of ``--out`` as soon as it is done, and what is there is not run again.
+Each run is a whole ``dino-x pretrain`` on the demo's images, 30,720 of them in all, evaluated on
+held-out patients. It is one line of ``--out`` as soon as it is done, and what is there is not run
+again. ``--network former`` has the network and rate that the demo had before (4 layers of 128).
 """
 
 import argparse
@@ -21,11 +21,15 @@ import torch
 from former_demo import FORMER_DEMO
 from rich.console import Console
 
+from dino_x.commands.demo import SETTINGS
 from dino_x.commands.pretrain import pretrain
+from dino_x.config.presets import read_config
 from dino_x.demo import demo_folder, demo_labels
 
 BATCHES = (8, 16, 32, 64, 128)
 FLOOR = 256
+NETWORKS = {"demo": read_config(SETTINGS), "former": FORMER_DEMO}
+MICRO_BATCH = {"demo": 32, "former": 16}
 NOT_SCALED = {"teacher.momentum_batch": None}  # the teacher's momentum is 0.9 at every batch
 SOFTMAX = {"loss.centering": "softmax"}
 SINKHORN = {"loss.centering": "sinkhorn"}
@@ -56,6 +60,7 @@ ARMS: dict[str, Callable[[int], dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="a JSON line a run")
+    parser.add_argument("--network", choices=list(NETWORKS), default="demo")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["default"])
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -67,30 +72,30 @@ def main() -> None:
         for arm in arguments.arms:
             for batch in arguments.batches:
                 for seed in arguments.seeds:
-                    once(arm, batch, seed, arguments.images, arguments.out)
+                    key = {"network": arguments.network, "arm": arm, "batch": batch}
+                    once(key | {"seed": seed, "images": arguments.images}, arguments.out)
     print_table(read(arguments.out))
 
 
-def once(arm: str, batch: int, seed: int, images: int, out: Path) -> None:
+def once(key: dict[str, Any], out: Path) -> None:
     """Run one arm, unless ``out`` holds it."""
-    key = {"arm": arm, "batch": batch, "seed": seed, "images": images}
     if any(all(line[name] == value for name, value in key.items()) for line in read(out)):
         return
-    line = key | trained(ARMS[arm](batch), batch, seed, images)
+    line = key | trained(**key)
     with out.open("a") as file:
         file.write(json.dumps(line) + "\n")
     print(json.dumps(line), flush=True)
 
 
-def trained(settings: dict[str, Any], batch: int, seed: int, images: int) -> dict[str, Any]:
+def trained(network: str, arm: str, batch: int, seed: int, images: int) -> dict[str, Any]:
     """What a run comes to."""
     folder = demo_folder()
-    overrides = FORMER_DEMO | {
+    overrides = NETWORKS[network] | {
         "data.paths": [str(folder / "films"), str(folder / "mri")],
         "data.labels": str(demo_labels()), "train.seed": seed, "train.effective_batch": batch,
-        "train.micro_batch": min(batch, 16), "train.steps": images // batch,
+        "train.micro_batch": min(batch, MICRO_BATCH[network]), "train.steps": images // batch,
         "report.page": False, "report.snapshots": 0, "checkpoint.every": 10**6,
-        "health.on_collapse": "warn", **settings,
+        "health.on_collapse": "warn", **ARMS[arm](batch),
     }  # fmt: skip
     started = time.process_time()
     with tempfile.TemporaryDirectory() as place:
@@ -126,17 +131,18 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def print_table(lines: list[dict[str, Any]]) -> None:
     """Means over seeds, in Markdown."""
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for line in lines:
-        groups.setdefault((line["arm"], line["batch"]), []).append(line)
+        groups.setdefault((line["network"], line["arm"], line["batch"]), []).append(line)
     columns = ("model knn", "random knn", "pixels knn", "model linear", "random linear")
-    print("| centering | batch | seeds | " + " | ".join(columns) + " | named |")
-    print("|---|---:|---:|" + "---:|" * len(columns) + "---|")
-    for (arm, batch), group in sorted(groups.items()):
+    print("| network | centering | batch | seeds | " + " | ".join(columns) + " | lowest knn | named |")
+    print("|---|---|---:|---:|" + "---:|" * (len(columns) + 1) + "---|")
+    for (network, arm, batch), group in sorted(groups.items()):
         means = [float(np.mean([line[column] for line in group])) for column in columns]
         states = "; ".join(sorted({state for line in group for state in line["states"]})) or "-"
         cells = " | ".join(f"{mean:.3f}" for mean in means)
-        print(f"| {arm} | {batch} | {len(group)} | {cells} | {states} |")
+        lowest = min(line["model knn"] for line in group)
+        print(f"| {network} | {arm} | {batch} | {len(group)} | {cells} | {lowest:.3f} | {states} |")
 
 
 if __name__ == "__main__":
