@@ -135,7 +135,8 @@ def print_table(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         groups.setdefault((line["network"], line["arm"], line["batch"]), []).append(line)
     columns = ("model knn", "random knn", "pixels knn", "model linear", "random linear")
-    print("| network | centering | batch | seeds | " + " | ".join(columns) + " | lowest knn | named |")
+    head = ("network", "centering", "batch", "seeds", *columns, "lowest knn", "named")
+    print("| " + " | ".join(head) + " |")
     print("|---|---|---:|---:|" + "---:|" * (len(columns) + 1) + "---|")
     for (network, arm, batch), group in sorted(groups.items()):
         means = [float(np.mean([line[column] for line in group])) for column in columns]
