@@ -4,7 +4,7 @@
     python benchmarks/quality.py --validation                        # what recipes are chosen by
     python benchmarks/quality.py --data DATA --only scratch          # makes figures anew
     python benchmarks/quality.py --data DATA --only continue --weights FOLDER
-    python benchmarks/quality.py --data DATA --only recipe           # one change of small each
+    python benchmarks/quality.py --data DATA --only recipe           # one change of try each
     python benchmarks/quality.py --data DATA --only scope            # what the exact batch is worth
 
 DATA holds the folders cxr_pneumonia_224, mri_hippocampus_nifti and mednist_9k. FOLDER is made by

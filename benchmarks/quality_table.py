@@ -34,9 +34,9 @@ def print_validation(lines: Sequence[Line]) -> None:
     """What recipes are chosen by: validation patients, CLS, the mean over seeds."""
     groups: dict[tuple[str, str], dict[tuple[str, int], list[Line]]] = {}
     for line in lines:
-        if "seen" in line:
+        if not line.get("truth"):
             found = groups.setdefault((line["experiment"], line["set"]), {})
-            found.setdefault((line["recipe"], line["seen"]), []).append(line)
+            found.setdefault((line["recipe"], line.get("seen", 0)), []).append(line)
     for (experiment, name), own in groups.items():
         tasks = list(next(iter(own.values()))[0]["cls"]["val"])
         print(f"\n**{experiment}, {name}**, validation patients, CLS\n")
@@ -44,7 +44,7 @@ def print_validation(lines: Sequence[Line]) -> None:
         print("|---|---:|---:|" + "---:|" * (len(tasks) + 1))
         for (recipe, seen), group in own.items():
             means = [np.mean([line["cls"]["val"][task] for line in group]) for task in tasks]
-            cells = [recipe, f"{seen:,}", str(len(group))]
+            cells = [recipe, f"{seen:,}" if seen else "", str(len(group))]
             cells += [f"{value:.3f}" for value in [*means, np.mean(means)]]
             print("| " + " | ".join(cells) + " |")
 
