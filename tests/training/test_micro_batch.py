@@ -100,6 +100,24 @@ def test_on_a_cpu_it_fits_what_is_free(gib, size, words, monkeypatch):
     assert not found.warning
 
 
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"preset": "try"}, 64),  # 34 tokens an image, all of the effective batch
+        ({"preset": "try", "train__effective_batch": 256}, 64),  # 128 would have 4,352
+        ({"preset": "try", "views__global_size": 112}, 32),  # 100 tokens: 40 images
+        ({"preset": "small", "model__name": "vits16"}, 16),  # 394 tokens
+        ({"views__global_size": 64, "views__local_crops": 0}, 64),
+        ({"views__global_size": 64, "views__local_size": 32}, 32),  # 8 local crops of 5 tokens
+    ],
+)
+def test_on_a_cpu_small_crops_go_together_until_products_are_large_enough(
+    settings, size, monkeypatch
+):
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda _: 64 * GIB)
+    assert find(step_of(64, **settings), CPU, never) == Chosen(size, "auto")
+
+
 def test_on_a_cpu_what_will_hardly_fit_is_said(monkeypatch):
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device: 0.5 * GIB)
     found = find(step_of(256), CPU, never)

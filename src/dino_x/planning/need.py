@@ -12,10 +12,10 @@ from dino_x.cost.shapes import Step
 from dino_x.machine.host import free_bytes, resident_bytes
 from dino_x.planning import measure
 from dino_x.training.micro_batch import (
-    CPU_MICRO_BATCH,
     CPU_SHARE,
     helps,
     largest_by_calculation,
+    most_on_cpu,
     sizes_of,
 )
 
@@ -91,7 +91,7 @@ def _for_cpu(
 
     sizes = sizes_of(step)
     fits = largest_by_calculation(sizes, needed, CPU_SHARE * room)
-    usual = [size for size in sizes if size <= CPU_MICRO_BATCH]
+    usual = [size for size in sizes if size <= most_on_cpu(step)]
     usual_fits = largest_by_calculation(usual, needed, CPU_SHARE * room)
     step = step.at(_size_on_machine(step, steps, usual_fits))
     parts = parts_on_cpu(step, numerics)

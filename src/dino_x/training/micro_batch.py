@@ -16,8 +16,12 @@ from dino_x.machine.device import GIB, limited_memory
 from dino_x.machine.host import free_bytes, limit_bytes
 from dino_x.machine.out_of_memory import OutOfMemory, caught
 from dino_x.runs.folder import RunFolder
+from dino_x.views.sizes import GLOBAL_VIEWS
 
-CPU_MICRO_BATCH = 16  # larger gains no speed on a CPU and costs memory
+# On a CPU a larger micro-batch gains no speed and costs memory, but for small crops: of those
+# more are needed until matrix products have rows enough, and memory then is no more.
+CPU_MICRO_BATCH = 16
+CPU_ROWS = 4096  # tokens of all crops; 16 images of two crops of 224 px have 6,304
 CPU_SHARE = 0.9  # of what is free
 
 
@@ -92,6 +96,14 @@ def sizes_of(step: Step) -> list[int]:
     return choices(step.effective_batch, step.processes, equally_many=step.parts > 1)
 
 
+def most_on_cpu(step: Step) -> int:
+    """The largest micro-batch that is worth its memory on a CPU."""
+    student, sizes = step.student, step.largest
+    rows = GLOBAL_VIEWS * student.tokens(sizes.global_size)
+    rows += step.locals * student.tokens(sizes.local_size)
+    return max(CPU_MICRO_BATCH, CPU_ROWS // rows)
+
+
 def find(step: Step, device: torch.device, attempt: Callable[[int], None]) -> Chosen:
     """The micro-batch for ``auto``: by calculation on a CPU, by trying on a GPU.
 
@@ -137,7 +149,7 @@ def _calculated(step: Step, numerics: Numerics, sizes: Sequence[int], room: floa
     def needed(size: int) -> float:
         return memory.still_taken(step.at(size), numerics) + images
 
-    usual = [size for size in sizes if size <= CPU_MICRO_BATCH]
+    usual = [size for size in sizes if size <= most_on_cpu(step)]
     size = largest_by_calculation(usual, needed, CPU_SHARE * room)
     if size is None:
         short = (
