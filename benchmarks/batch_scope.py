@@ -41,6 +41,7 @@ from dino_x.evaluation.baselines import (
 )
 from dino_x.evaluation.embed import encode
 from dino_x.exact import CenteringState, StepResult
+from dino_x.exact.statistics import KoLeo
 from dino_x.machine.device import choose_device, describe_device, dtype_of
 from dino_x.training.optimizer import set_values
 from dino_x.training.schedules import StepValues, values_at
@@ -175,7 +176,9 @@ def gradients(arm: Arm, steps: Steps, step: int, values: StepValues) -> StepResu
     terms: dict[str, float] = {}
     before = state = steps.state.centering
     exact_step = steps.exact_step
-    one_by_one = replace(exact_step, statistic=replace(exact_step.statistic, group=arm.scope))
+    statistic = exact_step.statistic
+    assert isinstance(statistic, KoLeo)
+    one_by_one = replace(exact_step, statistic=replace(statistic, group=arm.scope))
     for batch in scopes(arm, steps, step):
         result = one_by_one.gradient(batch, state, values.teacher_temperature)
         state = centers_of(result.next_state, before)
@@ -227,6 +230,7 @@ def run(job: tuple[Path, str, Arm, int]) -> dict[str, Any]:
     cutter = Cutter(options, [0.5] * 3, [0.25] * 3, device, dtype_of(options.train.precision))
     steps = Steps(options, canvases, len(films.train), cutter)
     count, last = options.train.steps, []
+    assert count is not None
     started, cpu_started = time.perf_counter(), time.process_time()
     steps.fill_queues()
     for step in range(count):

@@ -11,6 +11,8 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from effective_batch_memory import make_images
@@ -35,32 +37,31 @@ def main() -> None:
     writes: dict[bool, list[float]] = {False: [], True: []}
     next_step, copied, begin = Trainer.next_step, saving._copied_if_it_fits, saving.Saver.begin
 
-    def timed_step(self, *arguments):
+    def timed_step(self: Trainer, *arguments: Any) -> None:
         before = time.perf_counter()
         next_step(self, *arguments)
         seconds.append(time.perf_counter() - before)
 
-    def timed_copy(state):
+    def timed_copy(state: Any) -> Any:
         before = time.perf_counter()
         copy = copied(state)
         copies.append(time.perf_counter() - before)
         return copy
 
-    def by_turns(self, step, state):
+    def by_turns(self: saving.Saver, step: int, state: Any) -> None:
         self.options.background = background = step // EVERY % 2 == 0
         write = self.write
 
-        def timed_write(*arguments):
+        def timed_write(*arguments: Any) -> None:
             before = time.perf_counter()
             write(*arguments)
             writes[background].append(time.perf_counter() - before)
 
-        self.write = timed_write
-        begin(self, step, state)
-        self.write = write
+        with patch.object(self, "write", timed_write):
+            begin(self, step, state)
 
-    Trainer.next_step, saving._copied_if_it_fits = timed_step, timed_copy
-    saving.Saver.begin = by_turns
+    Trainer.next_step, saving._copied_if_it_fits = timed_step, timed_copy  # type: ignore
+    saving.Saver.begin = by_turns  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
@@ -81,7 +82,9 @@ def main() -> None:
     show(seconds[:-1], copies, writes, size)
 
 
-def show(seconds, copies, writes, size) -> None:
+def show(
+    seconds: list[float], copies: list[float], writes: dict[bool, list[float]], size: float
+) -> None:
     table = Table("written", "write, s", "stall, s", "largest step, s", "in steps")
     plain = statistics.median(
         second for step, second in enumerate(seconds, 1) if step % EVERY > EVERY // 2

@@ -25,7 +25,7 @@ from dino_x.evaluation.suite import evaluate
 K = 20  # neighbours
 PLAIN = {"preset": "small", "train.effective_batch": 256, "train.micro_batch": 16,
          "views.global_size": 64, "model.heads_from": "new", "optim.lr": 0.003}  # fmt: skip
-SETTINGS = {  # name: what it changes
+SETTINGS: dict[str, dict[str, Any]] = {  # name: what it changes
     "small preset as it is, new heads": {},
     "+ backbone frozen for the first quarter": {"optim.freeze_backbone": 0.25},
     "+ rate 0.001, layer decay 0.8": {"optim.lr": 1e-3, "optim.layer_decay": 0.8},
@@ -67,9 +67,10 @@ def main() -> None:
         start = evaluate(arguments.start, paths, labels, tasks=["knn"], ks=[K])["results"]
         for name in ("model", "random", "pixels"):
             add(figures, {"model": "the start"}.get(name, name), start[name])
-        overrides = PLAIN | {"data.paths": paths, "data.labels": str(labels), "train.seed":
-                        arguments.seed, "train.steps": arguments.steps,
-                        "model.name": arguments.start}  # fmt: skip
+        overrides: dict[str, Any] = PLAIN | {
+            "data.paths": paths, "data.labels": str(labels), "model.name": arguments.start,
+            "train.seed": arguments.seed, "train.steps": arguments.steps,
+        }  # fmt: skip
         for number, (name, changes) in enumerate(SETTINGS.items()):
             overrides |= changes
             frozen = round(overrides.get("optim.freeze_backbone", 0) * arguments.steps)

@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dino_x.config.resolve import Facts, resolve
 from dino_x.data.loading.loader import Canvases
+from dino_x.exact.statistics import KoLeo
 from dino_x.machine.device import choose_device, describe_device, dtype_of
 from dino_x.training.schedules import values_at
 from dino_x.training.step.batch_plan import Cutter
@@ -83,7 +84,9 @@ def naive(steps: Steps, group: int | None = None) -> None:
     assert isinstance(size, int)
     temperature = values_at(STEP, steps.options).teacher_temperature
     exact_step = steps.exact_step
-    step = replace(exact_step, statistic=replace(exact_step.statistic, group=group or size))
+    statistic = exact_step.statistic
+    assert isinstance(statistic, KoLeo)
+    step = replace(exact_step, statistic=replace(statistic, group=group or size))
     for batch in steps.batch(steps.plan(STEP)).each_alone():
         step.gradient(batch, steps.state.centering, temperature)
 

@@ -11,7 +11,9 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from former_demo import FORMER_DEMO
@@ -26,15 +28,16 @@ from dino_x.training.images import read_index
 from dino_x.training.metrics import step_metrics
 from dino_x.training.prepare import online, prepare
 from dino_x.training.schedules import values_at
+from dino_x.training.trainer import Trainer
 
 
 class Clock:
     """CPU seconds inside a function, added up call by call."""
 
-    def __init__(self, function) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.seconds = function, 0.0
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: object) -> Any:
         """As the function."""
         started = time.process_time()
         try:
@@ -43,7 +46,7 @@ class Clock:
             self.seconds += time.process_time() - started
 
 
-def one_step(trainer, step: int, every: int) -> tuple[float, float]:
+def one_step(trainer: Trainer, step: int, every: int) -> tuple[float, float]:
     """CPU seconds of a step, and of these the seconds in health, looking if ``every`` is 1."""
     health = trainer.health
     health.options = with_values(trainer.options, {"health.every": every})
@@ -83,7 +86,12 @@ def main() -> None:
         prepared = prepare(resolved, None, run, index, torch.device("cpu"), ALONE, console)
         evaluation, trainer = online(prepared, None), prepared.trainer
         assert evaluation is not None
-        off, quiet, look, inside_quiet, inside_look, evaluated = [], [], [], [], [], []
+        off: list[float] = []
+        evaluated: list[float] = []
+        quiet: list[float] = []
+        look: list[float] = []
+        inside_quiet: list[float] = []
+        inside_look: list[float] = []
         one_step(trainer, 2, 0)  # images are read, threads start
         for step in range(3, 3 + 3 * arguments.rounds, 3):
             off.append(one_step(trainer, step, 0)[0])
@@ -98,10 +106,10 @@ def main() -> None:
             evaluation.evaluate(trainer.teacher.backbone)
             evaluated.append(time.process_time() - started)
         prepared.loader.close()
-    step = statistics.median(off)
+    plain = statistics.median(off)
     table = Table("what", "CPU seconds", "share of a step", box=None)
     rows = {
-        "a step without health": step,
+        "a step without health": plain,
         "a step with it, no look": statistics.median(quiet),
         "a step with a look": statistics.median(look),
         "  inside health, no look": statistics.median(inside_quiet),
@@ -109,11 +117,11 @@ def main() -> None:
         "an online evaluation": statistics.median(evaluated),
     }
     for name, seconds in rows.items():
-        table.add_row(name, f"{seconds:.4f}", f"{seconds / step:.2%}")
+        table.add_row(name, f"{seconds:.4f}", f"{seconds / plain:.2%}")
     a_step = rows["  inside health, no look"] + rows["  inside health, with a look"] / look_every
-    table.add_row(f"health, a look every {look_every}", f"{a_step:.4f}", f"{a_step / step:.2%}")
+    table.add_row(f"health, a look every {look_every}", f"{a_step:.4f}", f"{a_step / plain:.2%}")
     a_step = rows["an online evaluation"] / online_every
-    table.add_row(f"online, every {online_every}", f"{a_step:.4f}", f"{a_step / step:.2%}")
+    table.add_row(f"online, every {online_every}", f"{a_step:.4f}", f"{a_step / plain:.2%}")
     console.print(table)
 
 

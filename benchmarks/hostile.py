@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -157,7 +158,10 @@ def damages(draw: random.Random) -> dict[str, Callable[[Path], None]]:
     """Ways to damage a file, by name."""
 
     def rewrite(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-        return lambda path: path.write_bytes(change(path.read_bytes())) and None
+        def way(path: Path) -> None:
+            path.write_bytes(change(path.read_bytes()))
+
+        return way
 
     def flipped(data: bytes) -> bytes:
         found = bytearray(data)
@@ -212,7 +216,8 @@ def damages(draw: random.Random) -> dict[str, Callable[[Path], None]]:
 def _other(value: object, draw: random.Random) -> object:
     if isinstance(value, dict):
         return {key: _other(inner, draw) for key, inner in value.items()}
-    kinds = [None, -1, 10**30, 0.5, "text", [], {}, [[]], True, "\x1b[31m", "../../x", [None]]
+    kinds: list[Any] = [None, -1, 10**30, 0.5, True, "text", "\x1b[31m", "../../x"]
+    kinds += [[], {}, [[]], [None]]
     return draw.choice(kinds) if draw.random() < 0.5 else value
 
 

@@ -45,7 +45,7 @@ def read_films(folder: Path) -> Films:
     split = np.array([row["split"] for row in found])
     classes = np.array([row["subtype"] or row["label"].lower() for row in found])
     train = [ref for ref, side in zip(index.rows, split, strict=True) if side == "train"]
-    return Films(Index(train), index.rows, classes, split)
+    return Films(Index(train), list(index.rows), classes, split)
 
 
 def scores(features_ND: np.ndarray, films: Films) -> dict[str, Any]:

@@ -10,13 +10,15 @@ loss until no process of the run is left.
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import make_films
 from tests.equivalence.test_processes import CASES, arguments, started
 
 LIMIT = 120  # seconds
 BUSY = {"after step": 1, "first is busy": True}
-WAYS = {  # what is lost, of how many: in a step, or while the first evaluates
+# What is lost, of how many: in a step, or while the first evaluates.
+WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "killed, the second of 4": (4, {"spoil": "killed", "in": 1}),
     "killed, the first of 4": (4, {"spoil": "killed", "in": 0}),
     "killed, the second of 2, while the first evaluates": (2, {"spoil": "killed", "in": 1} | BUSY),
@@ -34,7 +36,7 @@ def lost(pid: int) -> bool:
         return True
 
 
-def seconds(count: int, case: dict, films: Path, folder: Path) -> float:
+def seconds(count: int, case: dict[str, Any], films: Path, folder: Path) -> float:
     """From the loss of a process until all others have ended."""
     job = {"arguments": arguments(films, folder / "run", 2, **CASES["queue"]), **case}
     with started(count, [job], folder / "results") as processes:

@@ -52,7 +52,8 @@ class Measurement:
 def main() -> None:
     options = parse_options()
     if options.case:
-        print(json.dumps(measure(*options.case, options.device, options.repeat)))
+        case: tuple[str, str, str, str] = tuple(options.case)
+        print(json.dumps(measure(*case, options.device, options.repeat)))
         return
     print_machine(options.device)
     for loss in options.loss:

@@ -71,7 +71,7 @@ def chest_films(data: Path) -> Images:
     folder = data / "cxr_pneumonia_224"
     with (folder / "manifest.csv").open(newline="") as file:
         rows = {row["path"]: row for row in csv.DictReader(file)}
-    refs = build_index([folder / "images"], verify="headers").rows
+    refs = list(build_index([folder / "images"], verify="headers").rows)
     found = [rows[str(ref.path.relative_to(folder))] for ref in refs]
     targets = {
         "2 classes": np.array([row["label"].lower() for row in found]),
@@ -96,16 +96,22 @@ def few_chest_films(data: Path) -> Images:
 def mr_slices(data: Path) -> Images:
     """MR slices around the hippocampus: which of its two parts a slice shows."""
     folder = data / "mri_hippocampus_nifti"
-    refs = build_index([folder / "images"], verify="headers").rows
+    refs = list(build_index([folder / "images"], verify="headers").rows)
     masks: dict[Path, np.ndarray] = {}
     classes = []
     for ref in refs:
         if ref.path not in masks:
-            masks[ref.path] = np.asarray(nibabel.load(folder / "labels" / ref.path.name).dataobj)
+            masks[ref.path] = mask_of(folder / "labels" / ref.path.name)
         parts = masks[ref.path][:, :, ref.frame]
         classes.append(SLICES[(parts == 1).any() + 2 * (parts == 2).any()])
     patients = np.array([ref.path.name for ref in refs])
     return Images("mr", refs, {"4 classes": np.array(classes)}, patients, split_of(patients))
+
+
+def mask_of(path: Path) -> np.ndarray:
+    """The numbers of a volume of labels, as they are stored."""
+    volume: Any = nibabel.load(path)
+    return np.asarray(volume.dataobj)
 
 
 def few_mixed(data: Path) -> Images:

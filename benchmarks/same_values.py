@@ -48,8 +48,8 @@ def main() -> int:
     print(f"\n{'format':<9}{'files':>8}{'images':>9}{'compared':>10}")
     for kind, counts in count.items():
         print(f"{kind:<9}{counts['files']:>8,}{counts['images']:>9,}{counts['compared']:>10,}")
-    for reason, files in reasons.most_common():
-        print(f"{files:>6,} refused: {reason}")
+    for words, files in reasons.most_common():
+        print(f"{files:>6,} refused: {words}")
     print(f"\n{bad} files differ")
     return 1 if bad else 0
 

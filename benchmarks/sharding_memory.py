@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from effective_batch_memory import make_images
 from rich.console import Console
@@ -38,9 +39,10 @@ def memory(name: str) -> int:
 
 def train(place: Path, model: str, prototypes: str, shard: str) -> None:
     """Runs in each process; writes what it took."""
-    before, update, found = memory("VmRSS"), Steps.update, {}
+    before, update = memory("VmRSS"), Steps.update
+    found: dict[str, int] = {}
 
-    def watched(self: Steps, step: int, *rest: object) -> float:
+    def watched(self: Steps, step: int, *rest: Any) -> float:
         norm = update(self, step, *rest)
         if step == 0:
             Path("/proc/self/clear_refs").write_text("5")  # forget the peak
@@ -48,7 +50,7 @@ def train(place: Path, model: str, prototypes: str, shard: str) -> None:
         found["weights"] = sum(weight.numel() for weight in self.student.parameters())
         return norm
 
-    Steps.update = watched
+    Steps.update = watched  # type: ignore
     batch = 4  # a micro-batch in each of four processes
     status = dino_x(
         ["pretrain", "--data", str(place / "images"), "--out", str(place / "run"),

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -51,8 +52,8 @@ def build(out: Path, image_size: int) -> None:
         state = weights(place / NETWORK)
     CONFIG.save_pretrained(out)
     save_file(state, out / "model.safetensors", metadata={"format": "pt"})
-    _, report = Dinov2Model.from_pretrained(out, output_loading_info=True)
-    assert not any(report.values()), report
+    loaded: Any = Dinov2Model.from_pretrained(out, output_loading_info=True)
+    assert not any(loaded[1].values()), loaded[1]
     preparation = {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True, "size": {"height": image_size, "width": image_size},

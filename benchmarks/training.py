@@ -24,7 +24,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +73,7 @@ def cost_of(command: list[str], log: Path) -> Cost:
         _, status, usage = os.wait4(child.pid, 0)
     if status:
         sys.exit(f"{' '.join(command)}\nfailed:\n{log.read_text()[-3000:]}")
-    memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    memory: float = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if torch.cuda.is_available():
         memory = of_gpu.most
     return Cost(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, memory)
@@ -106,7 +108,7 @@ class GpuMemory:
 
 
 def ours(
-    images: Path, out: Path, steps: int, micro: int, arguments: argparse.Namespace
+    images: Path, micro: int, arguments: argparse.Namespace, out: Path, steps: int
 ) -> list[str]:
     """The command of this project."""
     return [
@@ -128,7 +130,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, object]:
     } | dict(pair.split("=", 1) for pair in arguments.set)  # fmt: skip
 
 
-def theirs(images: Path, out: Path, steps: int, arguments: argparse.Namespace) -> list[str]:
+def theirs(images: Path, arguments: argparse.Namespace, out: Path, steps: int) -> list[str]:
     """lightly-train's command: an epoch is ``steps_an_epoch`` steps, for there are as many images.
 
     With one step an epoch, images are read in its own process; with more, in the workers asked for,
@@ -203,20 +205,18 @@ def measured(arguments: argparse.Namespace) -> dict[str, list[Cost]]:
         images = Path(place) / "images"
         make_images(images, arguments.batch * arguments.steps_an_epoch)
         for repeat in range(arguments.repeats):
-            ways = {
-                f"DINO-X, micro-batch {micro}": (
-                    lambda out, steps, micro=micro: ours(images, out, steps, micro, arguments)
-                )
+            ways: dict[str, Callable[[Path, int], list[str]]] = {
+                f"DINO-X, micro-batch {micro}": partial(ours, images, micro, arguments)
                 for micro in arguments.micro_batches
             }
             if arguments.peer:
-                ways["lightly-train"] = lambda out, steps: theirs(images, out, steps, arguments)
+                ways["lightly-train"] = partial(theirs, images, arguments)
             for name, command in ways.items():
-                found = []
+                found = {}
                 for steps in (few, many):
                     out = Path(place) / f"{name}-{steps}-{repeat}"
-                    found.append(cost_of(command(out, steps), Path(place) / "log"))
-                costs.setdefault(name, []).append(per_step(*found, many - few))
+                    found[steps] = cost_of(command(out, steps), Path(place) / "log")
+                costs.setdefault(name, []).append(per_step(found[few], found[many], many - few))
     return costs
 
 

@@ -1,6 +1,7 @@
 """Do the promises hold on this device? Gradients, losses and views, by the tests' own means."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def measure(card: Card, results: Results, more: dict[str, str]) -> None:
 
 
 def same_for_any_cut(
-    bench: partial, results: Results, name: str = "Sinkhorn-Knopp, KoLeo over all", **settings
+    bench: partial, results: Results, name: str = "Sinkhorn-Knopp, KoLeo over all", **settings: Any
 ) -> None:
     """The gradient in micro-batches of several sizes against that of all images at once."""
     step = bench(**settings)

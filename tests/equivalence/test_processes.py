@@ -25,7 +25,7 @@ COMMON = {
     "train__effective_batch": 16, "train__steps": 4, "train__precision": "fp64",
     "model__drop_path": 0.1, "checkpoint__every": 2, "data__workers": 1,
 }  # fmt: skip
-CASES = {
+CASES: dict[str, dict[str, object]] = {
     "queue": {"loss__centering": "sinkhorn", "loss__queue": 48},
     "koleo group": {"loss__centering": "sinkhorn", "loss__koleo_group": 4, "model__layerscale": 1},
     "softmax": {"loss__centering": "softmax", "head__init": "fan_in"},
