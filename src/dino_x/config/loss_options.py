@@ -10,8 +10,8 @@ class LossOptions(Section):
 
     centering: Literal["auto", "sinkhorn", "softmax"] = option(
         "auto",
-        "auto: Sinkhorn-Knopp if the effective batch is at least loss.floor; otherwise"
-        " softmax centering, without KoLeo.",
+        "sinkhorn: Sinkhorn-Knopp. softmax: a running mean, as in DINOv1. auto: Sinkhorn-Knopp;"
+        " below an effective batch of loss.floor, what loss.on_small_batch says.",
     )
     floor: PositiveInt = option(
         256,

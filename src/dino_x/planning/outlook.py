@@ -15,6 +15,7 @@ from dino_x.model.teacher import build_student
 from dino_x.planning.need import for_gpu
 from dino_x.planning.speed import estimated_speed
 from dino_x.progress import roughly
+from dino_x.training.micro_batch import most_on_cpu
 
 PATIENCE = 600.0  # seconds: a first run should be over by then
 USUAL_GPU = "rtx3090"
@@ -104,7 +105,8 @@ def seconds_of_small(rate: float) -> float:
         backbone = build_backbone(options.model, options.views.global_size, options.train.seed)
         student = build_student(options, backbone)
     side = options.views.global_size
-    step = Step.of(options, student, processes=1, canvas=side, channels=1, images=1).at(1)
+    step = Step.of(options, student, processes=1, canvas=side, channels=1, images=1)
+    step = step.at(min(most_on_cpu(step), step.effective_batch))
     numerics = Numerics.on("fp32", torch.device("cpu"))
     assert options.train.steps is not None
     images = options.train.steps * options.train.effective_batch
