@@ -14,12 +14,14 @@ import numpy as np
 from PIL import Image as Pillow
 
 from dino_x.data.index.content import content_keys
-from dino_x.data.index.label_sources import is_table, items_from_csv, read_csv
+from dino_x.data.index.label_sources import is_table, items_from_csv
+from dino_x.data.index.label_tables import read_table
 from dino_x.data.index.labels import (
     sides_of,
     tested_side,
     warn_of_unknown_patients,
 )
+from dino_x.data.index.spellings import with_one_spelling
 from dino_x.data.index.splits import Item, make_split
 from dino_x.data.readers import registry
 from dino_x.data.readers.registry import ImageRef, Unreadable
@@ -78,7 +80,7 @@ def has_masks(labels: str | Path | None) -> bool:
     if not Path(labels).is_file():
         return False
     try:
-        masks = [row["mask"] for _, row in read_csv(Path(labels), "mask")]
+        masks = [row["mask"] for _, row in read_table(Path(labels), "mask")]
     except UserError:
         return False
     return any(masks)
@@ -113,6 +115,7 @@ def load_masks(
         frames.setdefault(ref.path, []).append(ref)
     roots = [Path(path) for path in data_paths]
     items, files, left_out = _items_with_masks(Path(masks), labels, frames, roots)
+    items, alike = with_one_spelling(items)
     sides, split_by = sides_of(items, content_keys(item.file for item in items), kept)
     tested = tested_side(sides)
     purposes, validation = _purposes(items, sides, tested)
@@ -146,7 +149,7 @@ def load_masks(
         validation=validation,
         split_by=split_by,
         left_out={reason: count for reason, count in left_out.items() if count},
-        warnings=[f"masks: {line}" for line in warn_of_unknown_patients(items, split_by)],
+        warnings=[f"masks: {line}" for line in alike + warn_of_unknown_patients(items, split_by)],
     )
 
 

@@ -269,7 +269,10 @@ def _testable(targets: Targets, labelled: Labelled) -> tuple[tuple[str, ...], np
     means = np.stack([targets.values_NL[rows].mean(axis=0) for rows in sides])
     good: np.ndarray = np.all((means > 0) & (means < 1), axis=0)
     if not good.any():
-        raise UserError("no label is there and not there in both train and the tested split")
+        raise UserError(
+            "no label is there and not there in both train and the tested split: label more"
+            " patients, or give a column 'split' that has images with and without it on both sides"
+        )
     names = tuple(name for name, kept in zip(targets.names, good, strict=True) if kept)
     return names, targets.values_NL[:, good]
 

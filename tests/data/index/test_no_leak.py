@@ -148,3 +148,45 @@ def test_one_class_that_is_called_like_a_split_stays_a_class(tmp_path):
         write_image(tmp_path / label / f"{number}.png", seed)
     labelled = load_labels("folder", build_index([tmp_path], verify="headers").rows, [tmp_path])
     assert labelled.classes == ["control", "test"]
+
+
+def places(root, *folders, each=4):
+    for seed, folder in enumerate(folders):
+        for number in range(each):
+            write_image(root / folder / f"{number}.png", 10 * seed + number)
+
+
+def from_folders(*roots):
+    return load_labels("folder", build_index(list(roots), verify="headers").rows, list(roots))
+
+
+@pytest.mark.parametrize(
+    ("folders", "roots"),
+    [
+        (["{split}_set/{label}"], [""]),
+        (["{label}/{split}"], [""]),  # the classes first
+        (["{split}/{label}"], ["Training", "Testing"]),  # each named with --data
+    ],
+)
+def test_splits_are_seen_wherever_folders_are_called_after_them(tmp_path, folders, roots):
+    pairs = [(split, label) for split in ("Training", "Testing") for label in ("ill", "well")]
+    places(tmp_path, *(folders[0].format(split=s, label=c) for s, c in pairs))
+    labelled = from_folders(*(tmp_path / root for root in roots))
+    assert labelled.classes == ["ill", "well"]
+    assert labelled.split_by == "given"
+    for ref, test in zip(labelled.refs, labelled.is_test, strict=True):
+        assert test == ("Testing" in str(ref.path.relative_to(tmp_path)))
+
+
+def test_folds_and_one_folder_around_the_classes_are_no_classes(tmp_path):
+    places(tmp_path / "a", *(f"fold{n}/{label}" for n in range(1, 6) for label in ("x", "y")))
+    with pytest.raises(UserError, match=r"called after folds \(fold1, fold2, fold3, ...\)"):
+        from_folders(tmp_path / "a")
+    places(tmp_path / "b", "chest/ill", "chest/well")
+    with pytest.raises(UserError, match=r"in the one folder 'chest' .*name that folder, .*b/chest"):
+        from_folders(tmp_path / "b")
+
+
+def test_classes_with_a_word_of_a_split_stay_classes(tmp_path):
+    places(tmp_path, "test positive", "test negative")
+    assert from_folders(tmp_path).classes == ["test negative", "test positive"]

@@ -4,17 +4,22 @@ So Hugging Face's datasets are: a column of images, a column ``label`` with whol
 names of the classes in the metadata of the file.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from dino_x.data.image import Unreadable
-from dino_x.data.index.label_kinds import BETWEEN, joined
+from dino_x.data.index.label_kinds import columns_named, joined
+from dino_x.data.index.label_values import (
+    Names,
+    column_called,
+    known,
+    names_of_classes,
+    texts,
+)
 from dino_x.data.index.splits import NAMES_OF_SPLITS, Item
 from dino_x.data.storage.archives import Archive, address
 from dino_x.data.storage.member import Member
@@ -22,10 +27,7 @@ from dino_x.data.storage.row_groups import read_values, schema_of
 from dino_x.errors import UserError, nearest
 
 UNITS = ("patient", "group", "slide")  # columns that say what stays on one side; the first counts
-FEATURES = b"huggingface"  # the entry of the metadata that describes columns
 EMPTY = "images with an empty label"
-
-Names = Mapping[str, Sequence[str]]  # of the classes, by column
 
 
 @dataclass(frozen=True)
@@ -99,16 +101,15 @@ def read_table(archive: Archive, label_column: str) -> Table:
     try:
         schema = schema_of(archive)
         columns = columns_of(archive, schema, label_column)
-        wanted = [
-            name
-            for name in schema.names
-            if name in {"split", "volume", *UNITS, *columns}
-        ]  # fmt: skip
-        names = names_of_classes(schema)
-        values = [
-            {name: texts(column, names.get(name)) for name, column in group.items()}
-            for group in read_values(archive, wanted)
-        ]
+        called = {name: column_called(name, schema.names) for name in ("split", "volume", *UNITS)}
+        beside = {name: of for name, of in called.items() if of is not None}
+        names = names_of_classes(schema.metadata)
+        wanted = list(dict.fromkeys([*beside.values(), *columns]))
+        values = []
+        for group in read_values(archive, wanted):
+            found = {name: texts(column, names.get(name)) for name, column in group.items()}
+            renamed = {name: found[of] for name, of in beside.items()}
+            values.append({name: list(map(known, of)) for name, of in (found | renamed).items()})
     except Unreadable as error:
         raise UserError(f"{address(archive.path)}: its labels cannot be read: {error}") from error
     return Table(columns, values, split_of_name(archive.path), kind_of(schema, columns[0], names))
@@ -125,10 +126,7 @@ def kind_of(schema: pa.Schema, column: str, names: Names) -> str:
 
 def columns_of(archive: Archive, schema: pa.Schema, label_column: str) -> list[str]:
     """The columns of the labels. Raises UserError for one that is not there, or holds no labels."""
-    if label_column in schema.names:
-        columns = [label_column]
-    else:
-        columns = [name.strip() for name in label_column.split(",") if name.strip()]
+    columns = columns_named(label_column, schema.names)
     for column in columns:
         if column not in schema.names:
             raise UserError(
@@ -152,41 +150,6 @@ def _holds_labels(kind: pa.DataType) -> bool:
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer,
              pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)  # fmt: skip
     return any(test(kind) for test in tests)
-
-
-def names_of_classes(schema: pa.Schema) -> Names:
-    """The names of the classes by column, as Hugging Face's datasets keep them; {} without any."""
-    try:
-        features = json.loads((schema.metadata or {})[FEATURES])["info"]["features"]
-        found = {}
-        for column, feature in features.items():
-            described = feature
-            while isinstance(described, dict) and "names" not in described:
-                described = described.get("feature")  # of a list
-            if isinstance(described, list) and len(described) == 1:
-                described = described[0]
-            if isinstance(described, dict):
-                found[str(column)] = [str(name) for name in described["names"]]
-        return found
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return {}
-
-
-def texts(column: Sequence[Any], names: Sequence[str] | None) -> list[str]:
-    """The values of a column as texts; whole numbers are names where there are names."""
-    return [text(value, names) for value in column]
-
-
-def text(value: Any, names: Sequence[str] | None) -> str:
-    """One value; a list is several labels with bars between them, nothing and -1 are empty."""
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        parts = [text(one, names) for one in value]
-        return BETWEEN + BETWEEN.join(parts) + BETWEEN * bool(parts)
-    if names and isinstance(value, int) and not isinstance(value, bool):
-        return names[value] if 0 <= value < len(names) else ""
-    return str(value).strip()
 
 
 def label_of_row(row: Mapping[str, str], columns: Sequence[str], member: Member) -> str:

@@ -3,7 +3,7 @@
 N images, L labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,8 @@ SEVERAL, NUMBERS = "several", "numbers"
 BETWEEN = "|"  # stands between the labels of one image
 ALL = "all"  # the one class that images with several labels or numbers are split as
 MOST_CLASSES = 20  # more different numbers than this are no classes
-MOSTLY = 0.9
+MOSTLY = 0.5  # of the labels; if so many are numbers, the others are notes
+CLASS, NUMBER = "class", "number"  # what may be said of a column, as in grade:class
 YES = {"1", "1.0", "true", "yes"}
 NO = {"", "0", "0.0", "false", "no"}
 
@@ -37,12 +38,54 @@ class Targets:
         """Only the images ``rows``, [N] bool or row numbers."""
         return Targets(self.kind, self.names, self.values_NL[rows])
 
+    def rarest(self) -> list[str]:
+        """What images are split by, [N]: the label that fewest images have, of those of each.
+
+        So that a label of few patients is on both sides of a split that is made.
+        """
+        if self.kind == NUMBERS:
+            return [ALL] * len(self.values_NL)
+        order_L = np.argsort(self.values_NL.sum(axis=0), kind="stable")
+        sorted_NL = self.values_NL[:, order_L]
+        first_N = sorted_NL.argmax(axis=1)
+        return [
+            self.names[order_L[first]] if row[first] else ALL
+            for row, first in zip(sorted_NL, first_N.tolist(), strict=True)
+        ]
+
     def counts(self, rows: np.ndarray) -> dict[str, int]:
         """How many of the images ``rows`` have each label; {} for numbers."""
         if self.kind == NUMBERS:
             return {}
         found = self.values_NL[rows].sum(axis=0).astype(int).tolist()
         return dict(zip(self.names, found, strict=True))
+
+
+def column_and_kind(label_column: str, known: Iterable[str]) -> tuple[str, str | None]:
+    """The name of a column, and what the user said that it holds.
+
+    Args:
+        label_column: a name, and perhaps ``:class`` or ``:number``.
+        known: the columns that there are; one whose name ends so is taken as it is called.
+
+    Returns: the name, and ``class``, ``number`` or None.
+
+    >>> column_and_kind("grade:class", ["path", "grade"])
+    ('grade', 'class')
+    """
+    name, _, said = label_column.rpartition(":")
+    if label_column in known or said not in (CLASS, NUMBER) or not name:
+        return label_column, None
+    return name.strip(), said
+
+
+def columns_named(label_column: str, known: Iterable[str]) -> list[str]:
+    """The columns that hold the labels: one, or several with commas between their names."""
+    present = list(known)
+    name, _ = column_and_kind(label_column, present)
+    if name in present:
+        return [name]
+    return [part.strip() for part in name.split(",") if part.strip()]
 
 
 def joined(row: dict[str, str], columns: Sequence[str], where: str) -> str:
@@ -72,28 +115,32 @@ def targets_of(labels: Sequence[str], column: str) -> Targets | None:
     """What the labels of images are; None if they are classes.
 
     Labels are several an image if ``|`` is in one of them, and numbers if all are numbers and more
-    than 20 of them differ.
+    than 20 of them differ. ``column:class`` and ``column:number`` say it.
 
     Args:
         labels: [N] texts.
-        column: what they are called.
+        column: what they are called, and perhaps what they hold, see ``column_and_kind``.
 
-    Raises: UserError if most are numbers and some are not.
+    Raises: UserError if many are numbers and some are not.
     """
-    if any(BETWEEN in label for label in labels):
+    name, said = column_and_kind(column, ())
+    if said == CLASS:
+        return None
+    if said is None and any(BETWEEN in label for label in labels):
         return _several(labels)
     values = [_number(label) for label in labels]
     numbers = [value for value in values if value is not None]
-    if len(set(numbers)) <= MOST_CLASSES or len(numbers) < MOSTLY * len(labels):
+    few = len(set(numbers)) <= MOST_CLASSES or len(numbers) < MOSTLY * len(labels)
+    if said is None and few:
         return None
     if len(numbers) < len(labels):
         odd = labels[values.index(None)]
         raise UserError(
-            f"the column '{column}' holds {len(set(numbers)):,} different numbers, and"
+            f"the column '{name}' holds {len(set(numbers)):,} different numbers, and"
             f" {len(labels) - len(numbers)} values such as '{odd}' that are none: leave these"
-            " empty, or name a column of one kind"
+            f" empty, or say '{name}:class' if the numbers are names of classes"
         )
-    return Targets(NUMBERS, (column,), np.array(numbers, dtype=np.float64)[:, None])
+    return Targets(NUMBERS, (name,), np.array(numbers, dtype=np.float64)[:, None])
 
 
 def _several(labels: Sequence[str]) -> Targets:

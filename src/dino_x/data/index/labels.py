@@ -12,6 +12,7 @@ from dino_x.data.index.content import content_keys
 from dino_x.data.index.index import folders_of
 from dino_x.data.index.label_kinds import ALL, Targets, targets_of
 from dino_x.data.index.label_sources import items_from, patients_from_csv
+from dino_x.data.index.spellings import warn_of_classes, with_one_spelling
 from dino_x.data.index.splits import (
     Item,
     check_classes,
@@ -140,11 +141,13 @@ def load_labels(
     roots = folders_of(data_paths)
     items, left_out = items_from(labels, list(frames), roots, label_column)
     warnings = _warn_of_missing(left_out, len(items))
-    items = _with_patients_of(items, frames)
+    items, alike = with_one_spelling(_with_patients_of(items, frames))
+    warnings += alike
     targets = targets_of([item.label for item in items], label_column)
     number_of = {item.key: number for number, item in enumerate(items)}
-    if targets is not None:  # classes are no help to split by
-        items = [replace(item, label=ALL) for item in items]
+    if targets is not None:
+        pairs_of = zip(items, targets.rarest(), strict=True)
+        items = [replace(item, label=label) for item, label in pairs_of]
     unnamed = len(frames) - len(items) - left_out.get("images with an empty label", 0)
     left_out["images that the labels do not name"] = unnamed
 
@@ -152,7 +155,7 @@ def load_labels(
     if targets is None:
         items, lonely = without_lonely(items, units_with_copies(items, keys))
         left_out["images of a class with one patient"] = sum(lonely.values())
-        warnings += warn_of_lonely(lonely)
+        warnings += warn_of_lonely(lonely) + warn_of_classes(item.label for item in items)
     sides, split_by = sides_of(items, keys, kept)
     unreadable = {ref.path for ref in damaged}
     left_out["images that cannot be decoded"] = sum(item.file in unreadable for item in items)
@@ -173,7 +176,7 @@ def load_labels(
     rows = [(ref, item, side) for item, side in used for ref in frames[item.file]]
     return Labelled(
         refs=[ref for ref, _, _ in rows],
-        labels=np.array([item.label for _, item, _ in rows]),
+        labels=np.array([item.label if targets is None else ALL for _, item, _ in rows]),
         is_test=np.array([side == tested for _, _, side in rows]),
         is_val=np.array([side not in ("train", tested) for _, _, side in rows]),
         patients=np.array([item.patient or f"file {item.key}" for _, item, _ in rows]),
@@ -293,7 +296,7 @@ def sides_of(
     Raises:
         UserError: for a given split that tears a patient apart.
     """
-    if items and items[0].split is not None:
+    if any(item.split is not None for item in items):
         check_given(items)
         return [item.split or "" for item in items], "given"
     split_by = "patient" if any(item.patient is not None for item in items) else "image"

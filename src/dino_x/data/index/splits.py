@@ -51,6 +51,12 @@ def check_given(items: Sequence[Item]) -> None:
     split_of: dict[str, Item] = {}
     leaking: dict[str, tuple[Item, Item]] = {}
     for item in items:
+        if not item.split:
+            row = f"row {item.row}" if item.row else "an image"
+            raise UserError(
+                f"{row} has no split, and others have one: give it train, val or test, leave its"
+                " label empty, or remove all splits to have them made by patient"
+            )
         if item.split not in SPLITS:
             raise UserError(
                 f"row {item.row} has split '{item.split}', which is none of {', '.join(SPLITS)}"
@@ -204,7 +210,7 @@ def without_lonely(
     for item, name in zip(items, units, strict=True):
         units_of.setdefault(item.label, set()).add(name)
     lonely = {label for label, names in units_of.items() if len(names) == 1}
-    given = bool(items) and items[0].split is not None
+    given = any(item.split is not None for item in items)
     if given or not lonely or len(units_of) - len(lonely) < 2:
         return list(items), {}
     left_out = Counter(item.label for item in items if item.label in lonely)
