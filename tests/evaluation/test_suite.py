@@ -183,6 +183,7 @@ def test_what_little_data_cannot_tell_is_said(result):
     assert [warning.split(":")[0] for warning in result["warnings"]] == [
         "few tested patients of a class ('ill' 2, 'well' 2)",
         "few-shot with 5 and 10 and 50 a class is left out",
+        "which images the model, other0 were trained on is not known",
     ]
 
 

@@ -129,3 +129,16 @@ def test_keys_that_cannot_be_read_are_as_if_there_were_none(run, images, tmp_pat
     shutil.copytree(run, copy)
     (copy / "trained_on.keys").write_bytes(damage)
     assert evaluated(copy, images, tmp_path)["seen"] == {}
+
+
+def test_where_nobody_kept_what_was_trained_on_that_is_said(run, images, tmp_path):
+    said = "trained on is not known"
+    result = evaluated(run, images, tmp_path)
+    assert not any(said in warning for warning in result["warnings"])
+    assert main(["export", str(run), "--to", str(tmp_path / "to"), "--format", "transformers"]) == 0
+    result = evaluated(tmp_path / "to", images, tmp_path, "--against", run)
+    told = [warning for warning in result["warnings"] if said in warning]
+    assert told == [
+        "which images the model was trained on is not known: if tested ones are among them, its"
+        " figures are too good"
+    ]

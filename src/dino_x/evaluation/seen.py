@@ -7,6 +7,7 @@ from typing import Any
 from dino_x.data.image import ImageRef
 from dino_x.data.index.content import content_keys
 from dino_x.evaluation.contenders import MODEL, START, starting_weights
+from dino_x.files import last_part
 from dino_x.runs.folder import run_of
 from dino_x.runs.trained_on import kept_keys
 
@@ -40,6 +41,28 @@ def seen_images(
             count = sum(keys_of.get(ref.path) in keys for ref in tested)
             found[name] = {"tested": len(tested), "trained_on": count}
     return found
+
+
+def warn_of_unknown(
+    seen: dict[str, dict[str, int]], model: str | Path, against: Sequence[str]
+) -> list[str]:
+    """A sentence where a model that is evaluated keeps no keys of what it was trained on.
+
+    Args:
+        seen: see ``seen_images``.
+        model: what is evaluated.
+        against: the other models.
+    """
+    unknown = ["the model"] if MODEL not in seen else []
+    unknown += [last_part(name) for name in dict.fromkeys(against) if name not in seen]
+    if not unknown:
+        return []
+    names = ", ".join(unknown[:3]) + f" and {len(unknown) - 3} more" * (len(unknown) > 3)
+    were, theirs = ("was", "its") if len(unknown) == 1 else ("were", "their")
+    return [
+        f"which images {names} {were} trained on is not known: if tested ones are among them,"
+        f" {theirs} figures are too good"
+    ]
 
 
 def trained_on(model: str | Path) -> set[bytes] | None:

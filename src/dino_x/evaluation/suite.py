@@ -30,12 +30,13 @@ from dino_x.evaluation.embed import (
 from dino_x.evaluation.masks import Masked, has_masks, load_masks
 from dino_x.evaluation.other_targets import TASKS as OTHER_TASKS
 from dino_x.evaluation.other_targets import OtherTargets
+from dino_x.evaluation.near_copies import warn_of_near_copies
 from dino_x.evaluation.patches import GRID, patch_encoder, pixel_patch_encoder
-from dino_x.evaluation.seen import seen_images, warn_of_seen
+from dino_x.evaluation.seen import seen_images, warn_of_seen, warn_of_unknown
 from dino_x.evaluation.segmentation import MEAN, metrics_of_overlap, segment
 from dino_x.evaluation.tasks import choose_tasks, refuse_tasks
 from dino_x.evaluation.units import score_units, units_of
-from dino_x.evaluation.verdict import title, verdict
+from dino_x.evaluation.verdict import title_of_model, verdict
 from dino_x.evaluation.work import Work
 from dino_x.evaluation.worth import worth
 from dino_x.machine.device import choose_device
@@ -228,7 +229,8 @@ def evaluate(
         settings["masks"] = record.file_name(masks)
         on_images["masks"] = record.masks(masked)
     seen = seen_images(model, against, tested_images(labelled, masked))
-    done.warnings[:0] = warn_of_seen(seen, {name: title_of(name) for name in seen})
+    done.warnings[:0] = warn_of_seen(seen, {name: title_of_model(name) for name in seen})
+    done.warnings += warn_of_unknown(seen, model, against)
     return {
         "model": str(model),
         "settings": {"tasks": list(done.main), **settings, **done.described},
@@ -262,11 +264,6 @@ def tested_images(labelled: Labelled | None, masked: Masked | None) -> list[Imag
             ref for ref, side in zip(masked.refs, masked.side, strict=True) if side == "test"
         ]
     return list(dict.fromkeys(tested))
-
-
-def title_of(name: str) -> str:
-    """The name of a model at the start of a sentence."""
-    return f"the {title(name)}" if name == MODEL else title(name)
 
 
 def without_uneven(labelled: Labelled, rows: Sequence[ImageRef]) -> Labelled:
@@ -317,6 +314,7 @@ def classify(
         readable = np.ones(len(labelled.refs), dtype=bool)
         readable[unreadable] = False
         labelled = labelled.keep(readable, "images that cannot be decoded")
+    done.warnings += warn_of_near_copies(features[PIXELS], labelled.is_test)
     scorer: Classification | OtherTargets
     tasks = [task.replace("-", "_") for task in chosen if task != "segmentation"]
     if labelled.targets is None:

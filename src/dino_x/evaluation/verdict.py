@@ -19,6 +19,11 @@ def title(name: str) -> str:
     return TITLES.get(name, name)
 
 
+def title_of_model(name: str) -> str:
+    """The title of a name at the start of a sentence: the model, raw pixels."""
+    return f"the {title(name)}" if name == MODEL else title(name)
+
+
 def verdict(metrics: Mapping[str, Metric], setting: str, metric: str) -> dict[str, Any]:
     """The model against the best of the baselines, and against all others.
 
