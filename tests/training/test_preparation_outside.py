@@ -1,6 +1,7 @@
 """Outside of DINO-X, images are prepared as in training, or a run's folder is refused."""
 
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -11,7 +12,9 @@ from transformers import AutoModel
 
 import dino_x
 from dino_x.cli import main
+from dino_x.errors import UserError
 from tests.data.conftest import _make_dicom
+from tests.evaluation.conftest import save_tiny
 from tests.tiny import image_processor
 from tests.training.runs import pretrain
 
@@ -139,3 +142,39 @@ def test_of_pictures_the_processor_is_one_of_transformers(tmp_path):
     out, _ = run_on(eight_bits, tmp_path)
     stated = json.loads((out / "model" / "preprocessor_config.json").read_text())
     assert stated["image_processor_type"] == "ViTImageProcessor"
+
+
+def arrays(folder):
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        np.save(folder / f"{number}.npy", rng.integers(0, 255, (40, 36, 5), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("write", "settings", "told"),
+    [
+        (volumes, {"data__modality": "CT"}, "files that name no modality are CT"),
+        (volumes, {"data__slice_axis": "coronal"}, "volumes are cut into coronal slices"),
+        (arrays, {"data__axes": "HWC", "model__channels": 5}, "name their axes are HWC"),
+    ],
+)
+def test_an_export_reads_files_as_its_run_was_told_to(tmp_path, write, settings, told):
+    out, images = run_on(write, tmp_path, **settings)
+    to, copied = tmp_path / "exported", tmp_path / "copied"
+    assert main(["export", str(out), "--to", str(to), "--format", "transformers"]) == 0
+    assert told in (to / "README.md").read_text()
+    shutil.copytree(out / "model", copied)
+    expected = dino_x.load(out).embed(images)
+    for folder in (to, copied):
+        found = dino_x.load(folder).embed(images)
+        assert [ref.frame for ref in found.images] == [ref.frame for ref in expected.images]
+        np.testing.assert_allclose(found.cls, expected.cls, atol=1e-5)
+
+
+@pytest.mark.parametrize("said", [[1], {"slice_axis": "up"}, {"modality": 3}, {"axes": "XY"}])
+def test_a_reading_that_is_none_is_one_line(tmp_path, said):
+    save_tiny(tmp_path / "model")
+    file = tmp_path / "model" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dino_x_reading": said}))
+    with pytest.raises(UserError, match=r"preprocessor_config.json cannot be read"):
+        dino_x.load(tmp_path / "model")

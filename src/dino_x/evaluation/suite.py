@@ -28,9 +28,9 @@ from dino_x.evaluation.embed import (
     read_out_of,
 )
 from dino_x.evaluation.masks import Masked, has_masks, load_masks
+from dino_x.evaluation.near_copies import warn_of_near_copies
 from dino_x.evaluation.other_targets import TASKS as OTHER_TASKS
 from dino_x.evaluation.other_targets import OtherTargets
-from dino_x.evaluation.near_copies import warn_of_near_copies
 from dino_x.evaluation.patches import GRID, patch_encoder, pixel_patch_encoder
 from dino_x.evaluation.seen import seen_images, warn_of_seen, warn_of_unknown
 from dino_x.evaluation.segmentation import MEAN, metrics_of_overlap, segment

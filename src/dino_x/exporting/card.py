@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from dino_x.config.presets import nested
+from dino_x.data.image import DEFAULT, Reading
 from dino_x.evaluation.backbone import LoadedModel
 from dino_x.files import last_part
 from dino_x.model.pretrained import Preparation, StepOfRun, split_name
@@ -174,6 +175,7 @@ def images(backbone: LoadedModel) -> str:
         text += " The three channels are a slice and its two neighbours (2.5D)."
     if p.grey:
         text += " The three channels are equal: an image with colours becomes grey first."
+    text += reading(p.reading)
     if not p.plain:
         text += (
             " They were no 8-bit pictures, so how their values are windowed matters: let `dino_x`"
@@ -181,6 +183,18 @@ def images(backbone: LoadedModel) -> str:
             " folder, as it would saturate 16-bit images in silence."
         )
     return text
+
+
+def reading(said: Reading) -> str:
+    """What the run was told of files that do not say it themselves; empty if nothing."""
+    told = []
+    if said.modality is not None:
+        told.append(f"files that name no modality are {said.modality} (`data.modality`)")
+    if said.slice_axis != DEFAULT.slice_axis:
+        told.append(f"volumes are cut into {said.slice_axis} slices (`data.slice_axis`)")
+    if said.axes is not None:
+        told.append(f"arrays that do not name their axes are {said.axes} (`data.axes`)")
+    return f" As the run was told, {', and '.join(told)}: `dino_x` does so again." if told else ""
 
 
 def data_summary(run: RunFolder, settings: dict[str, Any]) -> str:

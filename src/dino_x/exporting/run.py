@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dino_x.files import open_to_group
 from dino_x.model.backbone import write_vit
 from dino_x.model.families import registers_of
 from dino_x.model.pretrained import quiet_transformers
+from dino_x.runs.folder import reading_of
 
 TOLERANCE = 1e-4  # of each number, and of it relative to the largest
 CHECKED = (3, 1)  # images of the batches that are compared
@@ -57,6 +58,8 @@ def export(run: str | Path, to: Path, format_: str, console: Console) -> None:
     {"onnx": import_onnx, "timm": import_timm}.get(format_, lambda: None)()
     with quiet_transformers():
         backbone = load_backbone(run, device="cpu")
+        prepared = replace(backbone.preparation, reading=reading_of(run))
+        backbone = replace(backbone, preparation=prepared)
         if format_ == "timm":
             timm_config(backbone.config, backbone.preparation)  # refuses what timm has no class for
         staging = to.with_name(to.name + ".partial")

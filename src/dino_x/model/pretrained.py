@@ -1,9 +1,9 @@
 """Models on disk or on the hub: where their files are, and how they want their images."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from huggingface_hub.errors import (
 )
 from transformers.utils import logging as transformers_logging
 
-from dino_x.config.options import WindowOptions
+from dino_x.config.options import DataOptions, WindowOptions
+from dino_x.data.image import DEFAULT, Reading
 from dino_x.errors import UserError
 from dino_x.files import parse_json, read_text
 
@@ -45,6 +46,7 @@ class Preparation:
             refuses the folder.
         grey: whether it was trained on images that were taken for grey, so that an image with
             colours is its luma here, too, repeated for three channels.
+        reading: how files were read that do not say it themselves.
     """
 
     image_size: int
@@ -55,6 +57,7 @@ class Preparation:
     windows: WindowOptions = field(default_factory=WindowOptions)
     plain: bool = True
     grey: bool = False
+    reading: Reading = DEFAULT
 
     @property
     def channels(self) -> int:
@@ -69,11 +72,15 @@ class Preparation:
     @property
     def ours(self) -> dict[str, Any]:
         """The entries of ``preprocessor_config.json`` that transformers has no place for."""
-        return prepared_with(self.slices, self.windows, self.plain, self.grey)
+        return prepared_with(self.slices, self.windows, self.plain, self.grey, self.reading)
 
 
 def prepared_with(
-    slices: int, windows: WindowOptions, plain: bool = True, grey: bool = False
+    slices: int,
+    windows: WindowOptions,
+    plain: bool = True,
+    grey: bool = False,
+    reading: Reading = DEFAULT,
 ) -> dict[str, Any]:
     """The entries of ``preprocessor_config.json`` that are ours.
 
@@ -83,11 +90,13 @@ def prepared_with(
         plain: see there; if not, the processor's type is one that transformers does not know, so
             that it refuses the folder rather than prepare 16-bit images or CT wrongly.
         grey: see there.
+        reading: see there.
     """
     own = {
         "dino_x_slices": slices,
         "dino_x_windows": windows.model_dump(mode="json"),
         "dino_x_grey": grey,
+        "dino_x_reading": asdict(reading),
     }
     return own if plain else own | {"image_processor_type": OWN_PROCESSOR}
 
@@ -245,6 +254,7 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
         means, stds = _channels(mean, channels, file), _channels(std, channels, file)
         slices = int(stated.get("dino_x_slices", 1))
         windows = WindowOptions.model_validate(stated.get("dino_x_windows", {}))
+        reading = _reading(stated.get("dino_x_reading") or {})
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}") from error
     return Preparation(
@@ -255,7 +265,28 @@ def read_preparation(folder: Path, config: Any) -> Preparation:
         windows=windows,
         plain=stated.get("image_processor_type") != OWN_PROCESSOR,
         grey=stated.get("dino_x_grey") is True and channels == 3,
+        reading=reading,
     )
+
+
+def reading_stated(folder: Path) -> Reading:
+    """How the files of a model's images were read, as far as its folder says so.
+
+    Raises: UserError for a file that holds something else.
+    """
+    file = folder / PREPARATION
+    if not file.is_file():
+        return DEFAULT
+    try:
+        return _reading(parse_json(read_text(file)).get("dino_x_reading") or {})
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}") from error
+
+
+def _reading(stated: Mapping[str, Any]) -> Reading:
+    """What ``dino_x_reading`` says. Raises ValueError or TypeError for what is no option."""
+    known = {name: value for name, value in stated.items() if value is not None}
+    return Reading.of(DataOptions.model_validate(known))
 
 
 def _square(size: Any, source: Path) -> int:

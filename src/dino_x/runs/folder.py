@@ -16,7 +16,7 @@ from dino_x.config.presets import check, dotted, read_config
 from dino_x.data.image import DEFAULT, Reading
 from dino_x.errors import UserError
 from dino_x.files import parse_json, read_text, write_json, write_text
-from dino_x.model.pretrained import split_name
+from dino_x.model.pretrained import reading_stated, split_name
 from dino_x.runs import checkpoint
 from dino_x.runs.lock import NAME as LOCK
 from dino_x.runs.lock import RunLock
@@ -228,9 +228,11 @@ def run_of(model: str | Path) -> RunFolder:
 
 
 def reading_of(model: str | Path) -> Reading:
-    """How a run read its images; the default for a model that is no run's."""
+    """How a run read its images, also where its model was exported; else the default."""
     run = run_of(model)
-    return Reading.of(check(run.settings()).data) if run.exists else DEFAULT
+    if run.exists:
+        return Reading.of(check(run.settings()).data)
+    return reading_stated(Path(model)) if Path(model).is_dir() else DEFAULT
 
 
 def kinds_taken(model: str | Path) -> tuple[str, ...]:

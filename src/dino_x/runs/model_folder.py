@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from dino_x.config.options import Options
 from dino_x.config.presets import check, dotted
+from dino_x.data.image import Reading
 from dino_x.errors import UserError
 from dino_x.files import parse_json, read_text
 from dino_x.losses.checks import NotFiniteError
@@ -91,7 +92,13 @@ def write_model(run: RunFolder, state: dict[str, Any]) -> None:
         options.views.global_size,
         made["mean"],
         made["std"],
-        prepared_with(options.data.slices, options.windows, made["plain"], grey)
+        prepared_with(
+            options.data.slices,
+            options.windows,
+            made["plain"],
+            grey,
+            Reading.of(options.data),
+        )
         | {STEP: state["step"]},
     )
 
