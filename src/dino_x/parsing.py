@@ -62,21 +62,40 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown option '{word}'{self.hint(word)}"
         raise UserError(f"{message}; see {self.prog} --help")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read the arguments; what is wrong with a command's is said by that command."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            of = self.commands().get(getattr(parsed, "command", None) or "", self)
+            of.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed
+
+    def commands(self) -> dict[str, "Parser"]:
+        """The commands of this parser by name."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return dict(action.choices)
+        return {}
+
     def hint(self, word: str) -> str:
-        """A hint for a word that is no flag of any command."""
-        known, flags = self.known_options(), {name: flag for flag, (name, _) in FLAGS.items()}
-        if not word.startswith("-") and Path(word).exists():
+        """A hint for a word that is no flag of this command, with flags that it has."""
+        known = self.known_options()
+        flag = word.partition("=")[0]
+        places = [of.metavar for of in self._actions if not of.option_strings]
+        if flag == "--data" and "PATH" in places:
+            return "; folders and files are named without a flag here"
+        if not word.startswith("-") and Path(word).exists() and "--data" in known:
             return f"; did you mean '--data {word}'?"
-        return hint(word.partition("=")[0], known, flags)
+        flags = {name: flag for flag, (name, _) in FLAGS.items() if flag in known}
+        found = hint(flag, known, flags)
+        ours = re.search(r"did you mean '(--[\w-]+)", found)
+        return found if ours is None or ours[1] in known else ""
 
     def known_options(self) -> list[str]:
         """Every flag of this parser and its commands."""
-        known: list[str] = []
-        for action in self._actions:
-            known += action.option_strings
-            if isinstance(action, argparse._SubParsersAction):
-                for command in action.choices.values():
-                    known += command.known_options()
+        known = [flag for action in self._actions for flag in action.option_strings]
+        for command in self.commands().values():
+            known += command.known_options()
         return known
 
 
