@@ -6,7 +6,7 @@ D features, R registers, H hidden, P side of a patch.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,8 @@ from transformers import Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfi
 
 from dino_x.errors import UserError
 from dino_x.model.families import LAYERS, PATCH_KERNELS, POSITIONS
+from dino_x.model.weight_files import read_file
 
-SUFFIXES = (".pth", ".pt")
-WRAPPERS = ("teacher", "student", "model", "state_dict")  # keys that hold the state dict
-PREFIXES = ("module.", "backbone.")  # before every name of a training checkpoint
 PERIODS = "rope_embed.periods"
 HEAD_WIDTH = 64  # of every released DINOv2, whose file does not say it
 
@@ -65,45 +63,14 @@ class Converted:
     Attributes:
         reshaped: names of tensors that were cut or reshaped on the way, and how.
         unused: names in the file without a place, and why.
+        assumed: what was taken for what the file does not say, in words.
     """
 
     config: Any
     state: dict[str, Tensor] = field(default_factory=dict)
     reshaped: dict[str, str] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
-
-
-def read_file(path: Path) -> dict[str, Tensor]:
-    """The state dict of a ``.pth`` file, without wrapper and prefix; no pickled code is run.
-
-    Raises: UserError if it is no such file.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, where the file was made up
-        raise UserError(
-            f"{path} is no file of plain tensors ({type(error).__name__}); save its state dict"
-            " alone, with torch.save(model.state_dict(), FILE)"
-        ) from error
-    state = _unwrapped(content)
-    for prefix in PREFIXES:
-        if prefix + "cls_token" in state:
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    for needed in ("cls_token", "patch_embed.proj.weight"):
-        if needed not in state:
-            raise UserError(
-                f"{path} is no DINOv2 or DINOv3 ViT as Meta released them: it has no '{needed}'"
-            )
-    return state
-
-
-def _unwrapped(content: Any) -> dict[str, Tensor]:
-    """The tensors of a file's content, or of the first wrapper in it; none if it has no names."""
-    if not isinstance(content, Mapping):
-        return {}
-    inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-    named = inner[0] if inner else content
-    return {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
+    assumed: list[str] = field(default_factory=list)
 
 
 def check_norms(state: Mapping[str, Tensor], path: Path, allow_partial: bool) -> None:
@@ -130,11 +97,11 @@ def convert(path: Path, heads: int | None, *, allow_partial: bool = False) -> Co
 
     Raises: UserError for what is no such backbone.
     """
-    state = read_file(path)
+    state, taken = read_file(path)
     check_norms(state, path, allow_partial)
     config = configuration(state, path, heads)
     kind = config.model_type
-    converted = Converted(config)
+    converted = Converted(config, assumed=taken)
     key_bias = kind != "dinov3_vit" or config.key_bias
     blocks: dict[str, dict[str, Tensor]] = {}  # by number and name
     for name, tensor in state.items():
@@ -146,7 +113,18 @@ def convert(path: Path, heads: int | None, *, allow_partial: bool = False) -> Co
             _convert_outside(name, tensor.float(), kind, converted)
     for number, inside in blocks.items():
         _convert_block(number, inside, kind, key_bias, converted)
+    if not any(name.endswith(".ls1.gamma") for name in state):  # DINO's ViT scales no layer
+        _scale_by_one(blocks, config, converted)
     return converted
+
+
+def _scale_by_one(blocks: Iterable[str], config: Any, converted: Converted) -> None:
+    """A LayerScale of 1 for every block, which leaves a network without one as it is."""
+    converted.assumed.append("LayerScale 1, as the file has none")
+    for number in blocks:
+        for name in ("ls1.gamma", "ls2.gamma"):
+            target = f"{LAYERS[config.model_type]}.{number}.{BLOCK[name]}"
+            converted.state[target] = torch.ones(config.hidden_size)
 
 
 def _convert_outside(name: str, tensor: Tensor, kind: str, converted: Converted) -> None:

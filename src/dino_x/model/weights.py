@@ -13,7 +13,7 @@ from dino_x.config.options import ModelOptions
 from dino_x.errors import UserError
 from dino_x.model.accounting import Accounting
 from dino_x.model.families import CLASSES, PATCH_KERNELS, check_transformers, square
-from dino_x.model.meta_format import LEFT_OUT, SUFFIXES, convert
+from dino_x.model.meta_format import LEFT_OUT, convert
 from dino_x.model.patch_kernels import grey_kernels, repeated_kernels, resized_kernels
 from dino_x.model.pretrained import (
     GREY,
@@ -26,6 +26,7 @@ from dino_x.model.pretrained import (
     read_preparation,
     refuse_own_code,
 )
+from dino_x.model.weight_files import SUFFIXES
 
 FIXED = ("width", "depth", "registers", "layerscale")  # come with weights and stay
 
@@ -40,7 +41,7 @@ class Start:
 
 
 def is_file_of_weights(name: str | Path) -> bool:
-    """Whether a model's name is that of a ``.pth`` file rather than of a folder or on the hub."""
+    """Whether a model's name is that of a file, such as ``.pth``, and not one on the hub."""
     return Path(name).suffix in SUFFIXES
 
 
@@ -147,7 +148,7 @@ def _from_file(options: ModelOptions) -> Start:
         missing=tuple(missing),
         wrong=wrong,
         unused=unused,
-        assumed=(mean_and_std_in_words(mean, std), eps),
+        assumed=(*converted.assumed, mean_and_std_in_words(mean, std), eps),
     )
     size = square(converted.config.image_size)
     return Start(vit, Preparation(size, mean, std, stated=False), accounting)
