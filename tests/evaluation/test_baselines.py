@@ -1,10 +1,15 @@
 """The baselines are reproducible, and learn nothing from the images they are tested on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import KNeighborsRegressor
 from transformers import AutoConfig
 
+from dino_x.data.index.label_kinds import Targets
 from dino_x.data.index.labels import Labelled
 from dino_x.evaluation.baselines import (
     component_sizes,
@@ -14,7 +19,10 @@ from dino_x.evaluation.baselines import (
 )
 from dino_x.evaluation.classify import PIXEL_COMPONENTS, Classification, forms_in_folds
 from dino_x.evaluation.contenders import PIXELS
+from dino_x.evaluation.knn import knn_means
+from dino_x.evaluation.other_targets import OtherTargets
 from dino_x.evaluation.validation import Fold
+from tests.evaluation.labelled import labelled_images
 
 
 def test_random_weights_are_those_of_the_seed(tiny_model):
@@ -103,17 +111,18 @@ def test_pixels_are_judged_in_the_form_that_does_best_on_validation(train, most,
     assert len(folds) == (5 if most > train else 1)
     for task in ("knn", "linear"):
         classification.score(task, PIXELS, pixels)
-        forms = forms_in_folds(pixels, folds, PIXEL_COMPONENTS[task])
+        forms = forms_in_folds(pixels, folds, task)
         losses = {form: classification._loss_of(task)(forms[form]) for form in forms}
         assert losses[classification.pixel_form[task]] == min(losses.values())
         assert classification.described(task)["pixels"] in losses
 
 
-def test_a_form_in_a_fold_is_made_from_what_is_fitted_there():
+def test_a_form_in_a_fold_is_made_from_what_is_fitted_there(monkeypatch):
+    monkeypatch.setitem(PIXEL_COMPONENTS, "linear", (16, 99))
     pixels = np.random.default_rng(0).normal(size=(120, 50)).astype(np.float32)
     number = np.arange(120)
     folds = [Fold(number >= 40, number < 40), Fold(number < 90, number >= 90)]
-    forms = forms_in_folds(pixels, folds, (16, 99))
+    forms = forms_in_folds(pixels, folds, "linear")
     assert list(forms) == ["pixels", "16 components", "20 components"]
     for fold, found in zip(folds, forms["16 components"], strict=True):
         expected = principal_components(pixels, fold.fit, 16)
@@ -131,3 +140,52 @@ def test_there_are_never_more_components_than_a_quarter_of_the_images():
     of_16 = principal_components(pixels, np.arange(100) < 80, 16)
     np.testing.assert_allclose(forms["16 components"], of_16, atol=1e-5)
     assert list(pixel_forms(pixels, np.arange(100) < 12, ())) == ["pixels"]
+
+
+def numbers_of_strength(count=160):
+    """Pictures of one pattern at a strength that is the number to be told, and a bit of noise."""
+    rng = np.random.default_rng(0)
+    pattern, strength = rng.normal(size=1024), rng.uniform(1, 3, count)
+    pixels = strength[:, None] * pattern + rng.normal(scale=0.2, size=(count, 1024))
+    number = np.arange(count)
+    labelled = replace(
+        labelled_images(["all"] * count, np.where(number < 100, "train", "test"), number),
+        targets=Targets("numbers", ("strength",), strength[:, None]),
+    )
+    return labelled, pixels.astype(np.float32)
+
+
+def test_neighbours_of_pixels_see_how_strong_an_image_is():
+    labelled, pixels = numbers_of_strength()
+    scorer = OtherTargets(labelled, labelled.targets, 0, [20])
+    found = scorer.score("knn", PIXELS, pixels)["20"]["r2"].value
+    train, test = labelled.is_train, labelled.is_test
+    truth = labelled.targets.values_NL[:, 0]
+    plain = KNeighborsRegressor(20).fit(pixels[train], truth[train])
+    assert scorer.pixel_form["knn"] == "pixels by distance"
+    assert found >= plain.score(pixels[test], truth[test]) - 0.02
+    alone = scorer.score("knn", "model", pixels - pixels[train].mean(axis=0))["20"]["r2"].value
+    assert alone < found - 0.05  # directions alone do not tell it
+
+
+def test_of_several_labels_neighbours_of_pixels_are_compared_by_what_they_are_judged_by():
+    rng = np.random.default_rng(5)  # the squared error would choose another form
+    pixels = rng.normal(0.5, 1, size=(200, 64)).astype(np.float32)
+    values = (pixels[:, :2] + rng.normal(size=(200, 2)) > 1.2).astype(float)
+    labelled = replace(
+        labelled_images(["all"] * 200, np.where(np.arange(200) < 140, "train", "test"), range(200)),
+        targets=Targets("several", ("a", "b"), values),
+    )
+    scorer = OtherTargets(labelled, labelled.targets, 0, [20])
+    scorer.score("knn", PIXELS, pixels)
+    folds = scorer.validation.folds
+    forms = forms_in_folds(pixels, folds, "knn")
+    areas = {}
+    for form, by_fold in forms.items():
+        scores, true = [], []
+        for features, fold in zip(by_fold, folds, strict=True):
+            asked = features[fold.choose]
+            scores += [knn_means(features[fold.fit], values[fold.fit], asked, [20])[20]]
+            true += [values[fold.choose]]
+        areas[form] = roc_auc_score(np.concatenate(true), np.concatenate(scores))
+    assert areas[scorer.pixel_form["knn"]] == pytest.approx(max(areas.values()))

@@ -15,6 +15,7 @@ from dino_x.evaluation.embed import Encoder
 PIXEL_SIZE = 32
 PIXEL_COMPONENTS = 64
 IMAGES_A_COMPONENT = 4  # at least so many; fewer make standardised components noise of equal size
+CENTERED, NOT_CENTERED, BY_DISTANCE = "pixels", "pixels not centered", "pixels by distance"
 FEWEST_COMPONENTS = 16  # of fewer images, pixels are compared as they are
 
 
@@ -49,9 +50,18 @@ def component_sizes(references: int, sizes: Sequence[int]) -> list[int]:
 
 
 def pixel_forms(
-    pixels_ND: np.ndarray, is_reference: np.ndarray, sizes: Sequence[int]
+    pixels_ND: np.ndarray,
+    is_reference: np.ndarray,
+    sizes: Sequence[int],
+    *,
+    neighbours: bool = False,
 ) -> dict[str, np.ndarray]:
     """The forms that pixels are compared in: as they are, and as few principal components.
+
+    Neighbours are those of the largest cosine, which looks at directions alone: of two images that
+    differ in how bright or how strong they are it sees nothing. So they are also looked for among
+    pixels that are not centered, and among centered ones beside a constant as long as the typical
+    image, whose cosine falls with the Euclidean distance.
 
     A probe standardises its features. Where there are about as many components as images, all of
     them are then equally large, and the few that hold the picture are lost among those that hold
@@ -62,11 +72,18 @@ def pixel_forms(
         pixels_ND: of references and queries, float32.
         is_reference: [N] bool.
         sizes: numbers of components.
+        neighbours: whether the forms are for nearest neighbours.
 
     Returns: float32 [N, components] by name. Pixels as they are come first, centered.
     """
     center_D = pixels_ND[is_reference].mean(axis=0)
-    forms = {"pixels": pixels_ND - center_D}
+    centered_ND = pixels_ND - center_D
+    forms = {CENTERED: centered_ND}
+    if neighbours:
+        typical = np.median(np.linalg.norm(centered_ND[is_reference], axis=1))
+        constant_N1 = np.full((len(pixels_ND), 1), typical, dtype=pixels_ND.dtype)
+        forms[NOT_CENTERED] = pixels_ND
+        forms[BY_DISTANCE] = np.concatenate([centered_ND, constant_N1], axis=1)
     if sizes:
         components_NK = principal_components(pixels_ND, is_reference, max(sizes))
         forms |= {f"{size} components": components_NK[:, :size] for size in sizes}

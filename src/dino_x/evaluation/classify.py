@@ -13,7 +13,7 @@ import numpy as np
 
 from dino_x.data.index.labels import Labelled
 from dino_x.errors import UserError
-from dino_x.evaluation.baselines import component_sizes, pixel_forms, principal_components
+from dino_x.evaluation.baselines import CENTERED, component_sizes, pixel_forms
 from dino_x.evaluation.bootstrap import (
     Draws,
     Metric,
@@ -151,9 +151,7 @@ class Classification:
     def _best_pixels(self, task: str, pixels_ND: np.ndarray) -> np.ndarray:
         """The form of the pixels that does best on the validation images."""
         fitted = self.validation.fitted if task == "linear" else self.labelled.is_train
-        form, best_ND = best_pixels(
-            pixels_ND, self.validation, PIXEL_COMPONENTS[task], fitted, self._loss_of(task)
-        )
+        form, best_ND = best_pixels(pixels_ND, self.validation, task, fitted, self._loss_of(task))
         self.pixel_form[task] = form
         return best_ND
 
@@ -227,7 +225,7 @@ class Classification:
 def best_pixels(
     pixels_ND: np.ndarray,
     parts: Validation,
-    sizes: Sequence[int],
+    task: str,
     fitted: np.ndarray,
     loss_of: Callable[[Sequence[np.ndarray]], float],
 ) -> tuple[str, np.ndarray]:
@@ -236,28 +234,31 @@ def best_pixels(
     Args:
         pixels_ND: of all images.
         parts: the folds that forms are compared on.
-        sizes: numbers of principal components.
+        task: ``knn`` or ``linear``.
         fitted: [N] bool, what the form that was chosen is made from.
         loss_of: a function of the features in each fold.
 
     Returns: its name, and the pixels in it.
     """
-    form, size = "pixels", 0
+    form, size = CENTERED, 0
     if parts.folds:
-        forms = forms_in_folds(pixels_ND, parts.folds, sizes)
+        forms = forms_in_folds(pixels_ND, parts.folds, task)
         form = min(forms, key=lambda name: loss_of(forms[name]))
-        size = 0 if form == "pixels" else forms[form][0].shape[1]
-    if not size:
-        return form, pixels_ND - pixels_ND[fitted].mean(axis=0)
-    return form, principal_components(pixels_ND, fitted, size)
+        if form.endswith("components"):
+            size = forms[form][0].shape[1]
+    sizes = [size] if size else []
+    return form, pixel_forms(pixels_ND, fitted, sizes, neighbours=task == "knn")[form]
 
 
 def forms_in_folds(
-    pixels_ND: np.ndarray, folds: Sequence[Fold], sizes: Sequence[int]
+    pixels_ND: np.ndarray, folds: Sequence[Fold], task: str
 ) -> dict[str, list[np.ndarray]]:
     """Every form of the pixels, in each fold made from what is fitted there; pixels come first."""
-    allowed = component_sizes(min(int(fold.fit.sum()) for fold in folds), sizes)
-    by_fold = [pixel_forms(pixels_ND, fold.fit, allowed) for fold in folds]
+    fewest = min(int(fold.fit.sum()) for fold in folds)
+    allowed = component_sizes(fewest, PIXEL_COMPONENTS[task])
+    by_fold = [
+        pixel_forms(pixels_ND, fold.fit, allowed, neighbours=task == "knn") for fold in folds
+    ]
     return {name: [forms[name] for forms in by_fold] for name in by_fold[0]}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import average_precision_score, r2_score
+from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from dino_x.data.index.label_kinds import NUMBERS, Targets
@@ -27,7 +27,7 @@ from dino_x.evaluation.bootstrap import (
     draw_patients,
     mean_of_draws,
 )
-from dino_x.evaluation.classify import ALL, MAIN_K, PIXEL_COMPONENTS, Metrics, best_pixels
+from dino_x.evaluation.classify import ALL, MAIN_K, Metrics, best_pixels
 from dino_x.evaluation.contenders import MODEL, PIXELS
 from dino_x.evaluation.details import auroc, details_of_labels
 from dino_x.evaluation.knn import TEMPERATURE, knn_means
@@ -151,7 +151,7 @@ class OtherTargets:
         """The form of the pixels that does best on the validation images."""
         fitted = self.validation.fitted if task == "linear" else self.labelled.is_train
         form, best_ND = best_pixels(
-            pixels_ND, self.validation, PIXEL_COMPONENTS[task], fitted, partial(self._loss, task)
+            pixels_ND, self.validation, task, fitted, partial(self._loss, task)
         )
         self.pixel_form[task] = form
         return best_ND
@@ -160,13 +160,16 @@ class OtherTargets:
         """How badly features, of each fold, do on the validation images: less is better."""
         if task == "linear":
             return self._choose(features)[1]
-        errors = []
+        scores, true = [], []
         for features_ND, fold in zip(features, self.validation.folds, strict=True):
             known, asked = features_ND[fold.fit], features_ND[fold.choose]
             found = knn_means(known, self.values_NL[fold.fit], asked, [MAIN_K])
-            scores_QL = next(iter(found.values()))
-            errors.append((scores_QL - self.values_NL[fold.choose]) ** 2)
-        return float(np.concatenate(errors).mean())
+            scores.append(next(iter(found.values())))
+            true.append(self.values_NL[fold.choose])
+        scores_HL, true_HL = np.concatenate(scores), np.concatenate(true)
+        if self.numbers:
+            return float(((scores_HL - true_HL) ** 2).mean())
+        return 1 - _mean_auroc(true_HL, scores_HL)
 
     def _choose(self, features: Sequence[np.ndarray]) -> tuple[list[float], float]:
         """The regularisation of each label with the least squared error, and the mean of these."""
@@ -256,6 +259,16 @@ def _mean(metrics: list[Metric]) -> Metric:
     with np.errstate(invalid="ignore"):
         draws_R = np.where(defined_LR, draws_LR, 0).sum(axis=0) / defined_LR.sum(axis=0)
     return Metric(float(np.mean([metric.value for metric in metrics])), draws_R)
+
+
+def _mean_auroc(true_HL: np.ndarray, scores_HL: np.ndarray) -> float:
+    """The mean over the labels that some and not all of the images have; 0.5 if there is none."""
+    areas = [
+        float(roc_auc_score(true_H, scores_H))
+        for true_H, scores_H in zip(true_HL.T, scores_HL.T, strict=True)
+        if len(set(true_H.tolist())) > 1
+    ]
+    return float(np.mean(areas)) if areas else 0.5
 
 
 def _testable(targets: Targets, labelled: Labelled) -> tuple[tuple[str, ...], np.ndarray]:
