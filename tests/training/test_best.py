@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from dino_x.cli import main
 from dino_x.report.run_data import read_run
 from dino_x.report.verdict import state_of
 from dino_x.runs.checkpoint import named, steps_of
 from dino_x.runs.folder import RunFolder
-from dino_x.training.best import Patience, best_checkpoint
+from dino_x.training.best import Patience, best_checkpoint, lengthened_after
 from dino_x.training.online import Online
 from tests.training.runs import losses, metrics, pretrain, weights
 
@@ -75,6 +76,30 @@ def test_it_may_be_resumed_on_the_same_trajectory(films, tmp_path, monkeypatch):
     assert losses(early) == losses(whole)
     found, expected = weights(early, 8), weights(whole, 8)
     assert all((found[name] == value).all() for name, value in expected.items())
+
+
+def test_a_run_that_ended_early_is_done_and_waits_anew_where_it_is_lengthened(
+    films, tmp_path, capsys, figures
+):
+    run = tmp_path / "run"
+    settings = SETTINGS | {"online__patience": 2}
+    assert pretrain(films, run, *FLAGS, "--steps", 12, **settings) == 0
+    before = weights(run, 8)
+    capsys.readouterr()
+    for _ in range(2):
+        assert main(["pretrain", "--out", str(run), "--resume"]) == 0
+        assert "ended early after step 8" in capsys.readouterr().out
+        assert len(metrics(run)) == 8
+        assert all((weights(run, 8)[name] == value).all() for name, value in before.items())
+    assert main(["pretrain", "--out", str(run), "--resume", "--steps", "16"]) == 0
+    assert "ended early after step 12" in capsys.readouterr().out  # 0.8 and 0.7 after 8 steps
+    assert main(["pretrain", "--out", str(run), "--resume"]) == 0
+    assert len(metrics(run)) == 12
+
+
+@pytest.mark.parametrize("facts", [{}, {"lengthened": "x"}, {"lengthened": [3, {"after": "y"}]}])
+def test_facts_that_say_nothing_lengthen_nothing(facts):
+    assert lengthened_after(facts) == []
 
 
 @pytest.mark.parametrize("option", ["checkpoint.keep_best=true", "online.patience=3"])

@@ -142,3 +142,12 @@ def test_images_that_are_smaller_than_the_crops_are_said(films, tmp_path, capsys
     assert "images are smaller than the crops of 64 px" in said
     assert pretrain(films, tmp_path / "other", *QUICK, "--steps", 1, views__global_size=32) == 0
     assert "smaller than the crops" not in capsys.readouterr().out
+
+
+def test_labels_that_hold_out_other_images_are_named(run, films, tmp_path, capsys):
+    capsys.readouterr()
+    assert main(["pretrain", "--out", str(run), "--resume", "--labels", "folder"]) == 2
+    said = capsys.readouterr().err
+    assert "data.labels is folder now and was None when" in said
+    assert "name labels with dino-x evaluate" in said
+    assert said.count("\n") == 1

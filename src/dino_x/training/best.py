@@ -1,7 +1,10 @@
 """The evaluation while training: the best checkpoint of a run, and whether it still rises."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from dino_x.config.options import Options
 from dino_x.runs import checkpoint
 from dino_x.runs.folder import RunFolder, lines
 
@@ -63,3 +66,31 @@ class Patience:
     def over(self) -> bool:
         """Whether it has waited long enough."""
         return self.limit is not None and self.waited >= self.limit
+
+
+def patience_of(run: RunFolder, options: Options, done: int) -> Patience:
+    """How long a run that is resumed has waited for its evaluation to rise.
+
+    A run that is trained for longer waits anew from the step where it was lengthened.
+
+    Args:
+        run: with its metrics.
+        options: of the run now; with other steps than it had, it is lengthened now.
+        done: the steps that are done.
+    """
+    patience = Patience(options.online.patience)
+    anew = max([0, *lengthened_after(run.read_facts())])
+    if run.settings().get("train.steps") != options.train.steps:
+        anew = done
+    for step, figure in figures(run.metrics, done):
+        patience.take(figure)
+        if step <= anew:
+            patience.waited = 0
+    return patience
+
+
+def lengthened_after(facts: Mapping[str, Any]) -> list[int]:
+    """The steps after which a run was given more, as its facts say."""
+    entries = facts.get("lengthened")
+    found = [entry.get("after") for entry in entries or [] if isinstance(entry, dict)]
+    return [step for step in found if isinstance(step, int)]

@@ -124,6 +124,13 @@ class Keeper:
         """
         path, state = self.run.path, self.state
         if saved["images_hash"] != self.images_hash:
+            labels, then = self.options.data.labels, self.run.settings().get("data.labels")
+            if labels != then:
+                raise UserError(
+                    f"data.labels is {labels} now and was {then} when {path} began, so that other"
+                    " images are held out; leave it out to resume, and name labels with dino-x"
+                    " evaluate"
+                )
             raise UserError(
                 f"the images are not those {path} was trained on (files were added,"
                 " removed or changed in size); put them back, or start a new run"

@@ -10,7 +10,7 @@ from dino_x.errors import SaidElsewhereError, StoppedError, UserError
 from dino_x.losses.checks import NotFiniteError
 from dino_x.model.teacher import Network
 from dino_x.runs.folder import RunFolder, lines
-from dino_x.training.best import Patience, figure_of, figures
+from dino_x.training.best import Patience, figure_of, patience_of
 from dino_x.training.health.health import Finding, Health
 from dino_x.training.keeping import Keeper, Report
 from dino_x.training.metrics import step_metrics
@@ -280,6 +280,6 @@ class Trainer:
         if self.keeper.resume(say, up_to):
             run = self.run
             self.health.resume(lines(run.metrics, self.done), lines(run.health, self.done))
-            self.patience = Patience(self.options.online.patience)
-            for _, figure in figures(run.metrics, self.done):
-                self.patience.take(figure)
+            self.patience = patience_of(run, self.options, self.done)
+            if self.patience.over:  # it had ended, and has nothing left to do
+                self.stopping = EARLY
