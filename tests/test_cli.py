@@ -49,10 +49,14 @@ def test_flags_are_in_groups():
         (["pretrain", "--out", "x", "--lr", "1"], "unknown option '--lr'; did you mean '--set opt"),
         (["pretrain", "--out", "x", "--epochs", "3"], "did you mean '--steps'? (a step is"),
         (["index", "--data", "x", "--out", "y", "z"], "files are named without a flag here; see"),
-        (["evaluate", "--model", "x", "--data", "y", "--epochs", "3"],
-         "unknown option '--epochs'; see dino-x evaluate --help"),  # it has no --steps
-        (["embed", "--model", "x", "--data", "y", "--out", "f.csv", "--lr", "3"],
-         "unknown option '--lr'; see dino-x embed --help"),  # nor --set
+        (
+            ["evaluate", "--model", "x", "--data", "y", "--epochs", "3"],
+            "unknown option '--epochs'; see dino-x evaluate --help",
+        ),  # it has no --steps
+        (
+            ["embed", "--model", "x", "--data", "y", "--out", "f.csv", "--lr", "3"],
+            "unknown option '--lr'; see dino-x embed --help",
+        ),  # nor --set
         (["pretrain", "--out", "x", "tests"], "did you mean '--data tests'?"),
         (["export", "x", "--to", "y", "--format", "tim"], "got 'tim'; did you mean 'timm'?"),
         (["options", "momentun"], "no option has 'momentun' in its name or meaning"),
