@@ -1,13 +1,13 @@
 """What features depend on: the network, and the files. Features of others are not mixed."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from dino_x.data.image import ImageRef
+from dino_x.data.readers.several_files import state_of
 from dino_x.data.storage.archives import is_remote
 from dino_x.data.storage.member import file_of
 from dino_x.evaluation.backbone import LoadedModel
@@ -29,18 +29,18 @@ def hash_of_images(rows: Sequence[ImageRef]) -> str:
     for row in rows:
         file = file_of(row.path)
         if file not in states:
-            states[file] = state_of_file(file)
+            states[file] = state_of_file(file, row.format)
         line = f"{row.path}|{row.frame}|{row.height}|{row.width}|{states[file]}\n"
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def state_of_file(file: Path) -> str:
-    """Size and time of change of a file; nothing for an object in a store."""
+def state_of_file(file: Path, format: str | None) -> str:
+    """Size and time of change of a file and of its values; nothing for an object in a store."""
     if is_remote(file):
         return ""
     try:
-        found = os.stat(file)
+        size, time = state_of(file, format)
     except OSError:
         return "missing"
-    return f"{found.st_size} {found.st_mtime_ns}"
+    return f"{size} {time}"

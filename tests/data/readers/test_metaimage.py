@@ -5,8 +5,9 @@ import pytest
 
 from dino_x.data.image import Reading, Unreadable
 from dino_x.data.readers import packed as packed_values
-from dino_x.data.readers import registry, volume
+from dino_x.data.readers import volume
 from dino_x.data.readers.registry import looks_like_image, read, refs
+from dino_x.data.readers.several_files import values_in
 from tests.data.readers.volumes import AXES, CODES, SHAPE, check_slices, turned
 
 TYPES = {"i1": "MET_CHAR", "u1": "MET_UCHAR", "i2": "MET_SHORT", "u2": "MET_USHORT",
@@ -99,7 +100,7 @@ def test_values_in_another_file(write, rng, packing, data):
     values = rng.integers(0, 99, SHAPE, dtype=np.int16)
     path = write(values, "a.mhd", data, packing, ElementSpacing="2 3 4")
     found = refs(path)
-    assert registry.values_in(path) == path.parent / data
+    assert values_in(path) == path.parent / data
     assert found[0].spacing_mm == (3, 2)
     np.testing.assert_array_equal(read(found[1]).pixels[0], values[:, :, 1].T)
 

@@ -7,8 +7,9 @@
   the worst an image is in it twice.
 - What a killed process or a full disk leaves half-written has no entry, or has one whose checksum
   is wrong when it is first used: the image is then decoded again.
-- Keys are hashes of the file's path, size and time and of how the canvas was made. A changed file
-  has another key. No name of a file is in the cache.
+- Keys are hashes of the file's path, size and time and of how the canvas was made, and those of
+  the file of its values if it has one. A changed file has another key. No name of a file is in
+  the cache.
 - The folder is bounded. When it is full nothing more is added: as every epoch visits every image
   once, the cache hits in proportion to its size. A run that starts and needs room removes whole
   cache files that it has no use for, those unused for longest first, unless another run is using
@@ -36,7 +37,7 @@ from dino_x.data.canvas.cache_files import (
 )
 from dino_x.data.canvas.canvas import Canvas, CanvasForm, to_unit
 from dino_x.data.image import ImageRef
-from dino_x.data.storage.member import version_of
+from dino_x.data.readers.several_files import version_of_image
 from dino_x.errors import UserError
 from dino_x.machine.system import lock_alone, lock_shared
 
@@ -64,7 +65,7 @@ def keys_of(
     sources: list[bytes | None] = []
     for row in rows:
         if row.path is not last:
-            version, last = version_of(row.path), row.path
+            version, last = version_of_image(row.path, row.format), row.path
             file = None if version is None else os.fsencode(version)
         what = (
             f"|{row.frame}|{row.height}|{row.width}|{row.spacing_mm}|{row.axis}|{row.modality}|"

@@ -18,6 +18,7 @@ from dino_x.data.index.headers import Record, Scanned, scan
 from dino_x.data.index.masks import mark_masks
 from dino_x.data.index.patients import one_key_a_patient, remark_on_patients
 from dino_x.data.index.table import Table, moved, read_table, write_table
+from dino_x.data.readers.several_files import with_values
 from dino_x.data.storage import row_groups, urls
 from dino_x.data.storage.archives import is_remote, location, state_of
 from dino_x.data.storage.member import Member, as_path, file_of
@@ -124,9 +125,14 @@ def update(
 
 
 def _is_unchanged(record: Record, file: Candidate) -> bool:
-    """Whether a file, or the archive that it lies in, is as it was when it was recorded."""
-    then = record.file
-    return (then.size, then.mtime_ns, then.etag) == (file.size, file.mtime_ns, file.etag)
+    """Whether a file, or the archive that it lies in, is as it was when it was recorded.
+
+    So must be the file of its values, if it is a header alone.
+    """
+    then, now = record.file, (file.size, file.mtime_ns)
+    if not isinstance(record.path, Member):
+        now = with_values(now, file.path, record.format)
+    return (then.size, then.mtime_ns, then.etag) == (*now, file.etag)
 
 
 def _before(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dino_x.data.image import Unreadable
-from dino_x.data.readers.registry import values_in
+from dino_x.data.readers.several_files import values_in
 from dino_x.data.storage.member import size_of
 from dino_x.errors import UserError
 

@@ -19,6 +19,7 @@ from dino_x.data.index.finding import Candidate, claims_image
 from dino_x.data.index.passed_over import HIDDEN, suffix_of
 from dino_x.data.readers import registry
 from dino_x.data.readers.quiet import quiet
+from dino_x.data.readers.several_files import values_in, with_values
 from dino_x.data.storage.archives import Archive, is_remote
 from dino_x.data.storage.listing import members
 from dino_x.data.storage.member import Member, size_of
@@ -45,8 +46,9 @@ class Record:
     Attributes:
         path: the file, as it was named or found; a `Member` if it lies in an archive.
         source: the number of the source that it was found under.
-        size: its size in bytes.
-        mtime_ns: when it, or its archive, was last changed.
+        size: its size in bytes; with that of the file of its values, if it is a header alone.
+        mtime_ns: when it, or its archive, was last changed; for a header with a file of values
+            the sum of both times, see `several_files.state_of`.
         refs: its images; none if it is unusable.
         unusable: the reason why it cannot be used, a fixed phrase; None if it can be used.
         content: a salted hash of its size and of samples of its bytes: equal for equal files.
@@ -68,6 +70,11 @@ class Record:
     def holds_no_image(self) -> bool:
         """Whether the file is whole and no image, such as a report."""
         return self.unusable is not None and self.unusable.startswith(WITHOUT_IMAGE)
+
+    @property
+    def format(self) -> str | None:
+        """The file's format; None if it is not known, as it cannot be used."""
+        return self.refs[0].format if self.refs else None
 
     @property
     def file(self) -> Archive:
@@ -222,11 +229,12 @@ def _scan_file(file: Candidate, path: Path, reading: Reading) -> list[Record]:
         refs = tuple(registry.refs(path, reading))
     except Unreadable as reason:
         unusable = str(reason)
-    content = None if is_remote(path) else content_key(path, file.size, _sampled)
+    kind = refs[0].format if refs else None
+    content = None if is_remote(path) else content_key(path, kind, _sampled)
     if isinstance(path, Member):
         path = path.holding(None)
-    state = (file.size, file.mtime_ns)
     on_disk = not (isinstance(path, Member) or is_remote(path))
+    state = with_values((file.size, file.mtime_ns), path, kind)
     for ref in refs:  # no one else has seen these yet, so they may be changed
         object.__setattr__(ref, "source", file.source)
         object.__setattr__(ref, "path", path)
@@ -234,21 +242,23 @@ def _scan_file(file: Candidate, path: Path, reading: Reading) -> list[Record]:
     return [Record(path, file.source, *state, refs, unusable, content)]
 
 
-def content_key(path: Path, size: int, parts: Callable[[int], list[tuple[int, int]]]) -> str | None:
+def content_key(
+    path: Path, format: str | None, parts: Callable[[int], list[tuple[int, int]]]
+) -> str | None:
     """A salted hash of a file's size and of parts of its bytes; None if it cannot be read.
 
     A header whose values lie in another file counts with that file.
 
     Args:
         path: the file.
-        size: its size in bytes.
+        format: of the file, if it is known.
         parts: a function from the size to the (begin, end) of the bytes that are read.
     """
     digest = hashlib.blake2b(key=identity.salt(), person=b"content", digest_size=10)
     try:
-        values = registry.values_in(path)
-        sizes = {path: size} if values is None else {path: size, values: size_of(values)}
-        for one, bytes_of_it in sizes.items():
+        values = values_in(path, format)
+        for one in (path,) if values is None else (path, values):
+            bytes_of_it = size_of(one)
             digest.update(f"{bytes_of_it}:".encode())
             _update(digest, one, parts(bytes_of_it))
     except (OSError, Unreadable):

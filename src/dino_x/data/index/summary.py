@@ -11,7 +11,7 @@ from statistics import median
 from dino_x.data.image import ImageRef
 from dino_x.data.index.headers import Record, content_key, whole
 from dino_x.data.index.passed_over import suffix_of
-from dino_x.data.readers.registry import values_in
+from dino_x.data.readers.several_files import values_in
 
 _MOST_SHOWN, _MOST_FORMATS = 4, 12
 
@@ -30,7 +30,7 @@ def duplicates(records: Sequence[Record]) -> list[list[Path]]:
     for group in alike.values():
         if len(group) > 1:
             for record in group:
-                digest = content_key(record.path, record.size, whole)
+                digest = content_key(record.path, record.format, whole)
                 if digest is not None:
                     equal[digest].append(record.path)
     return [paths for paths in equal.values() if len(paths) > 1]
@@ -92,7 +92,7 @@ def _no_views(records: Sequence[Record], refs: Sequence[ImageRef]) -> dict[str, 
 
 def values_of_headers(records: Iterable[Record]) -> Counter[str]:
     """How many files, by suffix, hold the values of images whose headers are files of their own."""
-    values = (values_in(record.path) for record in records if record.refs)
+    values = (values_in(record.path, record.refs[0].format) for record in records if record.refs)
     return Counter(suffix_of(path.name) for path in set(values) if path is not None)
 
 

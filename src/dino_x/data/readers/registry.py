@@ -6,7 +6,6 @@ and enter how its first bytes are recognised in `_FORMATS`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -23,11 +22,12 @@ from dino_x.data.readers import (
     tiff,
 )
 from dino_x.data.readers.quiet import quiet
+from dino_x.data.readers.several_files import state_of
 from dino_x.data.storage.archives import none_lost, raise_lost
 from dino_x.data.storage.member import at_hand
 
 __all__ = ["READERS", "Image", "ImageRef", "Reader", "Unreadable", "looks_like_image"]
-__all__ += ["read", "refs", "values_in"]
+__all__ += ["read", "refs"]
 
 READERS: dict[str, Reader] = {
     "picture": picture,
@@ -84,34 +84,15 @@ def read(image: ImageRef | Path) -> Image:
         return _reader(image.path).read(image)
 
 
-def values_in(path: Path) -> Path | None:
-    """The other file that holds the values of an image, if its header names one; else None."""
-    detached = _DETACHED.get(path.suffix.lower())
-    if detached is None:
-        return None
-    try:
-        return detached(path)
-    except (Unreadable, OSError):
-        return None
-
-
-_DETACHED: dict[str, Callable[[Path], Path | None]] = {
-    ".nrrd": nrrd.values_in,
-    ".nhdr": nrrd.values_in,
-    ".mha": metaimage.values_in,
-    ".mhd": metaimage.values_in,
-}
-
-
 def _refuse_changed(image: ImageRef) -> None:
     """Raise Unreadable for a file that is not as it was when its header was read."""
     if image.state is None:
         return
     try:
-        now = os.stat(image.path)
+        now = state_of(image.path, image.format)
     except OSError as error:
         raise Unreadable(f"cannot be opened: {error.strerror}") from None
-    if (now.st_size, now.st_mtime_ns) != image.state:
+    if now != image.state:
         raise Unreadable(
             "has changed since it was indexed (another size or time): run `dino-x index` again"
         )
