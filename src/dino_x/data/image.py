@@ -88,7 +88,7 @@ class ImageRef:
         image_type: DICOM Image Type, or that of the frame: those of its words that are known.
         sop_class: the keyword of the DICOM SOP class, if it is one of the standard's.
         kind: one of `KINDS`, if it is not a plain view of anatomy; else None.
-        remark: what a reader cannot decide from the header; a fixed phrase.
+        remark: what a reader cannot decide from the header: fixed phrases with "; " in between.
         state: size in bytes and time of the last change in ns of a file on a disk when its header
             was read; None if nobody noted them.
     """
@@ -177,6 +177,11 @@ class Reader(Protocol):
 
     def read(self, ref: ImageRef) -> Image:
         """Decode one image. Raises Unreadable."""
+
+
+def remarks_in(remark: str | None) -> list[str]:
+    """The single phrases of `ImageRef.remark`."""
+    return remark.split("; ") if remark else []
 
 
 def check_size(height: int, width: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dino_x.data.image import WITHOUT_IMAGE, ImageRef
+from dino_x.data.image import WITHOUT_IMAGE, ImageRef, remarks_in
 from dino_x.data.index.rows import counts_of
 from dino_x.data.storage.archives import address
 from dino_x.errors import UserError
@@ -82,8 +82,8 @@ def remarks_on(rows: Sequence[ImageRef]) -> list[str]:
     """Sentences about what readers could not decide from headers, the most images first."""
     remarks: Counter[str] = Counter()
     for (remark,), count in counts_of(rows, "remark").items():
-        if remark is not None:
-            remarks[remark] += count
+        for one in remarks_in(remark):
+            remarks[one] += count
     return [f"{count:,} images: {remark}" for remark, count in remarks.most_common()]
 
 

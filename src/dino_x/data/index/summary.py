@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
-from dino_x.data.image import ImageRef
+from dino_x.data.image import ImageRef, remarks_in
 from dino_x.data.index.headers import Record, content_key, whole
 from dino_x.data.index.passed_over import suffix_of
 from dino_x.data.readers.several_files import values_in
@@ -79,7 +79,7 @@ def _no_views(records: Sequence[Record], refs: Sequence[ImageRef]) -> dict[str, 
     kinds = Counter(ref.kind for ref in refs if ref.kind is not None)
     if kinds:
         lines["left out"] = f"{_counts(kinds.elements())}; data.take takes them"
-    remarks = Counter(ref.remark for ref in refs if ref.remark is not None)
+    remarks = Counter(one for ref in refs for one in remarks_in(ref.remark))
     if remarks:
         lines["remarks"] = _counts(remarks.elements())
     reports = Counter(

@@ -20,15 +20,19 @@ _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 
 
-def check_codestream(file: BinaryIO, offset: int, length: int, rows: int, columns: int) -> None:
-    """Raise Unreadable for a codestream of another size than the header says.
+def check_codestream(
+    file: BinaryIO, offset: int, length: int, size: tuple[int, int], samples: int
+) -> bool:
+    """Raise Unreadable for a codestream of another size or number of channels than the header says.
+
+    Returns: whether a compressed image begins here, as far as its first bytes tell.
 
     Args:
         file: the file that holds the codestream; its position changes.
         offset: where the codestream begins.
         length: the number of its bytes that are there.
-        rows: rows of the frame, by the file's header.
-        columns: columns of the frame, by the file's header.
+        size: rows and columns of the frame, by the file's header.
+        samples: samples a pixel, by the file's header.
 
     Source: ISO/IEC 15444-1 A.5.1 (SIZ); ISO/IEC 10918-1 B.2.2 and 14495-1 C.2.2 (SOF).
     """
@@ -36,19 +40,24 @@ def check_codestream(file: BinaryIO, offset: int, length: int, rows: int, column
     head = file.read(min(length, 1024))
     at = head.find(_J2K)
     if at >= 0:
-        size = _j2k_size(head[at + len(_J2K) :])
+        found = _j2k_size(head[at + len(_J2K) :])
     elif head.startswith(b"\xff\xd8"):
-        size = _jpeg_size(head + file.read(min(length, _LOOKED_AT) - len(head)))
+        found = _jpeg_size(head + file.read(min(length, _LOOKED_AT) - len(head)))
     else:
-        return  # a later fragment of a frame, or RLE, which its decoder measures itself
-    if size is None:
+        return False  # a later fragment of a frame, or RLE, which its decoder measures itself
+    if found is None:
         raise Unreadable("truncated or damaged: the compressed image has no valid header")
-    if size != (rows, columns):
+    if found[:2] != size:
         raise Unreadable("damaged: the compressed image is not of the size that the header says")
+    if found[2] != samples:
+        raise Unreadable(
+            f"damaged: the compressed image has {found[2]} channels and the header says {samples}"
+        )
+    return True
 
 
-def _j2k_size(segment: bytes) -> tuple[int, int] | None:
-    """The (rows, columns) in a SIZ segment without its marker; None if it is not valid."""
+def _j2k_size(segment: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and components in a SIZ segment without its marker; None if not valid."""
     if len(segment) < 38:
         return None
     right, bottom, left, top, wide, high, across, down = (
@@ -63,11 +72,11 @@ def _j2k_size(segment: bytes) -> tuple[int, int] | None:
     tiles_across, tiles_down = -(-(right - across) // wide), -(-(bottom - down) // high)
     if tiles_across * tiles_down > _MOST_TILES:
         return None
-    return bottom - top, right - left
+    return bottom - top, right - left, components
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """The (rows, columns) of the first frame of a JPEG or JPEG-LS stream; None if there is none."""
+def _jpeg_size(data: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and components of the first frame of a JPEG or JPEG-LS stream, or None."""
     at = 2
     while at + 9 <= len(data):
         if data[at] != 0xFF:
@@ -84,7 +93,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
                 return None
             rows = int.from_bytes(data[at + 5 : at + 7], "big")
             columns = int.from_bytes(data[at + 7 : at + 9], "big")
-            return rows, columns
+            return rows, columns, components
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         if length < 2:
             return None

@@ -24,6 +24,7 @@ from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGLSLossless,
     JPEGLSNearLossless,
 )
@@ -39,6 +40,8 @@ from dino_x.data.image import (
     channels_first,
     check_count,
 )
+from dino_x.data.readers.dicom_forms import stand_ins
+from dino_x.data.readers.dicom_fragments import frame_alone
 from dino_x.data.readers.dicom_header import (
     Header,
     NoPixels,
@@ -166,6 +169,8 @@ def read(ref: ImageRef) -> Image:
         raise Unreadable(_decoding_failed(error, header.syntax)) from None
     try:
         return _to_image(stored, header, ref.frame)
+    except Unreadable:
+        raise
     except Exception:
         raise Unreadable("damaged DICOM header: values cannot be rescaled") from None
 
@@ -214,7 +219,10 @@ def _decode(ref: ImageRef, header: Header) -> np.ndarray:
     with opened(ref.path) as file:
         source: Any = file
         how: dict[str, Any] = {"index": index, "decoding_plugin": plugin}
-        if as_it_is:
+        how.update(stand_ins(header.elements))
+        if header.fragments:
+            source, how["index"] = frame_alone(file, header.elements, header.fragments[index]), 0
+        elif as_it_is:
             how["transfer_syntax_uid"] = header.syntax
         else:
             source = pydicom.dcmread(file, force=True)
@@ -222,6 +230,8 @@ def _decode(ref: ImageRef, header: Header) -> np.ndarray:
             how["photometric_interpretation"] = photometric  # as the standard writes it
         if _keeps_upper_bits(header):
             how["bits_stored"] = int(header.elements.BitsAllocated)
+        if header.syntax == JPEGBaseline8Bit and header.elements.BitsAllocated == 16:
+            how["bits_allocated"] = how["bits_stored"] = 8  # it never has more
         if _ends_within_bytes(header):
             del how["index"]
         stored = pixel_array(source, **how)

@@ -21,7 +21,7 @@ OF_HEADERS = _keywords(
     VOILUTFunction PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing SliceThickness
     ImagePositionPatient ImageOrientationPatient GridFrameOffsetVector FrameOfReferenceUID
     TemporalPositionIdentifier EchoNumbers EchoTime DiffusionBValue AcquisitionNumber
-    AcquisitionTime TriggerTime RealWorldValueMappingSequence
+    AcquisitionTime TriggerTime RealWorldValueMappingSequence PresentationLUTShape
     """
 )
 
@@ -35,7 +35,8 @@ SEQUENCES = _keywords(
 # What values are decoded with.
 OF_VALUES = _keywords(
     """
-    PixelPaddingValue PixelPaddingRangeLimit FloatPixelPaddingValue FloatPixelPaddingRangeLimit
+    PlanarConfiguration PixelPaddingValue PixelPaddingRangeLimit
+    FloatPixelPaddingValue FloatPixelPaddingRangeLimit
     RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor
     BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData
     GreenPaletteColorLookupTableData BluePaletteColorLookupTableData

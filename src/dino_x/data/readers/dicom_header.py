@@ -30,9 +30,10 @@ from pydicom.uid import (
 
 from dino_x.data.identity import is_placeholder, key, patient_key
 from dino_x.data.image import Unreadable, check_size
-from dino_x.data.readers.codestream import check_codestream
 from dino_x.data.readers.dicom_bounds import NoZeros, refuse_inflation
 from dino_x.data.readers.dicom_elements import ELEMENTS, IDENTIFIERS, PIXEL_DATA
+from dino_x.data.readers.dicom_forms import check_values
+from dino_x.data.readers.dicom_fragments import Fragments, find_fragments
 from dino_x.data.readers.dicom_quick import Elements, Unusual, read_quickly
 from dino_x.data.readers.dicom_terms import PHOTOMETRICS, term
 
@@ -66,7 +67,8 @@ class Header:
         series: the series' key, or None.
         explicit: whether the pixel element names its value representation.
         nobody: whether the patient's number is a placeholder.
-        too_long: whether there are pixel data of twice as many frames as the header counts.
+        too_long: whether there are pixel data of more frames than the header counts.
+        fragments: where each frame lies if it is compressed and one fragment; else empty.
     """
 
     elements: Dataset
@@ -79,6 +81,7 @@ class Header:
     explicit: bool = True
     nobody: bool = False
     too_long: bool = False
+    fragments: tuple[tuple[int, int], ...] = ()
 
     @cached_property
     def _groups_by_frame(self) -> Any:
@@ -179,13 +182,14 @@ def _checked(
     """
     header = _dimensions(elements, syntax, explicit)
     check_size(header.rows, header.columns)
-    _check_bits(elements)
+    check_values(elements, syntax.is_encapsulated)
     if syntax == JPEGExtended12Bit and elements.get("BitsStored") != 8:
         raise Unreadable("lossy JPEG of 12 bits is not supported: decompress it (dcmdjpeg)")
     if syntax == DeflatedExplicitVRLittleEndian:
         return header
-    long = _check_length(file, header, *values)
-    return replace(header, too_long=True) if long else header
+    if syntax.is_compressed:
+        return _with_fragments(file, header, values[0])
+    return replace(header, too_long=_check_length(file, header, *values))
 
 
 def _elements(file: BinaryIO) -> tuple[Dataset, int, int]:
@@ -285,24 +289,6 @@ def _dimensions(elements: Dataset, syntax: UID, explicit: bool) -> Header:
     )
 
 
-def _check_bits(elements: Dataset) -> None:
-    """Raise Unreadable for impossible numbers of bits: GDCM ends the process at some of them.
-
-    Source: DICOM PS3.3 C.7.6.3.1.
-    """
-    allocated = int(elements.get("BitsAllocated") or 0)
-    stored = int(elements.get("BitsStored") or allocated)
-    samples = int(elements.get("SamplesPerPixel") or 1)
-    signed = int(elements.get("PixelRepresentation") or 0)
-    if 8 < allocated < 16:
-        raise Unreadable(f"values packed to {allocated} bits are not supported: convert to 16 bits")
-    if samples == 2:
-        raise Unreadable("two samples a pixel are not supported: save each as an image")
-    possible = allocated == 1 or (allocated % 8 == 0 and 8 <= allocated <= 64)
-    if not possible or not 1 <= stored <= allocated or samples not in (1, 3, 4) or signed > 1:
-        raise Unreadable("damaged DICOM header: its values cannot have the bits that it says")
-
-
 def _identifiers(elements: Any) -> list[str]:
     """The identifiers as they stand in the file, whatever its character set is.
 
@@ -318,10 +304,25 @@ def _identifiers(elements: Any) -> list[str]:
     return texts
 
 
+def _with_fragments(file: BinaryIO, header: Header, offset: int) -> Header:
+    """A header with the places of its frames. Raises Unreadable if there are not as many."""
+    samples = int(header.elements.get("SamplesPerPixel") or 1)
+    size = (header.rows, header.columns)
+    found: Fragments = find_fragments(file, offset, header.syntax, size, samples)
+    count = len(found.places)
+    if count < header.frames:
+        raise Unreadable(f"truncated: {count} of {header.frames} frames are there")
+    return replace(
+        header,
+        too_long=found.images > header.frames,
+        fragments=found.places if count == header.frames else (),
+    )
+
+
 def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> bool:
     """Raise Unreadable unless the file holds all pixel data that its header promises.
 
-    Returns: whether it holds twice as much, if it is not compressed.
+    Returns: whether it holds twice as much.
 
     Args:
         file: the file.
@@ -330,11 +331,6 @@ def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> b
         length: the length of the pixel data, as their element states it.
     """
     size = file.seek(0, io.SEEK_END)
-    if header.syntax.is_compressed:
-        fragments = _count_fragments(file, offset, size, header)
-        if fragments < header.frames:
-            raise Unreadable(f"truncated: {fragments} of {header.frames} frames are there")
-        return False
     elements = header.elements
     samples = int(elements.get("SamplesPerPixel") or 1)
     if elements.get("PhotometricInterpretation") == "YBR_FULL_422":
@@ -350,28 +346,3 @@ def _check_length(file: BinaryIO, header: Header, offset: int, length: int) -> b
     if there < bits // 8:
         raise Unreadable(f"truncated: {there:,} of {bits // 8:,} bytes of pixel data are there")
     return there >= 2 * (bits // 8)
-
-
-def _count_fragments(file: BinaryIO, offset: int, size: int, header: Header) -> int:
-    """Count the fragments of encapsulated pixel data; raise Unreadable if they exceed the file.
-
-    The first fragment of each codestream is checked against the header.
-
-    Source: DICOM PS3.5 A.4.
-    """
-    fragments = -1  # the first item is the table of offsets
-    while offset < size:
-        file.seek(offset)
-        item = file.read(8)
-        tag, length = item[:4], int.from_bytes(item[4:], "little")
-        if tag == b"\xfe\xff\xdd\xe0":
-            return fragments
-        if tag != b"\xfe\xff\x00\xe0" or offset + 8 + length > size:
-            break
-        if fragments >= 0:
-            check_codestream(file, offset + 8, length, header.rows, header.columns)
-        fragments += 1
-        offset += 8 + length
-    if offset == size:  # some writers leave out the delimiter at the end
-        return fragments
-    raise Unreadable("truncated or damaged: the compressed pixel data has no end")

@@ -11,6 +11,7 @@ from typing import Any
 from pydicom.uid import UID, UID_dictionary
 
 from dino_x.data.image import WITHOUT_IMAGE
+from dino_x.data.readers.dicom_forms import remarks_on_form
 from dino_x.data.readers.dicom_header import Header
 from dino_x.data.readers.dicom_place import image_type
 from dino_x.data.readers.dicom_terms import IMAGE_TYPES, MODALITIES, first, number, term
@@ -118,18 +119,26 @@ def without_image(elements: Any) -> str | None:
 
 
 def remark_of(header: Header) -> str | None:
-    """What a header leaves open, as a fixed phrase; None if nothing does."""
+    """What a header leaves open, as fixed phrases with "; " in between; None if nothing does."""
     elements = header.elements
-    if header.nobody:
-        return "PatientID is a placeholder: patients are not known"
+    found = remarks_on_form(elements)
     if header.too_long:
-        return "more pixel data than its number of frames: the first frames are read"
+        found.append("more pixel data than its number of frames: the first frames are read")
+    groups = elements.get("PerFrameFunctionalGroupsSequence")
+    if groups and len(groups) != header.frames:
+        found.append("not as many functional groups as frames: some have the values of the file")
     if "RealWorldValueMappingSequence" in elements and "RescaleSlope" not in elements:
-        return "physical values only by a real-world mapping: stored values are read"
+        found.append("physical values only by a real-world mapping: stored values are read")
     high, stored = number(elements.get("HighBit")), number(elements.get("BitsStored"))
     if high is not None and stored is not None and high != stored - 1:
-        return "HighBit is not BitsStored - 1: whether bits are moved follows from the values"
-    return None
+        found.append(
+            "HighBit is not BitsStored - 1: whether bits are moved follows from the values"
+        )
+    if (sop_class_of(elements) or "").endswith("ForProcessing"):
+        found.append("values of a detector (FOR PROCESSING), not those that a display shows")
+    if header.nobody:
+        found.append("PatientID is a placeholder: patients are not known")
+    return "; ".join(found) or None
 
 
 def _is_map(header: Header, frame: int, modality: str | None, words: set[str]) -> bool:

@@ -19,6 +19,7 @@ from dino_x.data.image import Image
 from dino_x.data.readers.dicom_header import Header
 from dino_x.data.readers.dicom_kind import is_screenshot, kind_of
 from dino_x.data.readers.dicom_place import image_type
+from dino_x.data.readers.dicom_tables import table_values
 from dino_x.data.readers.dicom_terms import MODALITIES, first, number, term
 from dino_x.data.windowing import CT_RANGE, choose_window, voi_window
 
@@ -37,7 +38,7 @@ def grey_image(stored: np.ndarray, header: Header, frame: int) -> Image:
     elements = header.elements
     modality = term(elements.get("Modality"), MODALITIES)
     rescale = _rescale(header, frame)
-    values = apply_modality_lut(stored, rescale)
+    values = _physical(stored, rescale, elements)
     padding = _padding(stored, elements)
     shown = values if padding is None else values[~padding]
     window = file_window(header, frame)
@@ -60,14 +61,24 @@ def grey_image(stored: np.ndarray, header: Header, frame: int) -> Image:
     return Image(pixels, chosen, None, modality)
 
 
+def _physical(stored: np.ndarray, rescale: Dataset, elements: Dataset) -> np.ndarray:
+    """Stored values through the table or the rescale of a frame, if it has one."""
+    if lut := rescale.get("ModalityLUTSequence"):
+        little = elements.file_meta.TransferSyntaxUID.is_little_endian
+        return table_values(stored, lut[0], little, bool(elements.get("PixelRepresentation")))
+    return apply_modality_lut(stored, rescale)
+
+
 def bits_stored(elements: Dataset) -> int:
     """The number of bits that mean something; 0 if the header does not say."""
     return int(elements.get("BitsStored") or elements.get("BitsAllocated") or 0)
 
 
 def _bits_in_use(stored: np.ndarray, elements: Dataset) -> int | None:
-    """The number of bits that mean something; None if there are values of more."""
+    """The number of bits that mean something; None if there are values of more, or below 0."""
     bits = bits_stored(elements)
+    if elements.get("PixelRepresentation"):
+        return None
     return None if stored.size and float(stored.max()) >= 2.0**bits else bits
 
 
