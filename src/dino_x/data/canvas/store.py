@@ -43,7 +43,7 @@ from dino_x.machine.system import lock_alone, lock_shared
 
 # Raise it when readers or make_canvas give other values for the same file: old entries then no
 # longer count, and are removed when room is needed.
-PREPARATION = 2
+PREPARATION = 3
 
 
 def keys_of(

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ from dino_x.data.image import (
     check_count,
     check_size,
 )
-from dino_x.data.readers.axes import Layout
 from dino_x.data.readers.picture import to_array
 from dino_x.data.readers.tiff_pages import UNPACKED_HERE, stored_values, values_at
+from dino_x.data.readers.tiff_planes import Planes, planes_of
 from dino_x.data.storage.member import whereabouts
 from dino_x.data.windowing import choose_window
 
@@ -50,33 +50,12 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha: with the first, colours are
 _ORIENTATION = 0x0112
 
 
-@dataclass(frozen=True)
-class _Planes:
-    """How the planes of a file with more than pages are images.
-
-    Attributes:
-        layout: of the planes: letters of N, Z, T and C, then H and W.
-        pages: the number of the page of each plane; None if the planes follow the only page.
-    """
-
-    layout: Layout
-    pages: tuple[int, ...] | None
-
-    def of_image(self, number: int) -> list[int]:
-        """The planes that are the channels of an image."""
-        leading = self.layout.shape[:-2]
-        numbers = np.arange(int(np.prod(leading))).reshape(*leading, 1, 1)
-        layout = Layout(self.layout.axes, (*leading, 1, 1))
-        found: list[int] = layout.image(numbers, number).ravel().tolist()
-        return found
-
-
 def refs(path: Path, reading: Reading = DEFAULT) -> list[ImageRef]:
     """Find the images of a file, without thumbnails and masks. Raises Unreadable."""
     try:
         with path.open("rb") as file, tifffile.TiffFile(file) as tiff:
             check_count(min(1, len(tiff.pages)))
-            planes = _planes(tiff, reading.axes)
+            planes = planes_of(tiff, reading.axes)
             found = _ordinary(path, tiff) if planes is None else _stacked(path, tiff, planes)
     except Unreadable:
         raise
@@ -99,7 +78,7 @@ def _ordinary(path: Path, tiff: Any) -> list[ImageRef]:
     return found
 
 
-def _stacked(path: Path, tiff: Any, planes: _Planes) -> list[ImageRef]:
+def _stacked(path: Path, tiff: Any, planes: Planes) -> list[ImageRef]:
     check_count(planes.layout.images)
     first = _ref(path, 0, tiff.pages[0])
     channels = planes.layout.size("C") * first.channels
@@ -124,65 +103,6 @@ def _ref(path: Path, number: int, page: Any) -> ImageRef:
         bits=page.bitspersample if isinstance(page.bitspersample, int) else None,
         kind="slide_label" if _is_label(page) else None,
     )
-
-
-def _planes(tiff: Any, asked: str | None) -> _Planes | None:
-    """The planes of a file whose pages are not one image each; None for all others."""
-    page = tiff.pages[0]
-    if page.imagedepth > 1:
-        if len(tiff.pages) > 1:
-            raise Unreadable("TIFF of several pages, each a volume, is not supported: save slices")
-        return _named("Z", (int(page.imagedepth),), page, None)
-    if tiff.is_ome or tiff.is_imagej or tiff.is_shaped:
-        series = tiff.series
-        if len(series) == 1 and not series[0].is_pyramidal:
-            return _of_series(tiff, series[0])
-        return None
-    letters = [letter for letter in asked or "" if letter not in "HW"]
-    if letters == ["C"] and len(tiff.pages) > 1:
-        pages = tuple(range(len(tiff.pages)))
-        return _named("C", (len(pages),), page, pages)
-    return None
-
-
-def _of_series(tiff: Any, series: Any) -> _Planes | None:
-    """The planes of a file that names its axes, if they are more than pages with one image each."""
-    inside = page_axes = series.keyframe.axes
-    axes, shape = series.axes, series.shape
-    if not axes.endswith(page_axes):
-        return None
-    leading, lengths = axes[: -len(inside)], shape[: -len(inside)]
-    count = int(np.prod(lengths, dtype=np.int64))
-    channels = dict(zip(leading, lengths, strict=True)).get("C", 1)
-    if count == 1 or (len(tiff.pages) >= count and channels == 1):
-        return None
-    names = _letters(leading)
-    if len(tiff.pages) == 1:
-        check_count(count)
-        page = tiff.pages[0]
-        end = page.dataoffsets[0] + count * page.nbytes
-        if page.compression != COMPRESSION.NONE or end > tiff.filehandle.size:
-            raise Unreadable("truncated TIFF: its stack has more images than there are bytes")
-        return _named(names, lengths, page, None)
-    if len(tiff.pages) < count:
-        raise Unreadable(f"truncated TIFF: {len(tiff.pages)} of {count} pages are there")
-    pages = tuple(page.index for page in series.pages)
-    return _named(names, lengths, tiff.pages[0], pages)
-
-
-def _letters(axes: str) -> str:
-    """The axes of tifffile in our letters: what is neither slices, times nor channels is images."""
-    names = ""
-    for axis in axes:
-        names += axis if axis in "ZTC" and axis not in names else "N"
-    if names.count("N") > 1:
-        raise Unreadable(f"TIFF with the axes {axes} is not supported: save one image a page")
-    return names
-
-
-def _named(names: str, lengths: Any, page: Any, pages: tuple[int, ...] | None) -> _Planes:
-    shape = (*map(int, lengths), int(page.imagelength), int(page.imagewidth))
-    return _Planes(Layout(f"{names}HW", shape), pages)
 
 
 def read(ref: ImageRef) -> Image:
@@ -210,7 +130,7 @@ def read(ref: ImageRef) -> Image:
 def _stack_values(tiff: Any, ref: ImageRef) -> np.ndarray:
     """One image of a file whose pages are not one image each, [H, W, C]."""
     asked = ref.axis if ref.axis is not None and "C" in ref.axis else None
-    planes = _planes(tiff, asked)
+    planes = planes_of(tiff, asked)
     if planes is None or ref.frame >= planes.layout.images:
         raise Unreadable(f"image {ref.frame} of a file that has fewer")
     page: Any = tiff.pages[0]
@@ -256,8 +176,10 @@ def _shown(values: np.ndarray, page: Any) -> np.ndarray:
     if values.dtype == bool:
         values = values.astype(np.uint8) * 255
     if page.photometric == PHOTOMETRIC.PALETTE:
-        colours = page.colormap[:, values[:, :, 0]]  # 16-bit by the TIFF specification
-        return (colours >> 8).astype(np.uint8).transpose(1, 2, 0)
+        colours = page.colormap[:, values[:, :, 0]]
+        if page.colormap.max() > 255:  # 16 bits by the specification; some writers use the lower 8
+            colours = colours >> 8
+        return colours.astype(np.uint8).transpose(1, 2, 0)
     if page.photometric == PHOTOMETRIC.YCBCR:
         if values.dtype != np.uint8 or values.shape[2] != 3:
             raise Unreadable("TIFF of YCbCr with more than 8 bits is not supported: save it as RGB")
@@ -311,6 +233,8 @@ def _decode_by_pillow(page: Any, ref: ImageRef) -> np.ndarray:
     known = page.compression in _BY_PILLOW or page.compression in UNPACKED_HERE
     name = getattr(page.compression, "name", str(page.compression))
     deep = isinstance(page.bitspersample, tuple) or page.bitspersample > 8
+    if deep and page.samplesperpixel > 1 and page.compression in UNPACKED_HERE:
+        raise Unreadable("CMYK or YCbCr TIFF of 16 bits is not supported: save it as RGB")
     if deep and page.samplesperpixel > 1:
         raise Unreadable(f"16-bit colour TIFF with {name} compression is not supported: use LZW")
     try:
