@@ -206,3 +206,48 @@ def test_of_several_pictures_the_first_is_read_and_that_is_remarked(tmp_path):
     (ref,) = refs(tmp_path / "a.png")
     assert ref.remark == "of a file with several pictures the first is read"
     assert read(ref).pixels[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def png(path, values, bits, colour, key):
+    """Write a PNG with a value that is transparent as a whole: Pillow writes no such of 16 bits."""
+
+    def chunk(name, data):
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + checksum
+
+    if bits < 8:
+        ones = np.unpackbits(values.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :]
+        rows = np.packbits(ones.reshape(len(values), -1), axis=1)
+    else:
+        rows = values.astype(f">u{bits // 8}")
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour, 0, 0, 0)
+    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    keys = struct.pack(f">{np.size(key)}H", *np.atleast_1d(key))
+    chunks = ((b"IHDR", header), (b"tRNS", keys), (b"IDAT", packed), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks))
+    return path
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_transparent_value_is_black_whatever_its_bits(tmp_path, rng, bits, colour):
+    if colour and bits < 8:
+        pytest.skip("colours have 8 or 16 bits")
+    values = rng.integers(0, 2**bits, (5, 16, 3) if colour else (5, 16)).astype(np.uint16)
+    key = values[2, 3]
+    path = png(tmp_path / "a.png", values, bits, 2 if colour else 0, key)
+    (ref,) = refs(path)
+    shown = values.astype(np.float64) * (255 // (2**bits - 1) if bits < 8 else 1)
+    hidden = (values == key).all(axis=2) if colour else values == key
+    assert 0 < hidden.sum() < hidden.size
+    shown[hidden] = 0
+    pixels = read(ref).pixels
+    assert len(pixels) == ref.channels == (3 if colour else 1)
+    np.testing.assert_array_equal(pixels, shown.transpose(2, 0, 1) if colour else shown[None])
+
+
+def test_jpeg_ls_is_not_called_damaged(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xf7\0\x0b\x08\0\x10\0\x10\x01\x01\x11\0" + bytes(40))
+    with pytest.raises(Unreadable, match="^JPEG-LS outside DICOM is not supported"):
+        refs(path)

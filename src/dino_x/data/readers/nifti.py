@@ -95,13 +95,17 @@ def _parsed(path: Path, raw: bytes, packed: bool) -> Volume:
     second = raw[4:8] in (*_SINGLE, *_PAIR)
     kind: type[Nifti1Header] = _Header2 if second else _Header1
     if len(raw) < kind.sizeof_hdr:
-        raise Unreadable("truncated NIfTI")
+        begins = int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")
+        known = len(raw) < 4 or {Nifti1Header.sizeof_hdr, Nifti2Header.sizeof_hdr} & {*begins}
+        raise Unreadable("truncated NIfTI" if known else "not a NIfTI file")
     magic = raw[4:8] if second else raw[344:348]
     if magic in _PAIR:
         raise Unreadable("NIfTI in two files (.hdr, .img) is not supported: join them into a .nii")
     if magic not in _SINGLE:
         raise Unreadable("not a NIfTI file")
-    header = kind(raw[: kind.sizeof_hdr])
+    raw = raw[: kind.sizeof_hdr]
+    _refuse_unread_types(kind(raw, check=False))
+    header = kind(raw)
     slope, intercept = _scaling(header)
     unit = MM.get(header.get_xyzt_units()[0], 1.0)
     return Volume(
@@ -118,6 +122,13 @@ def _parsed(path: Path, raw: bytes, packed: bool) -> Volume:
         kind=_kind(int(header["intent_code"])),
         unpack="unpack it (gunzip)",
     )
+
+
+def _refuse_unread_types(header: Any) -> None:
+    """Raise Unreadable for types of the standard that are not read. Source: nifti1.h, datatype."""
+    name = {1: "1-bit", 1536: "128-bit", 2048: "256-bit complex"}.get(int(header["datatype"]))
+    if name is not None:
+        raise Unreadable(f"NIfTI of {name} values is not supported: save it as float")
 
 
 def _scaling(header: Any) -> tuple[float | None, float | None]:

@@ -59,7 +59,10 @@ def read(ref: ImageRef) -> Image:
     samples = _samples_of_16_bits(ref.path)
     with _open(ref.path) as picture:
         try:
+            key = _transparent_value(ref.path, picture)
             values = to_array(picture) if samples is None else _deep(ref.path, samples)
+            if key is not None:  # alpha is laid over black
+                values = np.where((values == key).all(axis=2, keepdims=True), 0, values)
         except Unreadable:
             raise
         except Exception as error:
@@ -79,6 +82,26 @@ def _samples_of_16_bits(path: Path) -> int | None:
     if not head.startswith(b"\x89PNG") or head[12:16] != b"IHDR" or head[24] != 16:
         return None
     return {2: 3, 4: 2, 6: 4}.get(head[25])
+
+
+def _transparent_value(path: Path, picture: Pillow.Image) -> tuple[int, ...] | None:
+    """The value of a PNG that is transparent as a whole, if it names one: grey, or a colour.
+
+    It is taken from the picture: Pillow compares it with values that are stretched to 8 bits, and
+    not at all with those of 16. Palettes keep theirs.
+
+    Source: PNG specification, third edition, 11.3.1.1 (tRNS).
+    """
+    named = picture.info.get("transparency")
+    grey = picture.mode in ("1", "L") or picture.mode.startswith("I")
+    if picture.format != "PNG" or named is None or not (grey or picture.mode == "RGB"):
+        return None
+    with path.open("rb") as file:
+        bits = file.read(25)[24]
+    del picture.info["transparency"]
+    most = (1 << bits) - 1
+    parts = named if isinstance(named, tuple) else (named,)
+    return tuple((part & most) * (255 // most if bits < 8 else 1) for part in parts)
 
 
 def _deep(path: Path, samples: int) -> np.ndarray:
@@ -145,7 +168,7 @@ def _open(path: Path) -> Iterator[Pillow.Image]:
 def _unusual_jpeg(path: Path) -> str | None:
     """Why a whole JPEG is not read: more than 8 bits, or lossless; None for other files.
 
-    Source: ISO/IEC 10918-1 B.2.2.
+    Source: ISO/IEC 10918-1 B.2.2, 14495-1 C.2.2.
     """
     try:
         with path.open("rb") as file:
@@ -155,6 +178,8 @@ def _unusual_jpeg(path: Path) -> str | None:
     at = 2
     while data.startswith(b"\xff\xd8") and at + 9 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xF7:
+            return "JPEG-LS outside DICOM is not supported: save it as PNG"
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if marker in (0xC3, 0xC7, 0xCB, 0xCF):
                 return "lossless JPEG outside DICOM is not supported: save it as PNG"

@@ -21,6 +21,7 @@ from dino_x.data.readers import (
     picture,
     tiff,
 )
+from dino_x.data.readers.not_images import instead, not_fetched
 from dino_x.data.readers.quiet import quiet
 from dino_x.data.readers.several_files import state_of
 from dino_x.data.storage.archives import none_lost, raise_lost
@@ -120,23 +121,30 @@ def looks_like_image(path: Path) -> bool:
 
 def _reader(path: Path) -> Reader:
     kind = _format_of(path)
-    if kind is None:
-        raise Unreadable("not an image")
+    by_name = kind == "nifti" and path.name.lower().endswith(".nii.gz")
+    other = instead(_head_of(path)) if kind is None or by_name else None
+    if kind is None or other is not None:
+        raise Unreadable(other or "not an image")
     if kind in UNSUPPORTED:
         raise Unreadable(UNSUPPORTED[kind])
     return READERS[kind]
 
 
-def _format_of(path: Path) -> str | None:
-    """The format's name by content, or None for a file that is not an image."""
+def _head_of(path: Path) -> bytes:
+    """A file's first bytes. Raises Unreadable."""
     try:
         with path.open("rb") as file:
-            head = file.read(_SNIFFED_BYTES)
+            head: bytes = file.read(_SNIFFED_BYTES)
     except OSError as error:
-        raise Unreadable(f"cannot be opened: {error.strerror}") from None
+        raise Unreadable(not_fetched(path) or f"cannot be opened: {error.strerror}") from None
     if not head:
         raise Unreadable("empty file")
-    name = path.name.lower()
+    return head
+
+
+def _format_of(path: Path) -> str | None:
+    """The format's name by content, or None for a file that is not an image."""
+    head, name = _head_of(path), path.name.lower()
     for kind, is_of_kind in _FORMATS:
         if is_of_kind(head, name):
             return kind
@@ -163,6 +171,7 @@ _FORMATS: tuple[tuple[str, Callable[[bytes, str], bool]], ...] = (
     ("gif", _starts_with(b"GIF87a", b"GIF89a")),
     ("webp", lambda head, name: head[:4] == b"RIFF" and head[8:12] == b"WEBP"),
     ("jp2", lambda head, name: head[4:12] == b"jP  \r\n\x87\n"),
+    ("jp2", _starts_with(b"\xff\x4f\xff\x51")),
     ("numpy", _starts_with(b"\x93NUMPY")),
     ("nrrd", lambda head, name: nrrd.is_nrrd(head)),
     ("metaimage", metaimage.is_metaimage),
