@@ -23,6 +23,7 @@ from dino_x.data.readers.several_files import values_in, with_values
 from dino_x.data.storage.archives import Archive, is_remote
 from dino_x.data.storage.listing import members
 from dino_x.data.storage.member import Member, size_of
+from dino_x.data.storage.tars import NO_TAR
 from dino_x.machine.child_processes import without_main
 
 # Reading headers is work of the interpreter, which threads do only one at a time. From this many
@@ -205,7 +206,8 @@ def _scan_archive(file: Candidate, reading: Reading) -> Scanned:
     records = [record for of_name in found.values() for record in of_name]
     if unusable is None and not records and file.claims:
         unusable = NO_IMAGES
-    if unusable is not None and (file.claims or records or unusable.startswith("truncated")):
+    told = unusable is not None and unusable.startswith(("truncated", NO_TAR))
+    if unusable is not None and (file.claims or records or told):
         state = (file.size, file.mtime_ns)
         records.append(Record(file.path, file.source, *state, (), unusable, etag=file.etag))
     if not records:
