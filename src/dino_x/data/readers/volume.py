@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -49,6 +49,9 @@ _MOST_TEXT = 64 * 2**20  # bytes of values that are written as text
 
 INVALID_ORIENTATION = "its orientation is not valid"
 
+# Of 3-D headers of 4-D values, and of values that were written anew behind an old header.
+MORE_VALUES = "twice the values that its header counts, or more: the first are read"
+
 # To the patient's left, posterior and superior, in the terms of the canonical axes.
 LPS = np.diag([-1.0, -1.0, 1.0])
 MM = {"m": 1000.0, "meter": 1000.0, "cm": 10.0, "um": 0.001, "micron": 0.001}
@@ -78,7 +81,7 @@ class Volume:
         alpha: whether the last channel says how far the others show.
         modality: DICOM's term for the modality, if the file names it.
         kind: what the file says it holds if that is no image, see `image.KINDS`.
-        remark: what the header leaves open; a fixed phrase.
+        remark: what the header leaves open: fixed phrases with "; " in between.
         unpack: how the user unpacks it, for the reason why it is refused.
     """
 
@@ -285,7 +288,7 @@ def check_volume(volume: Volume) -> Volume:
     if volume.packed is None:
         if there < needed:
             raise Unreadable(f"truncated: {there:,} of {needed:,} bytes are there")
-        return volume
+        return _with_remark(volume, MORE_VALUES) if there >= needed + volume.size else volume
     if volume.packed == "text":
         _check_text(volume, there)
     elif (there - volume.start) * _BEST_RATIO < needed:
@@ -296,6 +299,10 @@ def check_volume(volume: Volume) -> Volume:
             f" {volume.unpack}, then there is no limit"
         )
     return volume
+
+
+def _with_remark(volume: Volume, remark: str) -> Volume:
+    return replace(volume, remark="; ".join(filter(None, (volume.remark, remark))))
 
 
 def _check_text(volume: Volume, there: int) -> None:
