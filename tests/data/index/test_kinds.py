@@ -9,6 +9,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dino_x.data.image import DEFAULT
 from dino_x.data.index.catalog import update
 from dino_x.data.index.index import build_index
+from dino_x.data.index.masks import UNSURE
 from dino_x.data.index.summary import summary, unusable
 from dino_x.errors import UserError
 from tests.data.conftest import make_dicom_file
@@ -182,6 +183,26 @@ def test_an_intent_of_nifti_says_what_its_values_are(folder, intent, kind):
         (["images/a.nii"], ["masks/a_mask.nii"]),
         (["s_t1.nii.gz", "s_flair.nii.gz"], ["s_seg.nii.gz"]),
         (["a.nii"], ["a_mask.nii.gz"]),
+        # KiTS, TotalSegmentator, LiTS, BTCV, BraTS from 2023 on
+        (["1/imaging.nii.gz", "2/imaging.nii.gz"], ["1/segmentation.nii.gz"]),
+        (["s1/ct.nii.gz"], ["s1/segmentations/liver.nii.gz", "s1/segmentations/aorta.nii.gz"]),
+        (["volume-0.nii", "volume-10.nii"], ["segmentation-0.nii", "segmentation-10.nii"]),
+        (["tr/img/img0001.nii.gz"], ["tr/label/label0001.nii.gz"]),
+        (["B-GLI-00/B-GLI-00-t1c.nii", "B-GLI-00/B-GLI-00-t2f.nii"], ["B-GLI-00/B-GLI-00-seg.nii"]),
+        # CVC-ClinicDB, ISIC, Montgomery, BUSI, the Data Science Bowl of 2018
+        (["Original/1.nii", "Original/2.nii"], ["Ground Truth/1.nii", "Ground Truth/2.nii"]),
+        (["Task1-2_Input/I_1.nii"], ["Task1_GroundTruth/I_1_segmentation.nii"]),
+        (["CXR_png/M_1.nii"], ["ManualMask/leftMask/M_1.nii", "ManualMask/rightMask/M_1.nii"]),
+        (["benign/b (1).nii"], ["benign/b (1)_mask.nii", "benign/b (1)_mask_1.nii"]),
+        (["abc/images/abc.nii", "d/images/d.nii"], ["abc/masks/e1.nii", "abc/masks/e2.nii"]),
+        # FSL, BIDS
+        (["s/T1.nii.gz"], ["s/T1_brain_mask.nii.gz", "s/brain_mask.nii.gz", "s/mask.nii.gz"]),
+        (
+            ["sub-1/anat/sub-1_T1w.nii.gz", "derivatives/sub-1/sub-1_desc-preproc_T1w.nii.gz"],
+            ["derivatives/sub-1/sub-1_dseg.nii.gz", "derivatives/sub-1/sub-1_desc-brain_mask.nii"],
+        ),
+        # below a folder that is called like masks, too
+        (["segmentation/images/a.nii"], ["segmentation/labels/a.nii"]),
     ],
 )
 def test_masks_beside_images_of_the_same_names_are_left_out(folder, images, masks):
@@ -200,12 +221,40 @@ def test_masks_beside_images_of_the_same_names_are_left_out(folder, images, mask
         ["images/a.nii", "masks/b.nii"],  # other names
         ["mask/1.nii", "no_mask/1.nii"],  # two classes
         ["a_seg.nii"],
+        ["x.nii", "mask/1.nii", "without_mask/2.nii"],  # two classes, and another image
+        ["images/seg_1.nii", "images/seg_2.nii"],
+        ["segment-3/a.nii", "segment-3/b.nii"],
+        ["labels/cat/1.nii", "labels/dog/2.nii"],
+        ["sub-1/sub-1_T1w.nii", "sub-2/sub-2_dseg.nii"],
     ],
 )
 def test_what_only_sounds_like_a_mask_is_taken(folder, names):
     for name in names:
         put_volume(folder / name)
     assert len(build_index([folder])) == 5 * len(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "unsure"),
+    [
+        (["images/a.nii", "masks/b.nii"], ["masks/b.nii"]),
+        (["1/i_1.nii", "1/Ground/liver_GT_000.nii"], ["1/Ground/liver_GT_000.nii"]),
+        (["images/a.nii", "masks/a.nii", "masks/b.nii"], ["masks/b.nii"]),
+        (["masks/a.nii", "masks/b.nii"], []),  # all of them: the user names the folder
+        (["images/a.nii", "images/b.nii"], []),
+    ],
+)
+def test_what_is_called_a_mask_and_is_taken_is_remarked_on(folder, tmp_path, names, unsure):
+    for name in names:
+        put_volume(folder / name)
+    out = tmp_path / "i.parquet"
+    for _ in range(2):  # and again when the index is continued
+        rows = build_index([folder], kept_in=out).rows
+        found = {str(row.path.relative_to(folder)) for row in rows if row.remark == UNSURE}
+        assert sorted(found) == unsure
+    put_volume(folder / "images" / "b.nii")  # now there is an image of its name
+    rows = build_index([folder], kept_in=out).rows
+    assert not any("masks/b" in str(row.path) and row.remark for row in rows)
 
 
 def test_masks_are_named_anew_when_an_index_is_continued(folder, tmp_path):
