@@ -1,10 +1,12 @@
 """Headers that lack something, lie about their pixel data, or hold forms that are hardly used."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from openjpeg.utils import encode_array
 from PIL import Image as Pillow
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
@@ -289,3 +291,33 @@ def test_values_for_processing_and_missing_groups_are_remarked_on(write_dicom, c
         "values of a detector (FOR PROCESSING), not those that a display shows",
         "PatientID is a placeholder: patients are not known",
     ]
+
+
+def test_monochrome1_is_turned_around_where_some_values_are_none(write_dicom):
+    values = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    path = write_dicom(
+        np.zeros((6, 8), np.uint32), PhotometricInterpretation="MONOCHROME1", BitsStored=None,
+        HighBit=None, PixelRepresentation=None, PixelData=b"", FloatPixelData=values.tobytes(),
+    )  # fmt: skip
+    changed(path, PixelData=None)
+    finite = np.isfinite(values)
+    wanted = values[finite].max() + values[finite].min() - values
+    np.testing.assert_allclose(read(path).pixels[0], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("named", ["YBR_RCT", "RGB", "YBR_FULL", "YBR_FULL_422"])
+def test_a_codestream_that_becomes_rgb_is_not_turned_again(write_dicom, rng, named):
+    """Some transcode from JPEG and leave the colours of before in the header."""
+    colours = rng.integers(0, 256, (64, 72, 3), dtype=np.uint8)
+    dataset = pydicom.dcmread(write_dicom(colours))
+    codestream = encode_array(
+        colours, photometric_interpretation=1, use_mct=True, bits_stored=8
+    )
+    dataset.PixelData = encapsulate([bytes(codestream)])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    dataset.PhotometricInterpretation = named
+    dataset.save_as(dataset.filename)
+    np.testing.assert_array_equal(read(Path(dataset.filename)).pixels, colours.transpose(2, 0, 1))

@@ -1,5 +1,7 @@
 """TIFF files that name their axes: levels, positions, and images that lie in several files."""
 
+import struct
+
 import numpy as np
 import pytest
 import tifffile
@@ -121,3 +123,42 @@ def test_16_bit_cmyk_names_what_it_is(tmp_path, rng):
     )
     with pytest.raises(Unreadable, match="^CMYK or YCbCr TIFF of 16 bits is not supported"):
         read(path)
+
+
+def metamorph(path, planes, whole=True):
+    """A MetaMorph stack: one header, and the other planes follow the first one's values."""
+    stored = planes if whole else planes[:-1]
+    height, width = planes.shape[1:]
+    values = stored.astype("<u2").tobytes()
+    start = 8 + 2 + 12 * 11 + 4
+    behind = start + len(values)
+    tags = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1),
+        (273, 4, 1, start), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, 2 * height * width),
+        (33628, 4, 1, behind), (33629, 5, len(planes), behind + 8),
+    ]  # fmt: skip
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    head += b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    each = struct.pack("<6I", 1, 1, 2450000, 0, 2450000, 0)  # a distance, and two times
+    path.write_bytes(head + values + bytes(8) + each * len(planes))
+
+
+def test_planes_of_a_metamorph_stack_are_images(tmp_path, values):
+    metamorph(tmp_path / "a.stk", values[0, :, 0])
+    check(tmp_path / "a.stk", list(values[0, :, 0]))
+
+
+def test_a_metamorph_stack_that_is_cut_off_is_refused(tmp_path, values):
+    metamorph(tmp_path / "a.stk", np.tile(values[0, :, 0], (9, 1, 1)), whole=False)
+    with pytest.raises(Unreadable, match="its stack has more images than there are bytes"):
+        refs(tmp_path / "a.stk")
+
+
+def test_white_is_zero_is_turned_around_where_some_values_are_none(tmp_path, rng):
+    values = rng.random((8, 9)).astype(np.float32)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values, photometric="miniswhite")
+    finite = np.isfinite(values)
+    wanted = values[finite].max() + values[finite].min() - values
+    np.testing.assert_allclose(read(path).pixels[0], wanted)

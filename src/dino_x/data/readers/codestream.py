@@ -75,6 +75,23 @@ def _j2k_size(segment: bytes) -> tuple[int, int, int] | None:
     return bottom - top, right - left, components
 
 
+def has_rgb_transform(codestream: bytes) -> bool:
+    """Whether a JPEG 2000 codestream turns its first three components into RGB as it is decoded.
+
+    Source: ISO/IEC 15444-1 A.6.1 (COD, multiple component transformation).
+    """
+    start = codestream.find(_J2K, 0, 1024)
+    at = start + 2
+    while start >= 0 and codestream[at : at + 1] == b"\xff" and at + 9 <= len(codestream):
+        marker, length = codestream[at + 1], int.from_bytes(codestream[at + 2 : at + 4], "big")
+        if marker == 0x52:
+            return codestream[at + 8] == 1
+        if marker == 0x90 or length < 2:  # a tile: the main header has ended
+            return False
+        at += 2 + length
+    return False
+
+
 def _jpeg_size(data: bytes) -> tuple[int, int, int] | None:
     """Rows, columns and components of the first frame of a JPEG or JPEG-LS stream, or None."""
     at = 2

@@ -226,8 +226,8 @@ def _decode(ref: ImageRef, header: Header) -> np.ndarray:
             how["transfer_syntax_uid"] = header.syntax
         else:
             source = pydicom.dcmread(file, force=True)
-        if photometric := header.elements.get("PhotometricInterpretation"):
-            how["photometric_interpretation"] = photometric  # as the standard writes it
+        if not header.fragments and (named := header.elements.get("PhotometricInterpretation")):
+            how["photometric_interpretation"] = named  # as the standard writes it
         if _keeps_upper_bits(header):
             how["bits_stored"] = int(header.elements.BitsAllocated)
         if header.syntax == JPEGBaseline8Bit and header.elements.BitsAllocated == 16:

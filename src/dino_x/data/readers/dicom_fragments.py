@@ -13,7 +13,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, RLELossless
 
 from dino_x.data.image import Unreadable
-from dino_x.data.readers.codestream import check_codestream
+from dino_x.data.readers.codestream import check_codestream, has_rgb_transform
 
 # The elements of a header that its pixel data are decoded with.
 _OF_PIXELS = (
@@ -87,6 +87,9 @@ def frame_alone(file: BinaryIO, elements: Any, place: tuple[int, int]) -> Datase
     for keyword in _OF_PIXELS:
         if elements.get(keyword) is not None:
             setattr(frame, keyword, elements.get(keyword))
-    frame.PixelData = encapsulate([file.read(place[1])], has_bot=False)
+    data = file.read(place[1])
+    if has_rgb_transform(data):  # some headers still name the colours of before it was encoded
+        frame.PhotometricInterpretation = "RGB"
+    frame.PixelData = encapsulate([data], has_bot=False)
     frame["PixelData"].VR = "OB"
     return frame

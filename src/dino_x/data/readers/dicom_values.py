@@ -43,7 +43,8 @@ def grey_image(stored: np.ndarray, header: Header, frame: int) -> Image:
     shown = values if padding is None else values[~padding]
     window = file_window(header, frame)
     if term(elements.get("PhotometricInterpretation"), {"MONOCHROME1"}):
-        mirror = float(np.nanmin(shown)) + float(np.nanmax(shown))
+        finite = shown[np.isfinite(shown)]
+        mirror = float(finite.min()) + float(finite.max()) if finite.size else 0.0
         values = mirror - values.astype(np.float64)
         window = (mirror - window[1], mirror - window[0]) if window else None
     pixels = values.astype(np.float32)[None]

@@ -225,7 +225,8 @@ def _over_black(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def _inverted(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "u":
         return np.iinfo(values.dtype).max - values
-    return values.max() + values.min() - values
+    finite = values[np.isfinite(values)]
+    return finite.max() + finite.min() - values if finite.size else values
 
 
 def _decode_by_pillow(page: Any, ref: ImageRef) -> np.ndarray:

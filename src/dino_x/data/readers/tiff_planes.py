@@ -1,7 +1,7 @@
 """TIFF files whose pages are not one image each: channels, slices and times as the file names them.
 
-OME, ImageJ and tifffile's own description name the axes of a file; where nothing does,
-``data.axes`` does.
+OME, ImageJ, MetaMorph, FluoView, Micro-Manager, QPTIFF and tifffile's own description name the axes
+of a file; where nothing does, ``data.axes`` does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from tifffile import COMPRESSION
 
 from dino_x.data.image import Unreadable, check_count
 from dino_x.data.readers.axes import Layout
+
+# Files that name their axes, or that have more planes than pages, as tifffile calls them.
+_DESCRIBED = ("ome", "imagej", "shaped", "stk", "fluoview", "mmstack", "qpi")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def planes_of(tiff: Any, asked: str | None) -> Planes | None:
         if len(tiff.pages) > 1:
             raise Unreadable("TIFF of several pages, each a volume, is not supported: save slices")
         return _named("Z", (int(page.imagedepth),), page, None)
-    if tiff.is_ome or tiff.is_imagej or tiff.is_shaped:
+    if any(getattr(tiff, f"is_{kind}", False) for kind in _DESCRIBED):
         return _of_all_series(tiff)
     letters = [letter for letter in asked or "" if letter not in "HW"]
     if letters == ["C"] and len(tiff.pages) > 1:
@@ -68,6 +71,8 @@ def _of_all_series(tiff: Any) -> Planes | None:
     must be alike.
     """
     series = _own_series(tiff) if tiff.is_ome else list(tiff.series)
+    if tiff.is_qpi:
+        series = series[:1]  # the others are smaller, or show the slide and its label
     if len(series) == 1:
         return _of_series(tiff, series[0])
     if all(_leading(one).get("C", 1) == 1 for one in series):
@@ -88,7 +93,7 @@ def _own_series(tiff: Any) -> list[Any]:
 
     Raises: Unreadable if one lies here in part, or if the header is that of another file.
     """
-    if any(one.kind != "ome" for one in tiff.series):
+    if any(one.kind in ("generic", "uniform") for one in tiff.series):
         _refuse_undescribed(tiff)
         return list(tiff.series)
     own = []
