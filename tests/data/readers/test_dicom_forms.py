@@ -311,9 +311,7 @@ def test_a_codestream_that_becomes_rgb_is_not_turned_again(write_dicom, rng, nam
     """Some transcode from JPEG and leave the colours of before in the header."""
     colours = rng.integers(0, 256, (64, 72, 3), dtype=np.uint8)
     dataset = pydicom.dcmread(write_dicom(colours))
-    codestream = encode_array(
-        colours, photometric_interpretation=1, use_mct=True, bits_stored=8
-    )
+    codestream = encode_array(colours, photometric_interpretation=1, use_mct=True, bits_stored=8)
     dataset.PixelData = encapsulate([bytes(codestream)])
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
@@ -321,3 +319,59 @@ def test_a_codestream_that_becomes_rgb_is_not_turned_again(write_dicom, rng, nam
     dataset.PhotometricInterpretation = named
     dataset.save_as(dataset.filename)
     np.testing.assert_array_equal(read(Path(dataset.filename)).pixels, colours.transpose(2, 0, 1))
+
+
+def with_text(path, old, new):
+    """The same file with other bytes in an element: pydicom writes no such numbers."""
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+    return path
+
+
+CT = {"Modality": "CT", "RescaleSlope": "1.5", "RescaleIntercept": "-1024.0", "BitsStored": 12}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"-1024.0 ", b"-1024,0 "), (b"1.5 ", b"1,5 "), (b"-1024.0 ", b"-1024.0\0")]
+)
+def test_a_rescale_with_a_decimal_comma_is_that_number(write_dicom, ramp, old, new):
+    """Left out, it gave stored values in the window of Hounsfield units."""
+    path = with_text(write_dicom(ramp, **CT), old, new)
+    assert (refs(path)[0].slope, refs(path)[0].intercept) == (1.5, -1024)
+    image = read(path)
+    np.testing.assert_array_equal(image.pixels[0], ramp * 1.5 - 1024)
+    assert image.window == (-1000, 1000)
+
+
+@pytest.mark.parametrize("text", [b"unknown ", b"-1024 HU", b"NaN     ", b"1e999   "])
+def test_a_rescale_that_is_no_number_is_refused(write_dicom, ramp, text):
+    path = with_text(write_dicom(ramp, **CT), b"-1024.0 ", text)
+    with pytest.raises(Unreadable, match="^damaged DICOM header: its rescale is no number$"):
+        refs(path)
+
+
+def test_lengths_with_a_decimal_comma_are_these_numbers(write_dicom, ramp):
+    path = write_dicom(ramp, PixelSpacing=["0.75", "0.25"], WindowCenter="2000.0", WindowWidth="9")
+    path = with_text(path, b"0.75\\0.25 ", b"0,75\\0,25 ")
+    (ref,) = refs(with_text(path, b"2000.0", b"2000,0"))
+    assert ref.spacing_mm == (0.75, 0.25)
+    assert ref.window == (1995.5, 2003.5)
+
+
+@pytest.mark.parametrize("unit", ["HU", "Hounsfield", "HOUNSFIELD UNITS"])
+def test_hounsfield_units_by_their_whole_name(write_dicom, ramp, unit):
+    assert read(write_dicom(ramp, **CT, RescaleType=unit)).window == (-1000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("image_type", "modality", "kind"),
+    [
+        (["DERIVED", "SECONDARY", "OTHER", "CT_SOM5 PROT"], "CT", "screenshot"),
+        (["DERIVED", "PRIMARY", "M", "T1", "MAP"], "MR", "map"),
+    ],
+)
+def test_pages_of_text_and_maps_are_named(write_dicom, ramp, image_type, modality, kind):
+    ct = "1.2.840.10008.5.1.4.1.1.2"
+    path = write_dicom(ramp, Modality=modality, ImageType=image_type, SOPClassUID=ct)
+    assert refs(path)[0].kind == kind

@@ -59,7 +59,14 @@ from dino_x.data.readers.dicom_kind import (
 )
 from dino_x.data.readers.dicom_place import acquisition_of, orientation_of, position_of, stack_of
 from dino_x.data.readers.dicom_quick import Unusual
-from dino_x.data.readers.dicom_terms import BODY_PARTS, MODALITIES, PHOTOMETRICS, number, term
+from dino_x.data.readers.dicom_terms import (
+    BODY_PARTS,
+    MODALITIES,
+    PHOTOMETRICS,
+    decimal,
+    number,
+    term,
+)
 from dino_x.data.readers.dicom_values import (
     bits_stored,
     file_window,
@@ -197,7 +204,7 @@ def _spacing(header: Header, frame: int) -> tuple[float, float] | None:
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         sizes = header.of_frame(frame, "PixelMeasuresSequence", keyword)
         try:
-            row, column = (float(part) for part in sizes)
+            row, column = (decimal(part) for part in sizes)
         except (TypeError, ValueError):
             continue
         if 0 < row < math.inf and 0 < column < math.inf:

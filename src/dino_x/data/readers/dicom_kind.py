@@ -38,7 +38,7 @@ _MAP = {
     "R2STAR_MAP", "B0 MAP", "B1 MAP", "FIELD_MAP", "T_TEST", "T-TEST", "FMRI", "MR_MAP", "ADC_MAP",
     "PERFUSION_MAP", "FAT_FRACTION", "FF", "STIFFNESS", "WAVE", "CONFIDENCE", "DIFFUSION_MAP",
     "EFF_ATOMIC_NUM", "ELECTRON_DENSITY", "MAT_FRACTIONAL", "MAT_SPECIFIC", "PROP_MAP",
-    "IODINE_MAP", "IODINE MAP",
+    "IODINE_MAP", "IODINE MAP", "MAP",
 }  # fmt: skip
 # Parts of complex numbers, which have these names in MR alone.
 _MAP_OF_MR = {
@@ -93,8 +93,8 @@ def kind_of(header: Header, frame: int) -> str | None:
 def is_screenshot(header: Header, frame: int) -> bool:
     """Whether a frame is a picture of a screen, such as a report of the dose of a CT."""
     words = image_type(header, frame)
-    if _SCREEN & set(words):
-        return True
+    if _SCREEN & set(words) or any(word.endswith(" PROT") for word in words):
+        return True  # pages of text, such as the patient protocol of a scanner
     captured = "SecondaryCapture" in (sop_class_of(header.elements) or "")
     section = term(header.elements.get("Modality"), MODALITIES) in _CROSS_SECTIONS
     if not (captured and section and "SECONDARY" in words):

@@ -95,16 +95,29 @@ def number(value: Any) -> float | None:
     if isinstance(value, list | MultiValue):
         value = value[0] if len(value) else None
     try:
-        number = float(value)
+        number = decimal(value)
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
 
 
+def decimal(value: Any) -> float:
+    """A number that may be text, and may have a comma where the standard wants a point.
+
+    >>> decimal("-1024,5 "), decimal(2)
+    (-1024.5, 2.0)
+
+    Raises: TypeError or ValueError for anything else.
+    """
+    if isinstance(value, str):
+        value = value.strip(" \0").replace(",", ".")
+    return float(value)
+
+
 def numbers(value: Any, count: int) -> list[float] | None:
     """An element of exactly `count` finite numbers, or None."""
     try:
-        found = [float(part) for part in value]
+        found = [decimal(part) for part in value]
     except (TypeError, ValueError):
         return None
     return found if len(found) == count and all(map(math.isfinite, found)) else None

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import JPEG2000, UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
-from dino_x.data.image import Image
+from dino_x.data.image import Image, Unreadable
 from dino_x.data.readers.dicom_header import Header
 from dino_x.data.readers.dicom_kind import is_screenshot, kind_of
 from dino_x.data.readers.dicom_place import image_type
@@ -158,15 +158,26 @@ def moved_down(stored: np.ndarray, shift: int) -> np.ndarray:
 
 
 def slope_intercept(header: Header, frame: int) -> tuple[float | None, float | None]:
-    """The slope and intercept of one frame; (None, None) if it has none, or a table instead."""
+    """The slope and intercept of one frame; (None, None) if it has none, or a table instead.
+
+    Raises: Unreadable for what is no number: values without it would be others.
+    """
     if header.elements.get("ModalityLUTSequence"):
         return None, None
-    group = "PixelValueTransformationSequence"
-    slope = number(header.of_frame(frame, group, "RescaleSlope")) or None
-    intercept = number(header.of_frame(frame, group, "RescaleIntercept"))
+    slope = _of_rescale(header, frame, "RescaleSlope") or None
+    intercept = _of_rescale(header, frame, "RescaleIntercept")
     if slope is None and intercept is None:
         return None, None
     return 1.0 if slope is None else slope, intercept or 0.0
+
+
+def _of_rescale(header: Header, frame: int, keyword: str) -> float | None:
+    """A number of a frame's rescale; None if it has none. Raises Unreadable."""
+    value = header.of_frame(frame, "PixelValueTransformationSequence", keyword)
+    found = number(value)
+    if found is None and first(value):
+        raise Unreadable("damaged DICOM header: its rescale is no number")
+    return found
 
 
 def file_window(header: Header, frame: int) -> tuple[float, float] | None:
@@ -217,7 +228,7 @@ def _is_hounsfield(header: Header, frame: int, rescale: Dataset) -> bool:
     if is_screenshot(header, frame):
         return False
     if unit:
-        return unit in _UNITS_OF_CT
+        return unit in _UNITS_OF_CT or unit.startswith("HOUNSFIELD")
     if bits_stored(elements) <= 8 or kind_of(header, frame) is not None:
         return False
     return "LOCALIZER" not in image_type(header, frame)
