@@ -184,7 +184,10 @@ def test_an_intent_of_nifti_says_what_its_values_are(folder, intent, kind):
         (["s_t1.nii.gz", "s_flair.nii.gz"], ["s_seg.nii.gz"]),
         (["a.nii"], ["a_mask.nii.gz"]),
         # KiTS, TotalSegmentator, LiTS, BTCV, BraTS from 2023 on
-        (["1/imaging.nii.gz", "2/imaging.nii.gz"], ["1/segmentation.nii.gz"]),
+        (
+            ["1/imaging.nii.gz", "2/imaging.nii.gz"],
+            ["1/segmentation.nii.gz", "2/segmentation.nii.gz"],
+        ),
         (["s1/ct.nii.gz"], ["s1/segmentations/liver.nii.gz", "s1/segmentations/aorta.nii.gz"]),
         (["volume-0.nii", "volume-10.nii"], ["segmentation-0.nii", "segmentation-10.nii"]),
         (["tr/img/img0001.nii.gz"], ["tr/label/label0001.nii.gz"]),
@@ -196,7 +199,8 @@ def test_an_intent_of_nifti_says_what_its_values_are(folder, intent, kind):
         (["benign/b (1).nii"], ["benign/b (1)_mask.nii", "benign/b (1)_mask_1.nii"]),
         (["abc/images/abc.nii", "d/images/d.nii"], ["abc/masks/e1.nii", "abc/masks/e2.nii"]),
         # FSL, BIDS
-        (["s/T1.nii.gz"], ["s/T1_brain_mask.nii.gz", "s/brain_mask.nii.gz", "s/mask.nii.gz"]),
+        (["s/T1.nii.gz"], ["s/T1_brain_mask.nii.gz"]),
+        (["s/T1.nii.gz", "t/T1.nii.gz"], ["s/brain_mask.nii.gz", "t/brain_mask.nii.gz"]),
         (
             ["sub-1/anat/sub-1_T1w.nii.gz", "derivatives/sub-1/sub-1_desc-preproc_T1w.nii.gz"],
             ["derivatives/sub-1/sub-1_dseg.nii.gz", "derivatives/sub-1/sub-1_desc-brain_mask.nii"],
@@ -222,6 +226,7 @@ def test_masks_beside_images_of_the_same_names_are_left_out(folder, images, mask
         ["mask/1.nii", "no_mask/1.nii"],  # two classes
         ["a_seg.nii"],
         ["x.nii", "mask/1.nii", "without_mask/2.nii"],  # two classes, and another image
+        ["mask.nii", "other.nii"],
         ["images/seg_1.nii", "images/seg_2.nii"],
         ["segment-3/a.nii", "segment-3/b.nii"],
         ["labels/cat/1.nii", "labels/dog/2.nii"],
@@ -240,6 +245,7 @@ def test_what_only_sounds_like_a_mask_is_taken(folder, names):
         (["images/a.nii", "masks/b.nii"], ["masks/b.nii"]),
         (["1/i_1.nii", "1/Ground/liver_GT_000.nii"], ["1/Ground/liver_GT_000.nii"]),
         (["images/a.nii", "masks/a.nii", "masks/b.nii"], ["masks/b.nii"]),
+        (["mask.nii", "other.nii"], ["mask.nii"]),
         (["masks/a.nii", "masks/b.nii"], []),  # all of them: the user names the folder
         (["images/a.nii", "images/b.nii"], []),
     ],

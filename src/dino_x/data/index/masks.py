@@ -6,7 +6,7 @@ Public data sets have a few layouts, and all of these are known here:
   like, with files of the same names as images that lie elsewhere below the same parent; or beside
   the images of a case, whatever the names of its files (``s1/ct.nii.gz``, ``s1/segmentations/*``);
 - a file whose name ends in ``_mask``, ``-seg`` or the like beside the image that it begins as, or
-  that is called ``segmentation`` beside another one;
+  that is called ``segmentation`` beside another one, in several folders;
 - ``segmentation-7`` beside ``volume-7``, ``label0007`` beside ``img0007``;
 - masks of BIDS (``sub-1_..._mask``, ``_dseg``) where there are images of ``sub-1``.
 
@@ -17,7 +17,7 @@ Without such an image nothing is taken for a mask, as folders may be classes (``
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import PurePath
@@ -72,7 +72,8 @@ def _masks_and_unsure(paths: Sequence[PurePath]) -> tuple[set[int], set[int]]:
     parts = [path[above:] for path in parts]
     classes = {path[:at] for path in parts for at in _told_apart(path)}
     suspects = {place for place, path in enumerate(parts) if _may_be_mask(path, classes)}
-    wanted = {key for place in suspects for key in _keys_of_mask(parts[place], classes)}
+    repeated = _names_of_several_folders(parts[place] for place in suspects)
+    wanted = {key for place in suspects for key in _keys_of_mask(parts[place], classes, repeated)}
     kinds = {key[0] for key in wanted}
     present: set[_Key] = set()
     for place, path in enumerate(parts):
@@ -81,7 +82,7 @@ def _masks_and_unsure(paths: Sequence[PurePath]) -> tuple[set[int], set[int]]:
     masks = {
         place
         for place in suspects
-        if any(key in present for key in _keys_of_mask(parts[place], classes))
+        if any(key in present for key in _keys_of_mask(parts[place], classes, repeated))
     }
     return masks, suspects - masks
 
@@ -97,6 +98,16 @@ def _folders_in_common(parts: Sequence[_Path]) -> int:
             break
         common += 1
     return common
+
+
+def _names_of_several_folders(paths: Iterable[_Path]) -> set[str]:
+    """Names such as ``segmentation`` that come in more than one folder, as cases have them."""
+    folders: dict[str, set[_Path]] = {}
+    for path in paths:
+        name = _words(_stem(path))
+        if _WHOLE_NAME.fullmatch(name):
+            folders.setdefault(name, set()).add(path[:-1])
+    return {name for name, found in folders.items() if len(found) > 1}
 
 
 def _was_named(record: Record) -> bool:
@@ -177,7 +188,7 @@ def _stem(path: _Path) -> str:
     return name if name != path[-1] else PurePath(name).stem
 
 
-def _keys_of_mask(path: _Path, classes: set[_Path]) -> Iterator[_Key]:
+def _keys_of_mask(path: _Path, classes: set[_Path], repeated: set[str]) -> Iterator[_Key]:
     """What an image that belongs to a mask has as one of its keys."""
     name, folder = _words(_stem(path)), path[:-1]
     bare = _ENDING.sub("", name)
@@ -189,7 +200,7 @@ def _keys_of_mask(path: _Path, classes: set[_Path]) -> Iterator[_Key]:
             yield "is", folder, "_".join(pieces[:count])
         if name.startswith("sub_"):
             yield "subject", (), pieces[1] if len(pieces) > 1 else ""
-    if _WHOLE_NAME.fullmatch(name):
+    if name in repeated:
         yield "beside", folder, ""
     if number:
         yield "number", folder, number
