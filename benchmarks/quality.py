@@ -35,7 +35,13 @@ from dino_x.config.options import Options
 from dino_x.config.resolve import Facts, resolve
 from dino_x.data.canvas.canvas import CanvasForm
 from dino_x.data.loading.loader import Canvases, Loader
-from dino_x.evaluation.baselines import pixel_encoder, principal_components, random_weights
+from dino_x.evaluation.baselines import (
+    component_sizes,
+    pixel_encoder,
+    pixel_forms,
+    random_weights,
+)
+from dino_x.evaluation.classify import PIXEL_COMPONENTS
 from dino_x.evaluation.embed import Encoder, backbone_encoder, encode
 from dino_x.machine.device import choose_device, describe_device, dtype_of
 from dino_x.model.backbone import Backbone, build_backbone
@@ -45,7 +51,6 @@ from dino_x.training.step.batch_plan import Cutter
 from dino_x.training.steps import Steps
 
 FIGURES = Path(__file__).with_suffix(".jsonl")
-PIXEL_COMPONENTS = 64
 
 
 class InMemory:
@@ -186,14 +191,7 @@ def baselines(
 ) -> Iterator[dict[str, Any]]:
     """Pixels, random weights by seed, and the weights that a recipe starts from."""
     images = images_of(name, data)
-    pixels = encode({"": pixel_encoder()}, images.refs)[0][""]
-    parts = principal_components(pixels, images.split == "train", PIXEL_COMPONENTS)
-    knn, linear = scores(parts, images), scores(pixels, images)
-    best = {
-        side: {key: (knn if "knn" in key else linear)[side][key] for key in knn[side]}
-        for side in knn
-    }
-    yield {"recipe": "pixels", "seed": 0, "cls": best}
+    yield {"recipe": "pixels", "seed": 0, "cls": pixel_scores(images)}
     recipe = experiment.recipes[0]
     own = {"model.name": str(weights)} if recipe.weights else {}
     options = resolve({**recipe.settings, **own}, Facts(len(images.training))).options
@@ -210,6 +208,21 @@ def baselines(
             "recipe": "random weights", "seed": seed,
             **figures_of(network, *form, size, name, data),
         }  # fmt: skip
+
+
+def pixel_scores(images: Images) -> dict[str, Any]:
+    """Of raw pixels: the form whose neighbours do best on the validation patients, by target."""
+    pixels = encode({"": pixel_encoder()}, images.refs)[0][""]
+    train = images.split == "train"
+    sizes = component_sizes(int(train.sum()), PIXEL_COMPONENTS["knn"])
+    forms = pixel_forms(pixels, train, sizes, neighbours=True)
+    found = scores(pixels, images)
+    by_form = [scores(form, images, linear=False) for form in forms.values()]
+    for key in [key for key in found["val"] if "knn" in key]:
+        best = max(by_form, key=lambda one: one["val"][key])
+        for side in found:
+            found[side][key] = best[side][key]
+    return found
 
 
 def truth(name: str, data: Path) -> dict[str, Any]:

@@ -149,8 +149,8 @@ def split_of(patients: np.ndarray) -> np.ndarray:
     return np.array([side[name] for name in patients.tolist()])
 
 
-def scores(features_ND: np.ndarray, images: Images) -> dict[str, Any]:
-    """kNN and linear probe, by target and task.
+def scores(features_ND: np.ndarray, images: Images, *, linear: bool = True) -> dict[str, Any]:
+    """kNN and, if asked for, linear probe, by target and task.
 
     Returns: ``val``, balanced accuracy on the validation patients, to choose recipes on, and
         ``test``, the predicted class of each tested image as ``packed`` text.
@@ -161,15 +161,12 @@ def scores(features_ND: np.ndarray, images: Images) -> dict[str, Any]:
     for target in images.targets:
         classes_N = images.classes(target)
 
-        on_val = {
-            "knn": neighbours(features_ND, classes_N, train, val),
-            "linear": linear_probabilities(features_ND, classes_N, inner, val)[0],
-        }
-        given = Validation((Fold(train, val),), train | val, "given")
-        on_test = {
-            "knn": neighbours(features_ND, classes_N, train, test),
-            "linear": linear_probabilities(features_ND, classes_N, given, test)[0],
-        }
+        on_val = {"knn": neighbours(features_ND, classes_N, train, val)}
+        on_test = {"knn": neighbours(features_ND, classes_N, train, test)}
+        if linear:
+            given = Validation((Fold(train, val),), train | val, "given")
+            on_val["linear"] = linear_probabilities(features_ND, classes_N, inner, val)[0]
+            on_test["linear"] = linear_probabilities(features_ND, classes_N, given, test)[0]
         for task, probabilities in on_val.items():
             score = balanced_accuracy(classes_N[val], probabilities)
             found["val"][f"{target}, {task}"] = round(score, 5)
