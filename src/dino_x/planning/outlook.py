@@ -19,9 +19,9 @@ from dino_x.training.micro_batch import most_on_cpu
 
 PATIENCE = 600.0  # seconds: a first run should be over by then
 USUAL_GPU = "rtx3090"
-# A small network reaches fewer operations a second than a large one: 52 GFLOP/s beside 73, the
-# preset try beside a ViT-S of 224 px on a core of an AMD EPYC (`dino-x plan` with each).
-SMALL_IS_SLOWER = 1.4
+# A small network reaches fewer operations a second than a large one: 68 GFLOP/s beside 125, the
+# preset try (174 images/s) beside a ViT-S of 224 px (docs/speed.md) on two cores of an AMD EPYC.
+SMALL_IS_SLOWER = 1.85
 
 
 @dataclass(frozen=True)
