@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lines_of_runs import once, read
 from rich.console import Console
 
 from dino_x.commands.demo import SETTINGS, demo_folder, demo_labels
@@ -72,24 +73,15 @@ def main() -> None:
     if not arguments.table:
         for seed in arguments.seeds:
             for name in arguments.names:
-                once({"name": name, "seed": seed, "steps": arguments.steps}, arguments.out)
+                once({"name": name, "seed": seed, "steps": arguments.steps}, arguments.out, alone)
     print_table(read(arguments.out))
 
 
-def once(key: dict[str, Any], out: Path) -> None:
-    """Make a run in a process of its own, unless ``out`` holds it."""
-    if any(all(line[part] == value for part, value in key.items()) for line in read(out)):
-        return
+def alone(**key: Any) -> dict[str, Any]:
+    """``run`` in a process of its own, whose peak of memory is that of the run."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         figures = pool.apply(run, kwds=key)
-    line = json.dumps(key | {column: round(value, 4) for column, value in figures.items()})
-    with out.open("a") as file:
-        file.write(line + "\n")
-    print(line, flush=True)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {column: round(value, 4) for column, value in figures.items()}
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from former_demo import FORMER_DEMO
+from lines_of_runs import once, read
 from rich.console import Console
 
 from dino_x.commands.demo import SETTINGS
@@ -73,18 +74,8 @@ def main() -> None:
             for batch in arguments.batches:
                 for seed in arguments.seeds:
                     key = {"network": arguments.network, "arm": arm, "batch": batch}
-                    once(key | {"seed": seed, "images": arguments.images}, arguments.out)
+                    once(key | {"seed": seed, "images": arguments.images}, arguments.out, trained)
     print_table(read(arguments.out))
-
-
-def once(key: dict[str, Any], out: Path) -> None:
-    """Run one arm, unless ``out`` holds it."""
-    if any(all(line[name] == value for name, value in key.items()) for line in read(out)):
-        return
-    line = key | trained(**key)
-    with out.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
 
 
 def trained(network: str, arm: str, batch: int, seed: int, images: int) -> dict[str, Any]:
@@ -123,10 +114,6 @@ def named(lines: list[dict[str, Any]]) -> list[str]:
         f"{state} from step {since}" + (", then over" if (state, since) in over else "")
         for state, since in found
     ]
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:
