@@ -273,6 +273,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--recipes", nargs="+", help="names of recipes")
+    parser.add_argument("--until", type=int, help="end a run at the look after so many images")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -319,6 +320,8 @@ def measure_once(
         figures.add({**key, **line})
         shown = {"seen": line["seen"], "s": line["cpu_seconds"], "val": line["cls"]["val"]}
         print(json.dumps({**key, **shown}), flush=True)
+        if arguments.until and line["seen"] >= arguments.until:
+            return
 
 
 if __name__ == "__main__":

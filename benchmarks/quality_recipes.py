@@ -31,6 +31,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no KoLeo": {"loss.koleo_weight": 0.0},
     "4 local crops": {"views.local_crops": 4, "views.local_size": 32},
     "global crops of 0.32 to 1": {"views.global_scale": (0.32, 1.0)},
+    "global crops of 0.9 to 1": {"views.global_scale": (0.9, 1.0)},
     "flips": {"views.flip": 0.5},
     "1,024 prototypes": {"head.prototypes": 1024},
     "twice the rate": {"optim.lr": 0.003},
