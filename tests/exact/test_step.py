@@ -21,6 +21,7 @@ from dino_x.exact import (
     Sinkhorn,
     Softmax,
 )
+from dino_x.exact.processes import Processes
 from dino_x.losses import koleo
 from tests.training.step.waiting import counted_reads
 
@@ -190,9 +191,24 @@ def test_dropout_is_replayed():
     both.student_tokens = watched
     step.gradient(micro_batches([4, 4, 4]), step.first_state(), 0.07)
     first, second = seen[:3], seen[3:]
-    for before, after in zip(first, second, strict=True):
+    for before, after in zip(first[1:], second, strict=True):
         assert torch.equal(before, after)
     assert not torch.equal(first[0], networks().student_tokens(placed([4, 4, 4])[0], "all")[0])
+
+
+@pytest.mark.parametrize(("keep", "forwards"), [(True, 5), (False, 6)])
+def test_the_first_micro_batch_goes_through_the_student_once(keep, forwards):
+    """Its graph of KoLeo's pass is kept for the gradient's pass, and changes nothing."""
+    whole, _ = gradient([12], statistic=KoLeo(1.0))
+    both, processes = networks(), Processes()
+    processes.keep_graphs = keep
+    calls = []
+    tokens = both.student_tokens
+    both.student_tokens = lambda *asked: calls.append(asked) or tokens(*asked)
+    step = ExactStep(both, statistic=KoLeo(1.0), processes=processes)
+    step.gradient(micro_batches([4, 4, 4]), step.first_state(), 0.07)
+    assert len(calls) == forwards
+    assert error(flat_gradient(both.student), whole) < 1e-10
 
 
 def placed(sizes):

@@ -109,9 +109,9 @@ def of_sizes(step: Step, sizes: CropSizes, working_bytes: int = CPU_BYTES) -> di
         crops.append((step.locals, sizes.local_size, 1.0))
     parts = {
         "teacher": GLOBAL_VIEWS * forward(step.teacher, sizes.global_size),
-        "student, for KoLeo": GLOBAL_VIEWS * forward(student, sizes.global_size, 1, keep)
-        if step.two_passes
-        else 0.0,
+        "student, for KoLeo": step.passed_twice
+        * GLOBAL_VIEWS
+        * forward(student, sizes.global_size, 1, keep),
     }
     for name, (number, side, looked) in zip(("global", "local"), crops, strict=False):
         parts[f"student, {name} crops"] = number * training(student, side, looked, keep)

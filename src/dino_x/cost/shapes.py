@@ -263,6 +263,18 @@ class Step:
         sizes = all_sizes(self.effective_batch, self.micro_batch, self.processes)
         return bool(weights[loss.regularizer]) and any(size % group for size in sizes)
 
+    @property
+    def passed_twice(self) -> float:
+        """Share of the images whose global crops go through the student twice.
+
+        The first micro-batch of a process does not, for its graph is kept, if weights are whole.
+        """
+        if not self.two_passes:
+            return 0.0
+        if self.parts > 1:
+            return 1.0
+        return max(0.0, 1.0 - self.processes * self.micro_batch / self.effective_batch)
+
 
 def numbers(weights: Iterable) -> int:
     """The number of elements of some tensors, in all."""

@@ -38,6 +38,8 @@ class Sharded(Replicated):
     backwards. Errors are exchanged before each of these.
     """
 
+    keep_graphs = False  # weights that a graph holds on to would stay gathered
+
     def __init__(self, agreement: Agreement) -> None:
         super().__init__(agreement)
         self._held_back: tuple[Tensor, Tensor] | None = None

@@ -29,7 +29,12 @@ class Processes:
 
     Args:
         group: the processes that share the effective batch; None is this process alone.
+
+    Attributes:
+        keep_graphs: whether a forward's graph may outlast other forwards.
     """
+
+    keep_graphs = True
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.ranks = ALONE if group is None else Ranks(group)

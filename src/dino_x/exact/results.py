@@ -4,7 +4,8 @@ b: images of a micro-batch, V: global views, D: bottleneck, F: features of the b
 K: prototypes, m: masked patches of a micro-batch, R: rows.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -68,3 +69,19 @@ class StepResult:
     terms: dict[str, float]
     next_state: CenteringState
     probed: Any = None
+
+
+@dataclass(frozen=True)
+class Spanning:
+    """What pass 2 leaves for pass 3; all empty if no statistic spans micro-batches.
+
+    Attributes:
+        values: the statistic, by the term's name.
+        gradients_VbF: its gradient with respect to the CLS features of each micro-batch.
+        first: the student's tokens of the first micro-batch with their graph, so that pass 3 does
+            not make them again; None if it has to.
+    """
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    gradients_VbF: Sequence[Tensor] = ()
+    first: tuple[Tensor, Tensor] | None = None

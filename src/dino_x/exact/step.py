@@ -1,8 +1,9 @@
 """One optimizer step's gradient, exact over the effective batch whatever the micro-batch.
 
     1. targets     the teacher over all micro-batches, of which bottlenecks are kept; a bias a head
-    2. statistic   only if KoLeo's group spans micro-batches: the student over the global crops
-                   without gradients, KoLeo over the group, its gradient for each CLS feature
+    2. statistic   only if KoLeo's group spans micro-batches: the student over the global crops,
+                   KoLeo over the group, its gradient for each CLS feature. No graph is kept but
+                   that of the first micro-batch, with which pass 3 begins
     3. gradients   the student forward and backward, micro-batch by micro-batch
 
 With several processes each has a share of the images. What passes 1 and 2 look at is gathered from
@@ -28,7 +29,7 @@ from dino_x.exact.centering import Centering, CenteringState, HeadState, Sinkhor
 from dino_x.exact.networks import Patches, TokenNetworks
 from dino_x.exact.probe import NO_PROBE, StepProbe
 from dino_x.exact.processes import Processes
-from dino_x.exact.results import HeadOutputs, Outputs, StepResult, Targets
+from dino_x.exact.results import HeadOutputs, Outputs, Spanning, StepResult, Targets
 from dino_x.exact.statistics import BatchStatistic, KoLeo
 from dino_x.losses import transfer
 from dino_x.losses.checks import check_finite, checked_late, compute_dtype
@@ -124,11 +125,14 @@ class ExactStep:
         totals: dict[str, Tensor] = {}
         with checked_late() as checks:
             targets = self.targets(batch, state, temperature, probe)
-            spanning, gradients_VbF = self.statistic_gradients(batch)
+            spanning = self.statistic_gradients(batch, gram)
             with self.processes.phase():
                 for position, micro in enumerate(self.processes.each(batch.micro_batches())):
-                    outputs = self.student_outputs(micro, batch, gram, probe)
-                    gradient_VbF = gradients_VbF[position] if gradients_VbF else None
+                    made = spanning.first if position == 0 else None
+                    outputs = self.student_outputs(micro, batch, gram, probe, made)
+                    gradient_VbF = None
+                    if spanning.gradients_VbF:
+                        gradient_VbF = spanning.gradients_VbF[position]
                     with self.processes.alone():
                         self.fault("losses", micro)
                         terms = self.losses(outputs, micro, batch, targets, position, temperature)
@@ -139,7 +143,7 @@ class ExactStep:
                     add(totals, terms | {"loss": loss})
                 checks.raise_if_any()  # read once, so that no micro-batch waits for its device
         self.processes.sum_gradients(self.networks.student)
-        values = self.values(totals, spanning, gram, targets.dino_bias_K.device)
+        values = self.values(totals, spanning.values, gram, targets.dino_bias_K.device)
         probed = probe.finish(targets.dino_bias_K, temperature, self.processes)
         return StepResult(values, targets.next_state, probed)
 
@@ -193,28 +197,37 @@ class ExactStep:
         return self.centering(rows_RD, head.prototypes(), temperature, state, self.processes.ranks)
 
     def statistic_gradients(
-        self, batch: EffectiveBatch
-    ) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
-        """Pass 2: the value of a statistic that spans micro-batches, and its gradients.
-
-        Returns: the value by the term's name, and for each micro-batch the gradient with respect to
-            its CLS features, [V, b, F]. Both are empty if there is nothing to do.
-        """
+        self, batch: EffectiveBatch, gram: GramAnchor | None = None
+    ) -> Spanning:
+        """Pass 2: the value of a statistic that spans micro-batches, and its gradients."""
         if not self.statistic.weight or not self.statistic.spans(batch.sizes, batch.images):
-            return {}, ()
-        cls_VbF = []
+            return Spanning()
+        cls_VbF: list[Tensor] = []
+        first = None
         with self.processes.phase():
             for micro in self.processes.each(batch.micro_batches()):
                 self.fault("statistic", micro)
-                with torch.no_grad(), self.precision():
-                    cls_RF, _ = self.networks.student_tokens(micro, "none")
+                if self.processes.keep_graphs and first is None:
+                    first = self.student_tokens(micro, gram)
+                    cls_RF = first[0].detach()
+                else:
+                    with torch.no_grad(), self.precision():
+                        cls_RF, _ = self.networks.student_tokens(micro, "none")
                 cls_VbF.append(by_view(cls_RF))
         all_cls_VBF = self.processes.gather_views(torch.cat(cls_VbF, dim=1)).requires_grad_()
         value = self.statistic.value(all_cls_VBF, batch.images)
         (gradient_VBF,) = torch.autograd.grad(value, all_cls_VBF)
         own_VbF = self.processes.own_images(gradient_VBF)
         parts = own_VbF.split([part.shape[1] for part in cls_VbF], dim=1)
-        return {self.statistic.name: value.detach()}, parts
+        return Spanning({self.statistic.name: value.detach()}, parts, first)
+
+    def student_tokens(
+        self, micro: PlacedMicroBatch, gram: GramAnchor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The student's tokens of global crops that the losses look at, with a graph."""
+        wanted: Patches = "masked" if gram is None else "all"
+        with self.precision():
+            return self.networks.student_tokens(micro, wanted)
 
     def student_outputs(
         self,
@@ -222,13 +235,21 @@ class ExactStep:
         batch: EffectiveBatch,
         gram: GramAnchor | None = None,
         probe: StepProbe = NO_PROBE,
+        made: tuple[Tensor, Tensor] | None = None,
     ) -> Outputs:
-        """Pass 3: what the networks make of a micro-batch, with a graph."""
+        """Pass 3: what the networks make of a micro-batch, with a graph.
+
+        Args:
+            micro: the micro-batch.
+            batch: the effective batch.
+            gram: Gram anchoring.
+            probe: looks at rows.
+            made: the student's tokens of global crops, if pass 2 has left them.
+        """
         self.fault("student", micro)
         student, teacher = self.networks.student, self.networks.teacher
+        global_RF, patches = made or self.student_tokens(micro, gram)
         with self.precision():
-            wanted: Patches = "masked" if gram is None else "all"
-            global_RF, patches = self.networks.student_tokens(micro, wanted)
             probe.student(micro, global_RF)
             views_RF = [global_RF]
             local_RF = self.networks.student_local_tokens(micro)
