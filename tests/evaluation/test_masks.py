@@ -1,12 +1,17 @@
 """Masks find their images, and what does not fit is one clear line before any work."""
 
+from dataclasses import replace
+
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 
+from dino_x.data.image import ImageRef
 from dino_x.data.index.index import build_index
+from dino_x.data.index.splits import Item
 from dino_x.errors import UserError
-from dino_x.evaluation.masks import has_masks, load_masks, read_mask
+from dino_x.evaluation.masks import has_masks, load_masks, read_mask, volume_of
 
 from .conftest import patient_rows, write_csv, write_image
 
@@ -234,3 +239,26 @@ def test_two_masks_of_one_name_are_refused(data):
     (data / "masks" / "p00_0.png").rename(data / "masks" / "more" / "p00_0.bmp")
     with pytest.raises(UserError, match="2 masks below .* are called 'p00_0'"):
         load(data, data / "masks")
+
+
+def test_the_slices_of_a_file_and_of_a_series_are_one_volume(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(3):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            values = rng.integers(2, size=(6, 5, 4)).astype(np.uint8)
+            place = tmp_path / folder / f"{number}.nii"
+            nib.save(nib.Nifti1Image(values, np.eye(4)), place)
+        side = "test" if number == 2 else "train"
+        rows.append({"path": f"images/{number}.nii", "mask": f"masks/{number}.nii",
+                     "patient": str(number), "split": side})  # fmt: skip
+    refs = build_index([tmp_path / "images"]).rows
+    masked = load_masks(write_csv(tmp_path / "table.csv", rows), None, refs, [tmp_path])
+    assert len(set(masked.volumes)) == 3
+    assert len(masked.volumes) == len(refs) > 3
+    item = Item(tmp_path / "a.dcm", "a.dcm", "", None)
+    slice_, film = (ImageRef(item.file, series="s", position_mm=place) for place in (1.0, None))
+    assert volume_of(slice_, item, several=False) == "series s"
+    assert volume_of(film, item, several=False) == "image a.dcm", "two films of a series are two"
+    assert volume_of(film, replace(item, volume="v"), several=False) == "volume v"

@@ -1,5 +1,7 @@
 """Segmentation: the formulas, the geometry, and a planted object that is found."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,10 +18,12 @@ from dino_x.evaluation.masks import load_masks
 from dino_x.evaluation.patches import GRID, class_shares, patch_encoder, pixel_patch_encoder
 from dino_x.evaluation.segmentation import (
     PENALTIES,
+    Counts,
     PatchClassifier,
     fit_patches,
     metrics_of_overlap,
     overlap,
+    pixels_in_common,
     segment,
 )
 
@@ -35,7 +39,7 @@ def encoder_of(folder, name="model"):
 def test_overlap_equals_the_plain_formula(shape, class_count):
     rng = np.random.default_rng(shape[0])
     true, predicted = rng.integers(class_count, size=(2, *shape))
-    dice, iou = overlap(true, predicted, class_count)
+    dice, iou = overlap(*pixels_in_common(true, predicted, class_count))
     for c in range(1, class_count):
         a, b = true == c, predicted == c
         if (a | b).any():
@@ -45,10 +49,10 @@ def test_overlap_equals_the_plain_formula(shape, class_count):
 
 def test_what_is_nowhere_and_seen_nowhere_is_right():
     true = np.array([[0, 1], [0, 1]])
-    dice, iou = overlap(true, np.array([[0, 1], [3, 1]]), 5)
+    dice, iou = overlap(*pixels_in_common(true, np.array([[0, 1], [3, 1]]), 5))
     assert dice.tolist() == [1, 1, 0, 1]  # right, absent, false alarm, absent
     assert iou.tolist() == [1, 1, 0, 1]
-    assert overlap(true, true * 0, 2)[0].tolist() == [0]  # missed
+    assert overlap(*pixels_in_common(true, true * 0, 2))[0].tolist() == [0]  # missed
 
 
 def test_shares_are_the_areas_of_the_classes_in_each_patch():
@@ -251,6 +255,33 @@ def test_the_penalty_is_that_of_the_highest_dice_on_val(squares, monkeypatch):
 
         monkeypatch.setattr(segmentation, "fit_patches", fit)
         assert segment(encoders, squares, seed=0).chosen == {"pixels": good}
+
+
+def test_slices_of_a_volume_are_scored_together(squares):
+    """A class is in some slices of a volume only: what is seen in the others is no success."""
+    encoders = {"nothing": Encoder(8, 1, place_only)}
+    by_image = segment(encoders, squares, seed=0)
+    volumes = np.where(squares.side == "test", "one", squares.volumes)
+    first = np.flatnonzero(squares.side == "test")[0]
+    volumes[first] = "another"
+    by_volume = segment(encoders, replace(squares, volumes=volumes), seed=0)
+    assert by_image.dice["nothing"].shape == (6, 1)
+    assert by_volume.dice["nothing"].shape == (2, 1)
+    assert by_volume.rows.tolist() == by_image.rows[:2].tolist()
+    assert by_volume.dice["nothing"][0] == by_image.dice["nothing"][0]
+
+
+def test_the_dice_of_a_volume_is_that_of_all_its_pixels():
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(3, size=(2, 4, 5, 6))
+    true[2], predicted[2] = 0, 0  # an empty slice counts for nothing
+    counts = Counts(np.array(["a", "b", "a", "a"]))
+    for row in range(4):
+        counts.add(row, *pixels_in_common(true[row], predicted[row], 3))
+    assert counts.first_rows == [0, 1]
+    whole = overlap(*pixels_in_common(true[[0, 2, 3]], predicted[[0, 2, 3]], 3))
+    for found, expected in zip(counts.overlap(), whole, strict=True):
+        np.testing.assert_allclose(found[0], expected)
 
 
 def test_metrics_are_means_over_images_and_classes_with_draws_of_patients():

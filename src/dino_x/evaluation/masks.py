@@ -43,6 +43,8 @@ class Masked:
         side: the purpose of each: ``fit``, ``choose`` or ``test``, [N] strings.
         patients: the patient of each, or its file where the patient is not known, [N]; never to be
             written out.
+        volumes: the volume that each is a slice of, or a name of its own, [N]; never to be written
+            out.
         values: the values of the K foreground classes, ascending.
         patients_known: whether ``patients`` are patients for every image.
         tested: what the tested split is called, ``test`` or ``val``.
@@ -57,6 +59,7 @@ class Masked:
     masks: list[ImageRef]
     side: np.ndarray
     patients: np.ndarray
+    volumes: np.ndarray
     values: list[int]
     patients_known: bool
     tested: str
@@ -123,12 +126,14 @@ def load_masks(
     masks_of_images: list[ImageRef] = []
     patients: list[str] = []
     side_of_images: list[str] = []
+    volumes: list[str] = []
     for item, purpose in zip(items, purposes, strict=True):
         pairs = _frame_by_frame(frames[item.file], files[item.file])
         images += [image for image, _ in pairs]
         masks_of_images += [mask for _, mask in pairs]
         patients += [item.patient or f"file {item.key}"] * len(pairs)
         side_of_images += [purpose] * len(pairs)
+        volumes += [volume_of(image, item, len(pairs) > 1) for image, _ in pairs]
     side = np.array(side_of_images)
     for needed, called in (("fit", "train"), ("test", tested)):
         if needed not in side:
@@ -143,6 +148,7 @@ def load_masks(
         masks=masks_of_images,
         side=side,
         patients=np.array(patients),
+        volumes=np.array(volumes),
         values=_classes(found, side, tested),
         patients_known=all(item.patient is not None for item in items),
         tested=tested,
@@ -151,6 +157,19 @@ def load_masks(
         left_out={reason: count for reason, count in left_out.items() if count},
         warnings=[f"masks: {line}" for line in alike + warn_of_unknown_patients(items, split_by)],
     )
+
+
+def volume_of(image: ImageRef, item: Item, several: bool) -> str:
+    """A name for the volume that an image is a slice of, or for the image, if it is of none.
+
+    A volume is what a column ``volume`` of the table says, else the slices of a series, which have
+    places along it, else a file of several images.
+    """
+    if item.volume:
+        return f"volume {item.volume}"
+    if image.series and image.position_mm is not None:
+        return f"series {image.series}"
+    return f"file {item.key}" if several else f"image {item.key}"
 
 
 def _items_with_masks(

@@ -6,7 +6,7 @@ its patches, so that all have the same resolution. Logits of patches are brought
 mask bilinearly.
 
 B images, C channels, S x S pixels, P patches, D features, K classes with the background (class 0),
-Q tested images, H x W pixels of a mask.
+Q tested volumes, an image that is no slice of one counting as one, H x W pixels of a mask.
 
 Source: Oquab et al. 2023 (DINOv2), section 7.4; Simeoni et al. 2025 (DINOv3), section 6.1.
 """
@@ -92,20 +92,28 @@ def fit_patches(features_ND: np.ndarray, shares_NK: np.ndarray, penalty: float) 
     return PatchClassifier(weights_DK.astype(np.float32), bias_K.astype(np.float32))
 
 
-def overlap(
+def pixels_in_common(
     true_HW: np.ndarray, predicted_HW: np.ndarray, class_count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Dice and IoU of each foreground class, [K - 1] each.
+    """|A and B| and |A| + |B| of each foreground class, for true and predicted pixels A and B.
 
-    Dice = 2 |A and B| / (|A| + |B|) and IoU = |A and B| / |A or B| for the true pixels A of a class
-    and the predicted ones B; both are 1 where neither has any, and 0 where only one has.
-
-    Source: Dice 1945; Maier-Hein et al. 2024 (Metrics Reloaded), for what is empty.
+    Returns: float64 [K - 1] each. Those of the slices of a volume add up to those of the volume.
     """
     pairs = true_HW.ravel() * class_count + predicted_HW.ravel()
     counts_KK = np.bincount(pairs, minlength=class_count**2).reshape(class_count, class_count)
     both = np.diag(counts_KK)[1:].astype(np.float64)
     total = (counts_KK.sum(axis=0) + counts_KK.sum(axis=1))[1:].astype(np.float64)
+    return both, total
+
+
+def overlap(both: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Dice and IoU from what ``pixels_in_common`` counts, in the same shape.
+
+    Dice = 2 |A and B| / (|A| + |B|) and IoU = |A and B| / |A or B|. Both are 1 where neither has
+    any pixel, and 0 where only one has.
+
+    Source: Dice 1945; Maier-Hein et al. 2024 (Metrics Reloaded), for what is empty.
+    """
     empty = total == 0
     dice = np.where(empty, 1.0, 2 * both / np.where(empty, 1, total))
     iou = np.where(empty, 1.0, both / np.where(empty, 1, total - both))
@@ -117,11 +125,14 @@ class Segmented:
     """The results of the segmentation.
 
     Attributes:
-        dice: of each model, float64 [Q, K - 1] by image and foreground class.
+        dice: of each model, float64 [Q, K - 1] by volume and foreground class; an image that is no
+            slice of a volume counts as one.
         iou: IoU of each model, in the same form.
         chosen: the C of each model.
-        rows: positions in ``Masked`` of the Q tested images that can be decoded.
+        rows: the position in ``Masked`` of the first image of each of the Q volumes, of the tested
+            images that can be decoded.
         unreadable: how many images cannot be decoded.
+        whole_volumes: whether any volume has several of the images.
     """
 
     dice: dict[str, np.ndarray]
@@ -129,6 +140,7 @@ class Segmented:
     chosen: dict[str, float]
     rows: np.ndarray
     unreadable: int
+    whole_volumes: bool
 
 
 @dataclass
@@ -238,36 +250,36 @@ def segment(
     if masked.validation != "none":
         chosen = _choose(walk)
     final = {name: walk.sample.fit(name, chosen[name]) for name in encoders}
-    dice: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
-    iou: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
-    rows = []
+    counted = {name: Counts(masked.volumes) for name in encoders}
+    images = 0
     for row, mask_HW, tokens in walk.images("test"):
-        rows.append(row)
+        images += 1
         for name, of_image in tokens.items():
             predicted_HW = final[name].predict(of_image, *mask_HW.shape)
-            scores = overlap(mask_HW, predicted_HW, walk.class_count)
-            dice[name].append(scores[0])
-            iou[name].append(scores[1])
-    if not rows:
+            counted[name].add(row, *pixels_in_common(mask_HW, predicted_HW, walk.class_count))
+    first_rows = next(iter(counted.values())).first_rows
+    if not first_rows:
         raise UserError(f"no image of {masked.tested} that has a mask can be decoded")
+    scores = {name: counts.overlap() for name, counts in counted.items()}
     return Segmented(
-        {name: np.stack(values) for name, values in dice.items()},
-        {name: np.stack(values) for name, values in iou.items()},
+        {name: dice for name, (dice, _) in scores.items()},
+        {name: iou for name, (_, iou) in scores.items()},
         chosen,
-        np.array(rows),
+        np.array(first_rows),
         walk.unreadable,
+        whole_volumes=images > len(first_rows),
     )
 
 
 def metrics_of_overlap(
     names: Sequence[str], scores: Mapping[str, np.ndarray], draws: Draws
 ) -> dict[str, dict[str, Metric]]:
-    """The mean over images of each class, and of the mean over classes, with their draws.
+    """The mean over volumes of each class, and of the mean over classes, with their draws.
 
     Args:
         names: of the K - 1 foreground classes.
         scores: by metric, [Q, K - 1].
-        draws: of the patients of the Q images.
+        draws: of the patients of the Q volumes.
 
     Returns: metrics by class (``mean`` first) and metric.
     """
@@ -283,26 +295,53 @@ def metrics_of_overlap(
     return found
 
 
-def _mean_dice(
-    candidates: Sequence[PatchClassifier], of_image: np.ndarray, mask_HW: np.ndarray, classes: int
-) -> np.ndarray:
-    """The Dice of one image by each candidate, the mean over classes."""
-    found = []
-    for candidate in candidates:
-        predicted_HW = candidate.predict(of_image, *mask_HW.shape)
-        dice, _ = overlap(mask_HW, predicted_HW, classes)
-        found.append(dice.mean())
-    return np.array(found)
+class Counts:
+    """What images have in common with their masks, added up over the slices of each volume.
+
+    Args:
+        volumes_N: the volume of each image of ``Masked``.
+
+    Attributes:
+        first_rows: the first image of each volume that was added, in the order they came.
+    """
+
+    def __init__(self, volumes_N: np.ndarray) -> None:
+        self.volumes_N = volumes_N
+        self.first_rows: list[int] = []
+        self._place: dict[str, int] = {}
+        self._both: list[np.ndarray] = []
+        self._total: list[np.ndarray] = []
+
+    def add(self, row: int, both: np.ndarray, total: np.ndarray) -> None:
+        """Add an image; see ``pixels_in_common``."""
+        place = self._place.setdefault(str(self.volumes_N[row]), len(self.first_rows))
+        if place == len(self.first_rows):
+            self.first_rows.append(row)
+            self._both.append(np.zeros_like(both))
+            self._total.append(np.zeros_like(total))
+        self._both[place] += both
+        self._total[place] += total
+
+    def overlap(self) -> tuple[np.ndarray, np.ndarray]:
+        """Dice and IoU of each volume and foreground class, [Q, K - 1] each."""
+        return overlap(np.stack(self._both), np.stack(self._total))
 
 
 def _choose(walk: _Pass) -> dict[str, float]:
     """The penalty of the highest mean Dice on the images to choose on, which join the sample."""
-    candidates, scores = {}, {}
+    candidates, counted = {}, {}
     for name in walk.encoders:
         candidates[name] = [walk.sample.fit(name, penalty) for penalty in PENALTIES]
-        scores[name] = np.zeros(len(PENALTIES))
+        counted[name] = [Counts(walk.masked.volumes) for _ in PENALTIES]
+    decoded = False
     for row, mask_HW, tokens in walk.images("choose"):
+        decoded = True
         for name, of_image in tokens.items():
-            scores[name] += _mean_dice(candidates[name], of_image, mask_HW, walk.class_count)
+            for candidate, counts in zip(candidates[name], counted[name], strict=True):
+                predicted_HW = candidate.predict(of_image, *mask_HW.shape)
+                counts.add(row, *pixels_in_common(mask_HW, predicted_HW, walk.class_count))
         walk.keep(row, mask_HW, tokens)
-    return {name: PENALTIES[int(np.argmax(totals))] for name, totals in scores.items()}
+    if not decoded:
+        return dict.fromkeys(walk.encoders, PENALTIES[0])
+    means = {name: [one.overlap()[0].mean() for one in ones] for name, ones in counted.items()}
+    return {name: PENALTIES[int(np.argmax(values))] for name, values in means.items()}

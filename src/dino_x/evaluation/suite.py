@@ -387,6 +387,8 @@ def score_masks(
         "image_sizes": {name: encoders[name].image_size for name in done.results},
         "chosen_c": found.chosen,
         "validation": masked.validation,
+        "by": "volume" if found.whole_volumes else "image",
+        "scored": len(found.rows),
     }
     done.main["segmentation"] = MEAN
     for reason, count in masked.left_out.items():

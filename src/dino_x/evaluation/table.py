@@ -150,9 +150,10 @@ def segmentation_table(result: dict[str, Any], finding: dict[str, Any]) -> tuple
                 metrics = tasks["segmentation"][label]
                 cells = [with_interval(metrics[key]) for key in ("dice", "iou")]
                 table.add_row(_shown(f"{label}: {title(name)}", result), *cells, "")
-    grid = result["settings"]["segmentation"]["grid"]
+    settings = result["settings"]["segmentation"]
+    grid, by = settings["grid"], settings.get("by", "image")
     over = f", mean over {len(classes)} classes" if len(classes) > 1 else ""
-    return f"Segmentation by a linear probe on {grid} x {grid} patches{over}", table
+    return f"Segmentation by a linear probe on {grid} x {grid} patches, by {by}{over}", table
 
 
 TABLES = {
