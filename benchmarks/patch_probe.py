@@ -116,8 +116,8 @@ def measured(data: Path, *, set: str, recipe: str, steps: int, seed: int) -> dic
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         (place / "images").mkdir()
-        for file in masked.training:
-            (place / "images" / file.name).symlink_to(file.resolve())
+        for film in masked.training:
+            (place / "images" / film.name).symlink_to(film.resolve())
         overrides = CHANGES[recipe] | {
             "preset": "try", "data.paths": [str(place / "images")], "train.seed": seed,
             "train.steps": steps, "report.page": False, "report.snapshots": 0,

@@ -258,7 +258,10 @@ def test_the_slices_of_a_file_and_of_a_series_are_one_volume(tmp_path):
     assert len(set(masked.volumes)) == 3
     assert len(masked.volumes) == len(refs) > 3
     item = Item(tmp_path / "a.dcm", "a.dcm", "", None)
-    slice_, film = (ImageRef(item.file, series="s", position_mm=place) for place in (1.0, None))
+    slice_, film = (
+        ImageRef(path=item.file, height=5, width=4, series="s", position_mm=place)
+        for place in (1.0, None)
+    )
     assert volume_of(slice_, item, several=False) == "series s"
     assert volume_of(film, item, several=False) == "image a.dcm", "two films of a series are two"
     assert volume_of(film, replace(item, volume="v"), several=False) == "volume v"

@@ -16,7 +16,7 @@ F: features of the backbone, K: prototypes, N: patches, M: masked patches of the
 m: of a micro-batch, R: rows.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
