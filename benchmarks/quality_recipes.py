@@ -141,6 +141,16 @@ EXPERIMENTS: dict[str, Experiment] = {
                 name, NOW | change, 30_720, sets=("cxr", "cxr700", "mr", "mednist20"), seeds=(0,)
             )
             for name, change in CHANGES.items()
+        )
+        + (
+            Recipe(
+                "four times as long",
+                NOW,
+                122_880,
+                (61_440,),
+                sets=("cxr", "cxr700", "mr", "mednist20"),
+                seeds=(0,),
+            ),
         ),
         64,
         (0,),
@@ -158,8 +168,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             Recipe(
                 f"{over}, KoLeo {weight:g}",
                 TINY | {"train.effective_batch": 256, "loss.koleo_weight": weight},
-                122_880,
-                (61_440,),
+                61_440,
+                (30_720,),
                 scope=scope,
             )
             for weight in KOLEO_WEIGHTS

@@ -20,6 +20,7 @@ from dino_x.data.preparation import normalised, to_square, windowed
 from dino_x.data.readers.registry import ImageRef, Unreadable, read
 from dino_x.data.storage.member import any_remote
 from dino_x.machine.device import autocast
+from dino_x.machine.products import fast_products
 from dino_x.model.families import registers_of
 
 WAITING_THREADS = 32
@@ -166,7 +167,7 @@ def backbone_encoder(
         training = backbone.training
         backbone.eval()
         try:
-            with autocast(precision, device)():
+            with autocast(precision, device)(), fast_products(device):
                 return read_out(backbone(pixel_values=images_BCSS, **options))
         finally:
             backbone.train(training)

@@ -71,6 +71,7 @@ class ExactStep:
         student_temperature: of the student's distributions, 0.1 in DINO.
         implementation: ``fused``, or ``reference``, which holds all logits.
         precision: opens the autocast context of a forward.
+        products: opens the context in which tokens are multiplied with prototypes.
         processes: those that share the effective batch.
         fault: called with the place and the micro-batch before each part of the work; a test
             raises an error there.
@@ -85,6 +86,7 @@ class ExactStep:
     student_temperature: float = 0.1
     implementation: str = "fused"
     precision: Callable[[], AbstractContextManager] = nullcontext
+    products: Callable[[], AbstractContextManager] = nullcontext
     processes: Processes = field(default_factory=Processes)
     fault: Callable[[str, Any], None] = no_fault
 
@@ -194,7 +196,9 @@ class ExactStep:
         if len(rows_RD) == 0:
             return torch.zeros_like(state.center_K), state
         check_finite("the teacher's bottlenecks", rows_RD)
-        return self.centering(rows_RD, head.prototypes(), temperature, state, self.processes.ranks)
+        ranks = self.processes.ranks
+        with self.products():
+            return self.centering(rows_RD, head.prototypes(), temperature, state, ranks)
 
     def statistic_gradients(
         self, batch: EffectiveBatch, gram: GramAnchor | None = None
@@ -337,18 +341,19 @@ class ExactStep:
         weights_P: Tensor | None = None,
     ) -> Tensor:
         """The loss over prototypes of pairs of student and teacher rows."""
-        return prototype_cross_entropy(
-            outputs.rows_RD,
-            outputs.student_KD,
-            teacher_RD,
-            outputs.teacher_KD,
-            bias_K,
-            pairs_P2,
-            weights_P,
-            student_temperature=self.student_temperature,
-            teacher_temperature=temperature,
-            implementation=self.implementation,
-        )
+        with self.products():
+            return prototype_cross_entropy(
+                outputs.rows_RD,
+                outputs.student_KD,
+                teacher_RD,
+                outputs.teacher_KD,
+                bias_K,
+                pairs_P2,
+                weights_P,
+                student_temperature=self.student_temperature,
+                teacher_temperature=temperature,
+                implementation=self.implementation,
+            )
 
     def weighted(self, terms: dict[str, Tensor], gram: GramAnchor | None = None) -> Tensor:
         """The loss: the weighted sum of the terms there are."""

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 from dino_x.errors import UserError
+from dino_x.machine.products import tensor_cores
 from dino_x.machine.system import peak_resident_bytes
 
 GIB = 2**30
@@ -47,6 +48,17 @@ def autocast(precision: str, device: torch.device) -> Callable[[], AbstractConte
     """A function that opens the context in which a forward runs."""
     if precision == "bf16":
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext
+
+
+def loss_products(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """A function that opens the context in which tokens are multiplied with prototypes.
+
+    They are float32 in every precision. With bf16, whose tokens have fewer digits than TF32, a GPU
+    may use its tensor cores, which are some eight times as fast.
+    """
+    if precision == "bf16":
+        return lambda: tensor_cores(device)
     return nullcontext
 
 

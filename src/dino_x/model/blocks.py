@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dino_x.losses.transfer import there
+from dino_x.model.attention import attention
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines of each patch's angles, [N, C] each
 
@@ -168,8 +169,8 @@ class Block(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B, T, H, C] each
         if rope is not None:
             q, k = Rotate.apply(q, *rope), Rotate.apply(k, *rope)
-        averaged = functional.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=self.attention.scaling
+        averaged = attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.attention.scaling
         )
         return averaged.transpose(1, 2).flatten(2)
 

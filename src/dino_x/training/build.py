@@ -12,7 +12,7 @@ from dino_x.exact import CenteringState, ExactStep, HeadState, KoLeo, SIGReg, Si
 from dino_x.exact.centering import Centering
 from dino_x.exact.step import no_fault
 from dino_x.losses.ranks import Ranks
-from dino_x.machine.device import autocast, dtype_of
+from dino_x.machine.device import autocast, dtype_of, loss_products
 from dino_x.model.backbone import Backbone
 from dino_x.model.teacher import Network, build_student, build_teacher
 from dino_x.randomness import generator
@@ -110,6 +110,7 @@ def step_of_run(
         student_temperature=loss.student_temperature,
         implementation=loss.implementation,
         precision=autocast(options.train.precision, device),
+        products=loss_products(options.train.precision, device),
         processes=processes,
         fault=no_fault,
     )

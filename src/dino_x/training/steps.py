@@ -16,6 +16,7 @@ from dino_x.exact.probe import NO_PROBE, StepProbe
 from dino_x.exact.statistics import BatchStatistic
 from dino_x.losses.checks import NotFiniteError
 from dino_x.losses.ranks import ALONE, Ranks
+from dino_x.machine.products import fast_products
 from dino_x.model.backbone import Backbone
 from dino_x.model.teacher import Network
 from dino_x.training.build import build, statistic_of, step_of_run
@@ -123,13 +124,14 @@ class Steps:
         )
         batch = self.batch(self.plan(step))
         self.passes = passes_of(batch, exact_step.statistic)
-        result = exact_step.gradient(
-            batch,
-            self.state.centering,
-            values.teacher_temperature,
-            self.gram_term(values.gram_weight),
-            probe,
-        )
+        with fast_products(self.cutter.device):
+            result = exact_step.gradient(
+                batch,
+                self.state.centering,
+                values.teacher_temperature,
+                self.gram_term(values.gram_weight),
+                probe,
+            )
         for name, value in result.terms.items():
             if not math.isfinite(value):
                 raise NotFiniteError(f"{name} is {value}")
@@ -194,7 +196,8 @@ class Steps:
         while len(dino.queue_QD) < dino.length:
             batch = self.batch(self.plan(step))
             self.passes = Passes(("filling the queue",), len(batch.spans))
-            _, _, cls_RD, patches_MD = self.exact_step.bottlenecks(batch)
+            with fast_products(self.cutter.device):
+                _, _, cls_RD, patches_MD = self.exact_step.bottlenecks(batch)
             dino, ibot = dino.after(cls_RD, dino.center_K), ibot.after(patches_MD, ibot.center_K)
             step += 1
         self.state.centering = CenteringState(dino, ibot)
@@ -226,7 +229,8 @@ class Steps:
         gram, temperature = self.options.gram.weight, self.options.teacher.temperature
         self.state.optimizer.zero_grad(set_to_none=True)
         try:
-            alone.gradient(batch, self.state.centering, temperature, self.gram_term(gram))
+            with fast_products(self.cutter.device):
+                alone.gradient(batch, self.state.centering, temperature, self.gram_term(gram))
         finally:
             self.state.optimizer.zero_grad(set_to_none=True)
 
