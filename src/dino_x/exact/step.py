@@ -252,8 +252,8 @@ class ExactStep:
         """
         self.fault("student", micro)
         student, teacher = self.networks.student, self.networks.teacher
-        global_RF, patches = made or self.student_tokens(micro, gram)
-        with self.precision():
+        with self.precision():  # one for all crops: weights are converted once
+            global_RF, patches = made or self.student_tokens(micro, gram)
             probe.student(micro, global_RF)
             views_RF = [global_RF]
             local_RF = self.networks.student_local_tokens(micro)
