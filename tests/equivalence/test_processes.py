@@ -109,12 +109,6 @@ def by_two(films, alone, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def by_four(films, alone, tmp_path_factory):
-    """The first case with four processes, and resumed."""
-    return shared(4, 2, {"queue": CASES["queue"]}, films, alone, tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
 def by_three(films, alone, tmp_path_factory):
     """Three processes have 5, 5 and 6 of the 16 images, in micro-batches of 2 and 3."""
     cases = {"queue": CASES["queue"], "softmax": CASES["softmax"] | {"train__shard": "full"}}
@@ -142,11 +136,6 @@ def shared(count, micro_batch, named, films, alone, tmp_path_factory):
 @pytest.mark.parametrize("name", [*CASES, "resumed"])
 def test_two_processes_train_as_one_does(alone, by_two, name):
     assert_same(alone, by_two, name)
-
-
-@pytest.mark.parametrize("name", ["queue", "resumed"])
-def test_four_processes_train_as_one_does(alone, by_four, name):
-    assert_same(alone, by_four, name)
 
 
 @pytest.mark.parametrize("name", ["queue", "softmax", *UNEQUAL, "resumed"])
