@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--recipes", nargs="+", choices=list(CHANGES), default=["try"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=480)
+    parser.add_argument("--steps", type=int, default=960)
     parser.add_argument("--table", action="store_true", help="only print what --out holds")
     arguments = parser.parse_args()
     if not arguments.table:

@@ -155,6 +155,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         64,
         (0,),
     ),
+    "preset": Experiment(
+        (Recipe("try", NOW, 61_440, sets=("cxr", "cxr700", "mr", "mednist20")),), 64
+    ),
     "schedule": Experiment(
         tuple(
             Recipe(name, TINY | change, 61_440, (30_720,), seeds=(0,))

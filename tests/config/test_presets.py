@@ -55,7 +55,7 @@ def test_try_is_the_demo_on_ones_own_images():
     chosen = resolve({"preset": "try"}, Facts(600)).options
     model, train = chosen.model, chosen.train
     assert (model.name, model.width, model.depth, model.heads) == ("vit-tiny", 256, 2, 4)
-    assert (chosen.views.global_size, train.effective_batch, train.steps) == (64, 64, 480)
+    assert (chosen.views.global_size, train.effective_batch, train.steps) == (64, 64, 960)
     demo = resolve(read_config(demo_folder() / "demo.yaml"), Facts(600)).options
     assert demo.train.micro_batch == 32
     assert demo.model_copy(update={"train": train}) == chosen
@@ -63,7 +63,7 @@ def test_try_is_the_demo_on_ones_own_images():
 
 def test_a_model_that_is_named_keeps_its_sizes_in_try():
     named = resolve({"preset": "try", "model.name": "vits16"}, Facts(600)).options
-    assert (named.model.name, named.model.width, named.train.steps) == ("vits16", None, 480)
+    assert (named.model.name, named.model.width, named.train.steps) == ("vits16", None, 960)
     loaded = resolve({"preset": "try", "model.name": "some/model"}, Facts(600)).options
     assert loaded.model.registers is None
     assert loaded.views.global_size == 64

@@ -68,8 +68,8 @@ TRY: dict[str, Any] = SMALL | {
     "model.heads": 4,
     "views.global_size": 64,
     "train.effective_batch": 64,  # of so few images many small steps teach more than few large
-    "train.steps": 480,
-    "checkpoint.every": 120,
+    "train.steps": 960,
+    "checkpoint.every": 240,
 }
 SIZES_OF_TRY = ("model.name", "model.width", "model.depth", "model.heads")
 # Goes on from good weights, on top of what is for the number of images and of what a RUN hands on.
