@@ -97,7 +97,8 @@ class Experiment:
 
 
 LENGTHS = (30_720, 61_440, 122_880, 245_760)
-_TRY = ("cxr",), (0,)
+FOUR_SETS = ("cxr", "cxr700", "mr", "mednist20")
+_ONCE: Any = {"sets": FOUR_SETS, "seeds": (0,)}
 EXPERIMENTS: dict[str, Experiment] = {
     "try": Experiment(
         (
@@ -136,28 +137,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         (0,),
     ),
     "recipe": Experiment(
-        tuple(
-            Recipe(
-                name, NOW | change, 30_720, sets=("cxr", "cxr700", "mr", "mednist20"), seeds=(0,)
-            )
-            for name, change in CHANGES.items()
-        )
-        + (
-            Recipe(
-                "four times as long",
-                NOW,
-                122_880,
-                (61_440,),
-                sets=("cxr", "cxr700", "mr", "mednist20"),
-                seeds=(0,),
-            ),
+        (
+            *(Recipe(name, NOW | change, 30_720, **_ONCE) for name, change in CHANGES.items()),
+            Recipe("four times as long", NOW, 122_880, (61_440,), **_ONCE),
         ),
         64,
         (0,),
     ),
-    "preset": Experiment(
-        (Recipe("try", NOW, 61_440, sets=("cxr", "cxr700", "mr", "mednist20")),), 64
-    ),
+    "preset": Experiment((Recipe("try", NOW, 61_440, sets=FOUR_SETS),), 64),
     "schedule": Experiment(
         tuple(
             Recipe(name, TINY | change, 61_440, (30_720,), seeds=(0,))
