@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py --table                             # from the figures kept here
     python benchmarks/quality.py --validation                        # what recipes are chosen by
+    python benchmarks/quality.py --between "continued" "continued, 8 at a time"
     python benchmarks/quality.py --data DATA --only scratch          # makes figures anew
     python benchmarks/quality.py --data DATA --only continue --weights FOLDER
     python benchmarks/quality.py --data DATA --only recipe           # one change of try each
@@ -29,7 +30,7 @@ import torch
 from batch_scope import Arm, gradients
 from quality_recipes import EXPERIMENTS, Experiment, Recipe
 from quality_sets import SETS, Images, packed, scores
-from quality_table import print_tables, print_validation
+from quality_table import print_between, print_tables, print_validation
 
 from dino_x.config.options import Options
 from dino_x.config.resolve import Facts, resolve
@@ -266,6 +267,9 @@ def main() -> None:
     parser.add_argument(
         "--validation", action="store_true", help="print what recipes are chosen by"
     )
+    parser.add_argument(
+        "--between", nargs=2, metavar="RECIPE", help="print one recipe minus another"
+    )
     parser.add_argument("--figures", type=Path, default=FIGURES)
     parser.add_argument("--data", type=Path, help="the folder of the sets")
     parser.add_argument("--weights", type=Path, help="made by trained_weights.py")
@@ -278,6 +282,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     figures = Figures(arguments.figures)
+    if arguments.between:
+        print_between(figures.lines, *arguments.between)
+        return
     if not (arguments.table or arguments.validation):
         if arguments.data is None:
             parser.error("name the folder of the data with --data, or print figures with --table")

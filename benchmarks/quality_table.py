@@ -49,6 +49,36 @@ def print_validation(lines: Sequence[Line]) -> None:
             print("| " + " | ".join(cells) + " |")
 
 
+def print_between(lines: Sequence[Line], first: str, second: str) -> None:
+    """One recipe minus another, over the seeds that both have: a row a set, target and read-out."""
+    truths = {line["set"]: line for line in lines if line.get("truth")}
+    groups: dict[tuple[str, str, int], dict[str, list[Line]]] = {}
+    for line in lines:
+        if line.get("recipe") in (first, second):
+            key = line["experiment"], line["set"], line.get("seen", 0)
+            groups.setdefault(key, {}).setdefault(line["recipe"], []).append(line)
+    print(f"\n**{first}**, and what it has more than **{second}**\n")
+    print("| set | target | images seen | seeds | read-out | kNN | minus | linear | minus |")
+    print("|---|---|---:|---:|---|---:|---:|---:|---:|")
+    for (_, name, seen), by_recipe in groups.items():
+        if len(by_recipe) < 2:
+            continue
+        seeds = {line["seed"] for line in by_recipe[first]}
+        seeds &= {line["seed"] for line in by_recipe[second]}
+        both = [[one for one in by_recipe[of] if one["seed"] in seeds] for of in (first, second)]
+        patients = np.array([str(patient) for patient in truths[name]["patients"]])
+        for target in targets_of(both[0]):
+            scorer = Scorer(draw_patients(patients, 0), unpacked(truths[name][target]), target)
+            for read_out in READ_OUTS:
+                cells = [name, target, f"{seen:,}", str(len(seeds)), read_out]
+                for task in ("knn", "linear"):
+                    ours, theirs = (scorer.mean(group, read_out, task) for group in both)
+                    low, high = (difference := ours - theirs).interval
+                    cells.append(f"{ours.value:.3f}")
+                    cells.append(f"{difference.value:+.3f} ({low:+.3f}, {high:+.3f})")
+                print("| " + " | ".join(cells) + " |")
+
+
 def targets_of(lines: Sequence[Line]) -> list[str]:
     """The names of what is told, such as ``2 classes``."""
     return list(dict.fromkeys(key.rpartition(", ")[0] for key in lines[0]["cls"]["test"]))
