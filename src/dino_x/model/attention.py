@@ -21,10 +21,15 @@ LOGIT_BYTES = 4 * 2**20  # of the heads that are done at once; with 1 or 8 MiB i
 
 def attention(q_BHTC: Tensor, k_BHTC: Tensor, v_BHTC: Tensor, scaling: float) -> Tensor:
     """``softmax(scaling q k') v``, [B, H, T, C], as PyTorch's ``scaled_dot_product_attention``."""
-    short = q_BHTC.dtype in (torch.float32, torch.bfloat16)
-    if q_BHTC.device.type == "cpu" and short and are_fast() and not torch.compiler.is_compiling():
-        return ManyHeads.apply(q_BHTC, k_BHTC, v_BHTC, scaling)
-    return functional.scaled_dot_product_attention(q_BHTC, k_BHTC, v_BHTC, scale=scaling)
+    if torch.compiler.is_compiling() or not many_heads_are_faster(q_BHTC):
+        return functional.scaled_dot_product_attention(q_BHTC, k_BHTC, v_BHTC, scale=scaling)
+    return ManyHeads.apply(q_BHTC, k_BHTC, v_BHTC, scaling)
+
+
+def many_heads_are_faster(tokens: Tensor) -> bool:
+    """Whether many heads at once are faster than PyTorch's attention."""
+    short = tokens.dtype in (torch.float32, torch.bfloat16)
+    return tokens.device.type == "cpu" and short and are_fast()
 
 
 class ManyHeads(torch.autograd.Function):
