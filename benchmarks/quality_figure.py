@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from quality import FIGURES
 from quality_sets import unpacked
-from quality_table import FREE, Line, Scorer
+from quality_table import Line, Scorer
 
 from dino_x.evaluation.bootstrap import draw_patients
 
@@ -24,11 +24,12 @@ import matplotlib.pyplot as plt
 
 READ_OUT = "cls + mean"
 TASKS = {"knn": "kNN", "linear": "linear probe"}
-# Experiments: the colour of what is trained, and how it and what is free are called.
-SHOWN = {
-    "scratch": ("#0b6e99", "from nothing, 2 layers of 256"),
-    "continue": ("#b3541e", "DINOv2-S/14, continued"),
-}
+# What is trained: the experiment, the recipe, its colour and what it is called.
+SHOWN = (
+    ("scratch", "256x2", "#0b6e99", "from nothing, 2 layers of 256"),
+    ("continue", "continued", "#b3541e", "DINOv2-S/14, continued, exact batch of 128"),
+    ("continue", "continued, 8 at a time", "#c9a227", "the same, 8 images at a time"),
+)
 FREE_SHOWN = {
     ("scratch", "pixels"): ("#555555", "-", "raw pixels"),
     ("scratch", "random weights"): ("#0b6e99", ":", "random weights, 2 layers of 256"),
@@ -55,8 +56,10 @@ def draw(lines: list[Line], name: str, target: str, out: Path) -> None:
     own = [line for line in lines if line["set"] == name and not line.get("truth")]
     figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.2), sharey=True, layout="constrained")
     for panel, (task, title) in zip(panels, TASKS.items(), strict=True):
-        for experiment, (colour, label) in SHOWN.items():
-            trained(panel, own, experiment, task, scorer, colour, label)
+        for experiment, recipe, colour, label in SHOWN:
+            group = of(own, experiment, recipe)
+            if group:
+                trained(panel, group, task, scorer, colour, label)
         for (experiment, recipe), (colour, style, label) in FREE_SHOWN.items():
             group = of(own, experiment, recipe)
             if group:
@@ -72,23 +75,12 @@ def draw(lines: list[Line], name: str, target: str, out: Path) -> None:
 
 
 def trained(
-    panel: Any,
-    lines: list[Line],
-    experiment: str,
-    task: str,
-    scorer: Scorer,
-    colour: str,
-    label: str,
+    panel: Any, group: list[Line], task: str, scorer: Scorer, colour: str, label: str
 ) -> None:
-    """The points of what was trained, by images seen."""
-    group = [line for line in of(lines, experiment) if line["recipe"] not in FREE]
-    main_recipe = group[0]["recipe"] if group else ""
-    seen = sorted({line["seen"] for line in group if line["recipe"] == main_recipe})
+    """The points of a recipe, by images seen."""
+    seen = sorted({line["seen"] for line in group})
     metrics = [
-        scorer.mean(
-            [x for x in of(lines, experiment, main_recipe) if x["seen"] == n], READ_OUT, task
-        )
-        for n in seen
+        scorer.mean([line for line in group if line["seen"] == n], READ_OUT, task) for n in seen
     ]
     values = np.array([metric.value for metric in metrics])
     ends = np.array([metric.interval for metric in metrics]).reshape(-1, 2).T
