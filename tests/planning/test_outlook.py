@@ -28,7 +28,7 @@ def test_a_short_run_says_nothing():
 
 
 def test_the_small_run_takes_minutes_at_the_speed_of_a_core():
-    assert 60 < seconds_of_small(7e10) < 600
+    assert 60 < seconds_of_small(7e10) < 1200
     assert seconds_of_small(7e10) == pytest.approx(2 * seconds_of_small(14e10))
 
 
