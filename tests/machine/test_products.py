@@ -110,6 +110,18 @@ def test_a_library_that_rounds_is_not_taken(monkeypatch):
     assert plain() is False
 
 
+def test_it_is_not_taken_where_the_address_space_ends(monkeypatch):
+    monkeypatch.setattr(products, "_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(products, "LEAST_DIGITS", 1.0)
+    plain = products._as_exact_and_faster.__wrapped__
+    for limit, expected in ((2.0**30, False), (float("inf"), True)):
+        monkeypatch.setattr(products, "address_space_limit", lambda limit=limit: limit)
+        assert plain() is expected
+
+
 def test_the_maker_of_the_processor(tmp_path):
     info = tmp_path / "cpuinfo"
     info.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: x\n")

@@ -7,6 +7,7 @@ and oneDNN then rounds on processors with matrix units for bfloat16 (AMX) alone.
 where it does not happen, and whether it does is measured.
 """
 
+import math
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
+
+from dino_x.machine.system import address_space_limit
 
 EXACT, ROUNDED, TENSOR_CORES = "highest", "medium", "high"  # PyTorch's names
 LEAST_DIGITS = 1e-5  # relative error: float32 has 1e-7, factors in bfloat16 give 1e-3
@@ -75,6 +78,8 @@ def _as_exact_and_faster() -> bool:
     has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     if not (has_both and wide and _vendor() == "AuthenticAMD"):
+        return False
+    if math.isfinite(address_space_limit()):  # oneDNN keeps code for each shape: some 0.5 GiB
         return False
     drawn = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 256, 256, generator=drawn)
